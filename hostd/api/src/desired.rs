@@ -1,0 +1,180 @@
+//! Desired state of one host: what the controller wants to exist there.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use crate::{CloudId, HostId, NetworkId, PortId, ServerId, SubnetId};
+
+/// `GET …/desired`: the whole of what shall exist on one host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredState {
+    /// The installation that speaks. A host that has joined one refuses every other.
+    pub cloud_id: CloudId,
+    /// The host that is spoken to.
+    pub host_id: HostId,
+    /// Grows with every change of this host's desired state.
+    pub generation: u64,
+    /// The networks that the servers below are on (a network without a server here is not named).
+    pub networks: Vec<NetworkSpec>,
+    /// Servers.
+    pub servers: Vec<ServerSpec>,
+}
+
+/// One tenant network as far as this host needs it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NetworkSpec {
+    /// Id.
+    pub id: NetworkId,
+    /// MTU of bridge, taps and guests.
+    pub mtu: u16,
+    /// Its subnets.
+    pub subnets: Vec<SubnetSpec>,
+    /// Every port of a server on *this host* in this network.
+    pub ports: Vec<PortSpec>,
+}
+
+/// A subnet (IPv4).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SubnetSpec {
+    /// Id.
+    pub id: SubnetId,
+    /// Address range.
+    pub cidr: Ipv4Net,
+    /// Router's address, announced to guests; nothing answers there until a router exists.
+    pub gateway_ip: Option<Ipv4Addr>,
+    /// The address of this network's own services (DHCP server, next hop to 169.254.169.254) in this subnet: that of the
+    /// port with device owner `network:distributed`, the same on every host.
+    pub service_ip: Ipv4Addr,
+    /// Serve DHCP.
+    pub enable_dhcp: bool,
+    /// Announced to guests.
+    pub dns_nameservers: Vec<Ipv4Addr>,
+    /// Announced to guests (RFC 3442).
+    pub host_routes: Vec<HostRoute>,
+}
+
+/// A static route of a subnet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostRoute {
+    /// Destination.
+    pub destination: Ipv4Net,
+    /// Next hop.
+    pub nexthop: Ipv4Addr,
+}
+
+/// A port of a server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortSpec {
+    /// Id.
+    pub id: PortId,
+    /// The server it is plugged into.
+    pub server_id: ServerId,
+    /// `fa:16:3e:xx:xx:xx`.
+    pub mac_address: String,
+    /// Addresses, the first is the one DHCP offers.
+    pub fixed_ips: Vec<FixedIp>,
+}
+
+/// An address of a port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FixedIp {
+    /// Subnet.
+    pub subnet_id: SubnetId,
+    /// Address.
+    pub ip_address: Ipv4Addr,
+}
+
+/// A server that shall exist on this host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerSpec {
+    /// Id.
+    pub id: ServerId,
+    /// Whether it shall run.
+    pub power: DesiredPower,
+    /// Counts the times that a user asked for a (hard) reboot or a new start: a host restarts a server whose VMM was
+    /// started for a smaller number.
+    pub run_generation: u64,
+    /// vCPUs.
+    pub vcpus: u8,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Size of the root disk in GiB; 0 means as large as the image.
+    pub root_disk_gib: u32,
+    /// What to boot.
+    pub boot: BootSpec,
+    /// Its ports in order; the first is the guest's first NIC. Each is named in a network above.
+    pub ports: Vec<PortId>,
+    /// What to do when the VMM dies or the guest crashes.
+    pub restart_policy: RestartPolicy,
+    /// What the metadata service tells the guest.
+    pub metadata: InstanceMetadata,
+}
+
+/// Wanted power state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DesiredPower {
+    /// A VMM runs.
+    Running,
+    /// The disk is kept, no VMM runs.
+    Stopped,
+}
+
+/// What to do when a server's VMM ends without the guest or a user having asked for it (server metadata key
+/// `mote:restart_policy`, default `never`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RestartPolicy {
+    /// The server goes to ERROR.
+    #[default]
+    Never,
+    /// It is started again (with a growing pause, and ERROR after several quick failures).
+    OnFailure,
+}
+
+/// What a server boots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootSpec {
+    /// The image of the root disk.
+    pub disk: ImageSpec,
+    /// Kernel (image property `kernel_id`).
+    pub kernel: ImageSpec,
+    /// Initial ramdisk (`ramdisk_id`).
+    pub ramdisk: Option<ImageSpec>,
+    /// `os_command_line`, as it is; the VMM appends what its devices need.
+    pub command_line: Option<String>,
+}
+
+/// An image by content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageSpec {
+    /// SHA-256 of the bytes, lower-case hex; the name under which it is fetched and cached.
+    pub sha256: String,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// What the metadata service at 169.254.169.254 tells one server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceMetadata {
+    /// Server id.
+    pub uuid: ServerId,
+    /// The server's display name.
+    pub name: String,
+    /// Host name: the display name made fit for DNS.
+    pub hostname: String,
+    /// Project id, 32 hex digits.
+    pub project_id: String,
+    /// Availability zone.
+    pub availability_zone: String,
+    /// Key name → OpenSSH public key.
+    pub public_keys: BTreeMap<String, String>,
+    /// The user's `metadata`.
+    pub meta: BTreeMap<String, String>,
+    /// User data, base64 as the client sent it.
+    pub user_data: Option<String>,
+    /// 0-based index among the servers of one create request.
+    pub launch_index: u32,
+}

@@ -1,0 +1,100 @@
+//! What a host reports: itself, and what it observes of its servers.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{CloudId, HostId, ServerId};
+
+/// `POST /mote/v1/hosts`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// The token that an admin handed out (`POST /mote/v1/join-tokens`).
+    pub token: String,
+    /// Unique name, by default the machine's host name. Joining again with the same name and a valid token gives the
+    /// same host id and a new secret.
+    pub name: String,
+    /// Availability zone, default `nova`.
+    pub availability_zone: String,
+    /// What it has.
+    pub inventory: Inventory,
+}
+
+/// Answer to [`JoinRequest`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinResponse {
+    /// The installation that was joined.
+    pub cloud_id: CloudId,
+    /// The host's id.
+    pub host_id: HostId,
+    /// Bearer token for all further calls; the controller keeps only its hash.
+    pub secret: String,
+}
+
+/// What a host has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Inventory {
+    /// Logical CPUs.
+    pub vcpus: u32,
+    /// MiB.
+    pub memory_mib: u64,
+    /// GiB of the file system that holds servers' disks.
+    pub disk_gib: u64,
+    /// Name and release of the kernel, for people.
+    pub kernel: String,
+    /// Version of mote-hostd.
+    pub version: String,
+    /// What it can do, by OpenStack's names of traits: `HW_CPU_X86_VMX` or `HW_CPU_X86_SVM` where KVM has hardware
+    /// virtualization, `CUSTOM_KVM` where /dev/kvm works at all. An image asks by property `trait:NAME=required`.
+    pub traits: Vec<String>,
+}
+
+/// `PUT …/observed`: the whole of what the host sees.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedState {
+    /// Host.
+    pub host_id: HostId,
+    /// Inventory.
+    pub inventory: Inventory,
+    /// The newest generation of the desired state that this host has seen and worked on completely once: a server that
+    /// it does not name any more *and* that is not among `servers` is gone from this host, with everything it had.
+    pub applied_generation: u64,
+    /// Every server that left any trace on this host.
+    pub servers: Vec<ObservedServer>,
+}
+
+/// One server as observed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObservedServer {
+    /// Id.
+    pub id: ServerId,
+    /// State.
+    pub state: ServerState,
+    /// The run generation that its VMM was started for (0: never).
+    pub run_generation: u64,
+    /// When this state was entered.
+    pub since: Timestamp,
+    /// For `Failed`: why, one line for a person. For `Preparing`: what is going on.
+    pub message: Option<String>,
+}
+
+/// The life of a server on a host.
+///
+/// ```text
+/// Preparing ──► Running ──► Stopped ──► (Running | Removing)
+///     │            │  └────► Failed ──► (Running | Removing)
+///     └─► Failed   └──► Removing ──► gone
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ServerState {
+    /// Image, disk, ports are being made.
+    Preparing,
+    /// The VMM runs the guest.
+    Running,
+    /// No VMM: the guest powered off, or it shall be stopped.
+    Stopped,
+    /// It could not be started, or its VMM died and its policy says so.
+    Failed,
+    /// Being removed.
+    Removing,
+}

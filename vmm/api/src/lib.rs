@@ -1,0 +1,237 @@
+//! The types of `mote-vmm`'s API: Firecracker v1's JSON (field names, defaults and error shape as in its
+//! OpenAPI file), plus Mote's additions, which are marked *Mote* and never change what a Firecracker request means.
+//!
+//! The same types are read from `--config-file` (one [`VmConfig`] object) and from the HTTP API on the Unix socket.
+//! Every request type refuses unknown fields.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+mod exit;
+pub use exit::{ExitReason, ExitReport};
+
+/// The release of Firecracker's API that the request and answer types follow, as told by `GET /version`.
+pub const FIRECRACKER_API_VERSION: &str = "1.13.0";
+/// Largest number of vCPUs of one VM.
+pub const MAX_VCPUS: u8 = 32;
+
+/// `GET /`: what this process is and in which state its VM is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InstanceInfo {
+    /// `"mote-vmm"`.
+    pub app_name: String,
+    /// The VM's id, given by `--id`.
+    pub id: String,
+    /// Where the VM is in its life.
+    pub state: InstanceState,
+    /// Version of this program.
+    pub vmm_version: String,
+}
+
+/// The state of the VM as Firecracker words it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InstanceState {
+    /// Not yet started.
+    #[serde(rename = "Not started")]
+    NotStarted,
+    /// vCPUs run.
+    Running,
+    /// vCPUs are stopped and can be resumed.
+    Paused,
+}
+
+/// `GET /version`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// [`FIRECRACKER_API_VERSION`].
+    pub firecracker_version: String,
+    /// *Mote*: version of this program.
+    pub mote_version: String,
+}
+
+/// The body of every 4xx answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// What is wrong and what to change.
+    pub fault_message: String,
+}
+
+/// `/machine-config`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfig {
+    /// 1 to [`MAX_VCPUS`].
+    pub vcpu_count: u8,
+    /// Guest memory in MiB, at least 1.
+    pub mem_size_mib: usize,
+    /// Pairs of vCPUs share a core in the topology the guest sees.
+    #[serde(default)]
+    pub smt: bool,
+    /// Record dirty pages for diff snapshots.
+    #[serde(default)]
+    pub track_dirty_pages: bool,
+}
+
+impl Default for MachineConfig {
+    fn default() -> Self {
+        Self { vcpu_count: 1, mem_size_mib: 128, smt: false, track_dirty_pages: false }
+    }
+}
+
+/// `PATCH /machine-config`: any subset of [`MachineConfig`].
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineConfigPatch {
+    /// See [`MachineConfig::vcpu_count`].
+    pub vcpu_count: Option<u8>,
+    /// See [`MachineConfig::mem_size_mib`].
+    pub mem_size_mib: Option<usize>,
+    /// See [`MachineConfig::smt`].
+    pub smt: Option<bool>,
+    /// See [`MachineConfig::track_dirty_pages`].
+    pub track_dirty_pages: Option<bool>,
+}
+
+/// `/boot-source`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootSource {
+    /// ELF vmlinux (PVH or 64-bit entry) or bzImage.
+    pub kernel_image_path: PathBuf,
+    /// Initial ramdisk.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd_path: Option<PathBuf>,
+    /// Kernel command line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_args: Option<String>,
+}
+
+/// How the guest's flushes are treated.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CacheType {
+    /// The device offers no flush; data reaches the disk when the host writes it back (Firecracker's default).
+    #[default]
+    Unsafe,
+    /// The device offers flush and each one ends with `fdatasync` of the backing file.
+    Writeback,
+}
+
+/// Which engine serves a drive.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IoEngine {
+    /// pread/pwrite in the device's thread.
+    #[default]
+    Sync,
+}
+
+/// `/drives/{drive_id}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Drive {
+    /// 1–64 characters, letters, digits and `_`; equals the id in the path. Also the serial number the guest reads
+    /// (first 20 bytes, virtio 1.2 §5.2.6 `VIRTIO_BLK_T_GET_ID`).
+    pub drive_id: String,
+    /// Raw file or block device.
+    pub path_on_host: PathBuf,
+    /// Adds `root=/dev/vda ro|rw` to the command line, or `root=PARTUUID=…`.
+    pub is_root_device: bool,
+    /// The partition to name as root.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partuuid: Option<String>,
+    /// Opened and offered read-only.
+    #[serde(default)]
+    pub is_read_only: bool,
+    /// What a flush does.
+    #[serde(default)]
+    pub cache_type: CacheType,
+    /// Engine.
+    #[serde(default)]
+    pub io_engine: IoEngine,
+}
+
+/// `/network-interfaces/{iface_id}`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkInterface {
+    /// Equals the id in the path.
+    pub iface_id: String,
+    /// Name of a tap in the network namespace of this process. With `tap_fd` it is only a label.
+    pub host_dev_name: String,
+    /// `aa:bb:cc:dd:ee:ff`; without it the guest's driver makes one up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guest_mac: Option<String>,
+    /// *Mote*: number of an inherited file descriptor that already is the tap (opened with
+    /// `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, non-persistent: it goes when this process goes). Config file only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tap_fd: Option<i32>,
+    /// *Mote*: MTU to announce to the guest (VIRTIO_NET_F_MTU).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+}
+
+/// `/entropy`: a virtio-rng device.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Entropy {}
+
+/// `/serial`: where the first serial port's output goes. Default: stdout, with input from stdin.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Serial {
+    /// File the output is appended to (created 0600).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial_out_path: Option<PathBuf>,
+    /// *Mote*: when the file would pass this many bytes it is renamed to `<path>.1` (replacing an older one) and
+    /// started anew, so that at most twice this much is kept. Default 1 MiB. Needs `serial_out_path`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_limit_bytes: Option<u64>,
+    /// *Mote*: a Unix stream socket that the VMM listens on: what a client writes becomes the guest's input, and each
+    /// client is sent the output from when it connects (a slow client loses bytes, never the guest time).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket_path: Option<PathBuf>,
+}
+
+/// `PUT /actions`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Action {
+    /// What to do.
+    pub action_type: ActionType,
+}
+
+/// The actions of `PUT /actions`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ActionType {
+    /// Boot the VM.
+    InstanceStart,
+    /// Keyboard sequence through the i8042 controller.
+    SendCtrlAltDel,
+    /// Write metrics now.
+    FlushMetrics,
+}
+
+/// `GET /vm/config` and the config file.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct VmConfig {
+    /// Kernel, initrd and command line; required to start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_source: Option<BootSource>,
+    /// Block devices, in the order the guest sees them (the root device first).
+    #[serde(default)]
+    pub drives: Vec<Drive>,
+    /// vCPUs and memory.
+    #[serde(default)]
+    pub machine_config: MachineConfig,
+    /// Network devices, in the order the guest sees them.
+    #[serde(default)]
+    pub network_interfaces: Vec<NetworkInterface>,
+    /// virtio-rng.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entropy: Option<Entropy>,
+    /// First serial port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<Serial>,
+}
