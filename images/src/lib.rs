@@ -1,1 +1,22 @@
-//! Stub.
+//! Images of Mote: what a guest boots from, how it is recognised, kept and made.
+//!
+//! - [`store`]: the content-addressed directory that the controller keeps uploads in and a host keeps its cache in.
+//! - [`digest`]: the digests that Glance and the store speak (SHA-256 names, MD5 and SHA-512 for the API).
+//! - [`format`]: what a file is by its content, and whether that is what its owner declared.
+//! - [`kernel`]: whether a file is an x86-64 kernel that the VMM can start.
+//! - [`disk`]: a server's own disk from an image, sharing or skipping what it can.
+//! - [`build`]: guest images made on this machine from Debian packages.
+//!
+//! Everything here is synchronous: asynchronous programs call it inside `spawn_blocking`. Content is hostile until it
+//! was checked: nothing in this crate panics on, or grows with, the bytes that it reads.
+
+pub mod build;
+pub mod digest;
+pub mod disk;
+pub mod format;
+pub mod kernel;
+pub mod store;
+
+pub use digest::Digest;
+pub use format::Format;
+pub use store::Store;
