@@ -1,0 +1,91 @@
+//! What every handler shares, and the tree of routes.
+
+use std::sync::Arc;
+
+use axum::{Router, routing::get};
+use sqlx::{Sqlite, SqlitePool, Transaction};
+
+use crate::{
+    compute,
+    config::Config,
+    db::{self, DbError},
+    hosts,
+    http::{self, error::ApiError},
+    identity, image, network,
+};
+
+/// State of the running controller; cloning is cheap.
+#[derive(Clone)]
+pub struct App {
+    /// Connections for reading. Write through [`App::begin`].
+    pub db: SqlitePool,
+    /// The one connection that writes: a queue in this process instead of retries on a busy database.
+    writer: SqlitePool,
+    /// Configuration.
+    pub config: Arc<Config>,
+    /// Keys and password hashing.
+    pub identity: Arc<identity::Identity>,
+    /// Bytes of images (blocking: use it in `spawn_blocking`).
+    pub images: mote_images::store::Store,
+}
+
+/// Why the controller's state could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Database.
+    #[error("can't open the database")]
+    Db(#[from] DbError),
+    /// Keys.
+    #[error("can't open the keys")]
+    Keys(#[from] identity::KeyError),
+    /// Image store.
+    #[error("can't open the image store")]
+    Images(#[from] mote_images::store::StoreError),
+}
+
+impl App {
+    /// Opens (creates, migrates) everything below `config.state_dir`.
+    ///
+    /// # Errors
+    /// If the directory, the database, the keys or the image store can't be opened.
+    pub async fn open(config: Config) -> Result<Self, OpenError> {
+        let pools = db::open(&config.state_dir).await?;
+        let identity = identity::Identity::open(&config.state_dir)?;
+        let images = mote_images::store::Store::open(config.state_dir.join("images"))?;
+        Ok(Self {
+            db: pools.read,
+            writer: pools.write,
+            config: Arc::new(config),
+            identity: Arc::new(identity),
+            images,
+        })
+    }
+
+    /// Begins a write transaction: waits for its turn, sees the newest state, and nobody else writes until it ends.
+    /// Dropping it without `commit` undoes it. Never begin a second one while holding one.
+    ///
+    /// # Errors
+    /// If the turn does not come in time or the database fails.
+    pub async fn begin(&self) -> Result<Transaction<'static, Sqlite>, ApiError> {
+        Ok(db::begin_immediate(&self.writer).await?)
+    }
+}
+
+/// All routes with everything around them.
+pub fn router(app: App) -> Router {
+    let api = Router::new()
+        .route("/", get(http::root))
+        .route("/healthz", get(http::healthz))
+        .nest("/identity", service(identity::router()))
+        .nest("/image", service(image::router()))
+        .nest("/compute", service(compute::router()))
+        .nest("/network", service(network::router()))
+        .nest("/mote/v1", service(hosts::router()));
+    let public_url = app.config.public_url.clone();
+    http::middleware::wrap(service(api).with_state(app), &public_url)
+}
+
+/// A path that a service does not have, or not with that method, is its own kind of error.
+fn service(router: Router<App>) -> Router<App> {
+    router.fallback(http::not_found).method_not_allowed_fallback(http::method_not_allowed)
+}

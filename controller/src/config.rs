@@ -1,0 +1,78 @@
+//! What an administrator chooses.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+/// The one region of this cloud.
+pub const REGION: &str = "RegionOne";
+/// Largest image, if the administrator does not say otherwise: 64 GiB.
+pub const DEFAULT_MAX_IMAGE_BYTES: u64 = 64 << 30;
+/// Lifetime of a token, Keystone's default (`[token] expiration`): one hour.
+pub const DEFAULT_TOKEN_LIFETIME_S: u64 = 3600;
+
+/// Validated configuration of a controller.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where HTTP is served.
+    pub listen: SocketAddr,
+    /// Database, keys and image bytes.
+    pub state_dir: PathBuf,
+    /// How clients reach [`listen`](Self::listen), `http://host:port` without a slash at the end; the catalog's base.
+    pub public_url: String,
+    /// Largest image in bytes.
+    pub max_image_bytes: u64,
+    /// Lifetime of tokens in seconds.
+    pub token_lifetime_s: u64,
+}
+
+/// A public URL that can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Not `http(s)://host[:port][/path]`.
+    #[error("public URL {0:?} is not of the form http://host:port or https://host[:port]/path")]
+    PublicUrl(String),
+}
+
+impl Config {
+    /// A configuration with the defaults for all that is not named.
+    ///
+    /// # Errors
+    /// If the public URL is none.
+    pub fn new(listen: SocketAddr, state_dir: PathBuf, public_url: &str) -> Result<Self, ConfigError> {
+        let refused = || ConfigError::PublicUrl(public_url.to_owned());
+        let uri: ::http::Uri = public_url.parse().map_err(|_| refused())?;
+        if !matches!(uri.scheme_str(), Some("http" | "https"))
+            || uri.host().is_none()
+            || uri.query().is_some()
+        {
+            return Err(refused());
+        }
+        Ok(Self {
+            listen,
+            state_dir,
+            public_url: public_url.trim_end_matches('/').to_owned(),
+            max_image_bytes: DEFAULT_MAX_IMAGE_BYTES,
+            token_lifetime_s: DEFAULT_TOKEN_LIFETIME_S,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(url: &str) -> Result<Config, ConfigError> {
+        Config::new(([127, 0, 0, 1], 8774).into(), "/tmp".into(), url)
+    }
+
+    #[test]
+    fn public_url_loses_its_last_slash() {
+        assert_eq!(with("http://cloud.example:8774/").unwrap().public_url, "http://cloud.example:8774");
+    }
+
+    #[test]
+    fn public_url_without_scheme_or_host_is_refused() {
+        for url in ["cloud.example", "", "/identity", "ftp://x/", "http://x/?a=b"] {
+            assert!(with(url).is_err(), "{url}");
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Who asks.
+
+use axum::extract::FromRequestParts;
+use http::request::Parts;
+
+use super::{error::ApiError, middleware::RequestId};
+use crate::{app::App, identity};
+
+/// The authenticated asker of a request, from `X-Auth-Token`. As an argument of a handler it makes the route require a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ctx {
+    /// User.
+    pub user_id: String,
+    /// User's name.
+    pub user_name: String,
+    /// User's domain.
+    pub user_domain_id: String,
+    /// Project the token is scoped to.
+    pub project_id: Option<String>,
+    /// Its name.
+    pub project_name: Option<String>,
+    /// Its domain.
+    pub project_domain_id: Option<String>,
+    /// Domain the token is scoped to (never together with a project).
+    pub domain_id: Option<String>,
+    /// Names of the roles that the user has there now.
+    pub roles: Vec<String>,
+    /// Has the role `admin`.
+    pub is_admin: bool,
+    /// The token's audit id, then that of the first token of its chain.
+    pub audit_ids: Vec<String>,
+    /// End of the token, µs since 1970.
+    pub expires_at_us: i64,
+    /// `req-…`.
+    pub request_id: String,
+}
+
+impl Ctx {
+    /// The project that the request is about.
+    ///
+    /// # Errors
+    /// 403 when the token has no project.
+    pub fn require_project(&self) -> Result<&str, ApiError> {
+        self.project_id
+            .as_deref()
+            .ok_or_else(|| ApiError::Forbidden("This needs a token that is scoped to a project.".into()))
+    }
+
+    /// Only administrators go on.
+    ///
+    /// # Errors
+    /// 403 for everybody else.
+    pub fn require_admin(&self) -> Result<(), ApiError> {
+        match self.is_admin {
+            true => Ok(()),
+            false => Err(ApiError::Forbidden("Policy does not allow this: the role admin is needed.".into())),
+        }
+    }
+
+    /// Whether the asker has one of these roles.
+    pub fn has_role(&self, names: &[&str]) -> bool {
+        self.roles.iter().any(|role| names.contains(&role.as_str()))
+    }
+
+    /// Whether the asker may change things in its project: role `member`, `manager` or `admin` (a `reader` may not).
+    ///
+    /// # Errors
+    /// 403 for readers.
+    pub fn require_writer(&self) -> Result<(), ApiError> {
+        match self.is_admin || self.has_role(&["member", "manager", "service"]) {
+            true => Ok(()),
+            false => {
+                Err(ApiError::Forbidden("Policy does not allow this: the role member is needed.".into()))
+            }
+        }
+    }
+}
+
+impl FromRequestParts<App> for Ctx {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
+        let token = token_of(parts).ok_or(ApiError::Unauthorized)?;
+        let mut ctx = identity::validate(app, &token).await?;
+        ctx.request_id = request_id_of(parts);
+        Ok(ctx)
+    }
+}
+
+/// `X-Auth-Token`, if it is one.
+pub fn token_of(parts: &Parts) -> Option<String> {
+    Some(parts.headers.get("x-auth-token")?.to_str().ok()?.to_owned())
+}
+
+/// The request's id.
+pub fn request_id_of(parts: &Parts) -> String {
+    parts.extensions.get::<RequestId>().map(|id| id.0.to_string()).unwrap_or_default()
+}

@@ -1,0 +1,142 @@
+//! What is around the router.
+
+use std::{
+    panic::AssertUnwindSafe,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    extract::{DefaultBodyLimit, Request, State},
+    middleware::{Next, from_fn, from_fn_with_state},
+    response::{IntoResponse, Response},
+};
+use futures_util::FutureExt;
+use http::{HeaderName, HeaderValue, Uri, uri::PathAndQuery};
+use tracing::Instrument;
+use uuid::Uuid;
+
+use super::{
+    error::{ApiError, Asked, Service, render},
+    json::MAX_JSON_BYTES,
+};
+
+/// Longest time for a request, except the transfer of image bytes (which has its own limits): twice the longest long poll.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The id of a request: `req-<uuid>`; an extension of each request.
+#[derive(Debug, Clone)]
+pub struct RequestId(pub Arc<str>);
+
+/// Marks (as an extension) a request whose handler keeps its own time limits.
+#[derive(Debug, Clone, Copy)]
+struct OwnTimeLimit;
+
+/// Puts everything around the router.
+pub fn wrap(router: Router, public_url: &str) -> Router {
+    let public_url: Arc<str> = public_url.into();
+    let inner = router
+        .layer(DefaultBodyLimit::max(MAX_JSON_BYTES))
+        .layer(from_fn(guard))
+        .layer(from_fn_with_state(public_url, observe));
+    // A layer of a router runs after its routing; what changes the path must be around a router that has no routes.
+    Router::new().fallback_service(inner).layer(from_fn(normalise))
+}
+
+/// Removes slashes at the end and doubled at the start: clients join URLs in both ways, and mean the same.
+async fn normalise(mut request: Request, next: Next) -> Response {
+    if let Some(uri) = normalised(request.uri()) {
+        *request.uri_mut() = uri;
+    }
+    next.run(request).await
+}
+
+fn normalised(uri: &Uri) -> Option<Uri> {
+    let path = uri.path();
+    let trimmed = format!("/{}", path.trim_matches('/'));
+    if trimmed == path {
+        return None;
+    }
+    let text = match uri.query() {
+        Some(query) => format!("{trimmed}?{query}"),
+        None => trimmed,
+    };
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(PathAndQuery::try_from(text).ok()?);
+    Uri::from_parts(parts).ok()
+}
+
+/// Gives the request its id, logs it, and renders errors.
+async fn observe(State(public_url): State<Arc<str>>, mut request: Request, next: Next) -> Response {
+    let id = format!("req-{}", Uuid::new_v4());
+    let service = Service::of_path(request.uri().path());
+    let span =
+        tracing::info_span!("request", id = %id, method = %request.method(), path = request.uri().path());
+    request.extensions_mut().insert(RequestId(id.as_str().into()));
+    if is_image_transfer(request.uri().path()) {
+        request.extensions_mut().insert(OwnTimeLimit);
+    }
+    let started = Instant::now();
+    async {
+        let response = next.run(request).await;
+        let mut response = render(response, &Asked { service, request_id: &id, public_url: &public_url });
+        if let Ok(value) = HeaderValue::from_str(&id) {
+            let headers = response.headers_mut();
+            if service == Service::Compute {
+                headers.insert(HeaderName::from_static("x-compute-request-id"), value.clone());
+            }
+            headers.insert(HeaderName::from_static("x-openstack-request-id"), value);
+        }
+        let status = response.status().as_u16();
+        tracing::info!(status, elapsed_us = started.elapsed().as_micros() as u64, "answered");
+        response
+    }
+    .instrument(span)
+    .await
+}
+
+/// `/image/v2/images/{id}/file` and `/mote/v1/hosts/{id}/images/{sha256}` take as long as the bytes do.
+fn is_image_transfer(path: &str) -> bool {
+    let segments: Vec<&str> = path.split('/').skip(1).take(7).collect();
+    matches!(segments[..], ["image", "v2", "images", _, "file"] | ["mote", "v1", "hosts", _, "images", _])
+}
+
+/// A handler that takes too long or panics answers all the same.
+async fn guard(request: Request, next: Next) -> Response {
+    let unlimited = request.extensions().get::<OwnTimeLimit>().is_some();
+    let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
+    let outcome = match unlimited {
+        true => Ok(answer.await),
+        false => tokio::time::timeout(REQUEST_TIMEOUT, answer).await,
+    };
+    match outcome {
+        Ok(Ok(response)) => response,
+        // The panic's text went to stderr by the panic hook.
+        Ok(Err(_)) => ApiError::internal("a handler panicked").into_response(),
+        Err(_) => ApiError::Timeout(format!("The request took longer than {} s.", REQUEST_TIMEOUT.as_secs()))
+            .into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_lose_needless_slashes_and_keep_their_query() {
+        let of = |s: &str| normalised(&s.parse().unwrap()).map(|u| u.to_string());
+        assert_eq!(of("/identity/v3/?a=b"), Some("/identity/v3?a=b".into()));
+        assert_eq!(of("//identity"), Some("/identity".into()));
+        assert_eq!(of("/identity"), None);
+        assert_eq!(of("/"), None);
+    }
+
+    #[test]
+    fn only_transfers_of_image_bytes_are_without_the_general_time_limit() {
+        assert!(is_image_transfer("/image/v2/images/x/file"));
+        assert!(is_image_transfer("/mote/v1/hosts/h/images/abc"));
+        assert!(!is_image_transfer("/image/v2/images/x"));
+        assert!(!is_image_transfer("/mote/v1/hosts/h/desired"));
+    }
+}
