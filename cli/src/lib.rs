@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 pub mod client;
-mod commands;
+pub mod commands;
 mod console;
 mod output;
 pub mod rc;

@@ -15,6 +15,7 @@ pub enum FlavorCommand {
     List,
 }
 
+/// `mote flavor …`.
 pub async fn run(global: &Global, command: FlavorCommand) -> anyhow::Result<()> {
     let client = Client::connect(&global.state_dir).await?;
     match command {

@@ -24,6 +24,7 @@ pub enum HostCommand {
     },
 }
 
+/// `mote host …`.
 pub async fn run(global: &Global, command: HostCommand) -> anyhow::Result<()> {
     let client = Client::connect(&global.state_dir).await?;
     match command {

@@ -60,6 +60,7 @@ pub struct CreateArgs {
     public: bool,
 }
 
+/// `mote image …`.
 pub async fn run(global: &Global, command: ImageCommand) -> anyhow::Result<()> {
     let client = Client::connect(&global.state_dir).await?;
     match command {

@@ -32,6 +32,7 @@ pub enum KeypairCommand {
     },
 }
 
+/// `mote keypair …`.
 pub async fn run(global: &Global, command: KeypairCommand) -> anyhow::Result<()> {
     let client = Client::connect(&global.state_dir).await?;
     match command {

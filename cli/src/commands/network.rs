@@ -29,6 +29,7 @@ pub enum NetworkCommand {
     },
 }
 
+/// `mote network …`.
 pub async fn run(global: &Global, command: NetworkCommand) -> anyhow::Result<()> {
     let client = Client::connect(&global.state_dir).await?;
     match command {

@@ -29,6 +29,7 @@ pub struct RunArgs {
     rm: bool,
 }
 
+/// `mote run …`.
 pub async fn run(global: &Global, args: RunArgs) -> anyhow::Result<()> {
     let client = Client::connect(&global.state_dir).await?;
     let name = args.name.unwrap_or_else(|| {

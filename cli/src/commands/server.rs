@@ -72,6 +72,7 @@ pub struct CreateArgs {
     /// Image, by name or id.
     #[arg(long)]
     pub image: String,
+    /// The rest.
     #[command(flatten)]
     pub options: CreateOptions,
     /// Don't wait until it runs.
@@ -105,6 +106,7 @@ pub struct CreateOptions {
     pub timeout: u64,
 }
 
+/// `mote server …`.
 pub async fn run(global: &Global, command: ServerCommand) -> anyhow::Result<()> {
     let client = Client::connect(&global.state_dir).await?;
     match command {

@@ -1,0 +1,60 @@
+//! What the end-to-end tests share: the conformance guest as an image and as a journey.
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::{io::Write as _, time::Duration};
+
+use mote::client::Client;
+use mote_tests::{
+    cloud::Cloud,
+    journey::{self, ImageFiles, Journey},
+    place::Place,
+    programs,
+};
+
+/// Ends a test early, saying why, where servers can't run.
+macro_rules! need_servers {
+    () => {
+        if let Some(reason) = mote_tests::programs::why_no_servers() {
+            eprintln!("SKIPPED: {reason}");
+            return;
+        }
+    };
+}
+pub(crate) use need_servers;
+
+/// Runs an async test.
+pub fn run<F: Future<Output = anyhow::Result<()>>>(test: F) {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime starts");
+    if let Err(e) = runtime.block_on(test) {
+        panic!("{e:#}");
+    }
+}
+
+/// Uploads the conformance guest with a mode (`mote.serve`, `mote.hello`, …) and gives the image's id.
+pub async fn guest_image(client: &Client, mode: &str) -> anyhow::Result<String> {
+    let mut disk = tempfile::NamedTempFile::new()?;
+    disk.write_all(&vec![0; 1 << 20])?;
+    let files = ImageFiles {
+        name: format!("guest-{}", mode.replace('.', "-")),
+        disk: disk.path().to_owned(),
+        kernel: programs::guest(),
+        ramdisk: None,
+        properties: vec![("os_command_line".into(), mode.into())],
+    };
+    journey::image(client, &files).await
+}
+
+/// A journey with the conformance guest on this machine.
+pub async fn guest_journey(cloud: &Cloud, client: &Client, mode: &str) -> anyhow::Result<Journey> {
+    Ok(Journey {
+        flavor: "m1.nano".into(),
+        image_id: guest_image(client, mode).await?,
+        place: Place::Here,
+        zone: None,
+        dirs: cloud.server_dirs(),
+        console_mark: "mote-guest: serving on".into(),
+        patience: Duration::from_secs(60),
+        ssh_key: None,
+    })
+}
