@@ -1,0 +1,57 @@
+//! One pass from what is to what shall be.
+
+use std::collections::{BTreeSet, HashMap};
+
+use mote_host_api::{InstanceMetadata, NetworkSpec, ServerId};
+
+use crate::{
+    executor::{Executor, ExecutorError},
+    names::NetworkKey,
+    plan::{Step, plan},
+    services::{Services, UpdateOutcome},
+    spec::SpecError,
+};
+
+/// What came of a pass.
+#[derive(Debug)]
+pub struct Converged {
+    /// Steps carried out; 0 when everything was right already.
+    pub executed: usize,
+    /// Steps that failed. The later steps of their networks were left out; the next pass tries again.
+    pub failed: Vec<(Step, ExecutorError)>,
+    /// Networks that can't be made as described.
+    pub refused: Vec<SpecError>,
+    /// State of the services.
+    pub services: UpdateOutcome,
+}
+
+/// One pass: stops services that aren't wanted, makes the kernel's state the desired one, starts services.
+///
+/// # Errors
+/// Only when the kernel's state can't be observed. What fails for one network does not stop the others.
+pub async fn converge(
+    executor: &Executor,
+    services: &mut Services,
+    desired: &[NetworkSpec],
+    metadata: &HashMap<ServerId, InstanceMetadata>,
+) -> Result<Converged, ExecutorError> {
+    services.update(desired, metadata).await;
+    let plan = plan(desired, &executor.observe().await?);
+    let mut stuck: BTreeSet<NetworkKey> = BTreeSet::new();
+    let mut failed = Vec::new();
+    let mut executed = 0;
+    for step in plan.steps {
+        if stuck.contains(&step.network) {
+            continue;
+        }
+        match executor.execute(&step).await {
+            Ok(()) => executed += 1,
+            Err(error) => {
+                stuck.insert(step.network);
+                failed.push((step, error));
+            }
+        }
+    }
+    let services = services.update(desired, metadata).await;
+    Ok(Converged { executed, failed, refused: plan.refused, services })
+}

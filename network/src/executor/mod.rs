@@ -1,0 +1,225 @@
+//! Executes steps and observes, by netlink inside the namespaces.
+//!
+//! A thread enters the namespace and makes the netlink socket, which belongs to that namespace for ever; from then on
+//! tokio uses it. Nothing is cached: each call looks again, so that what someone else did in between is an error or a
+//! repetition, never a change to the wrong object.
+
+mod netlink;
+mod observe;
+
+use std::{fs, io, os::fd::OwnedFd};
+
+use mote_host_api::{NetworkId, PortId, PortSpec};
+
+use crate::{
+    Config,
+    names::{BRIDGE, NetworkKey, tap_name},
+    namespace::{self, NamespaceError},
+    observed::{LinkKind, ObservedNetwork, PortFlags},
+    plan::{Action, Step},
+    spec, tap,
+};
+use netlink::Netlink;
+
+const PROC_SYS: &str = "/proc/sys";
+
+/// A step or an observation failed.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecutorError {
+    /// Namespace.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    /// The names of all namespaces can't be read.
+    #[error("cannot list {}", namespace::DIR)]
+    List(#[source] io::Error),
+    /// No netlink socket.
+    #[error("network namespace {namespace}: cannot open a netlink socket")]
+    Connect {
+        /// Namespace.
+        namespace: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// The kernel refused.
+    #[error("network namespace {namespace}: cannot {operation}")]
+    Netlink {
+        /// Namespace.
+        namespace: String,
+        /// What was tried.
+        operation: String,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A link that a step needs isn't there.
+    #[error("network namespace {namespace} has no link {link}")]
+    NoLink {
+        /// Namespace.
+        namespace: String,
+        /// Link.
+        link: String,
+    },
+    /// A sysctl can't be read or written.
+    #[error("network namespace {namespace}: cannot access sysctl {path}")]
+    Sysctl {
+        /// Namespace.
+        namespace: String,
+        /// Path below /proc/sys.
+        path: &'static str,
+        /// Why.
+        source: io::Error,
+    },
+    /// The port's Ethernet address is none.
+    #[error("port {0}: {1:?} is no station's Ethernet address")]
+    Mac(PortId, String),
+    /// The port is plugged in already.
+    #[error("network namespace {namespace}: tap {tap} of port {port} is in use")]
+    TapInUse {
+        /// Namespace.
+        namespace: String,
+        /// Name.
+        tap: String,
+        /// Port.
+        port: PortId,
+    },
+    /// The tap can't be made.
+    #[error("network namespace {namespace}: cannot make tap {tap}")]
+    Tap {
+        /// Namespace.
+        namespace: String,
+        /// Name.
+        tap: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// The hand that changes the kernel's state.
+#[derive(Debug, Clone)]
+pub struct Executor {
+    config: Config,
+}
+
+impl Executor {
+    /// For the networks whose namespaces start with the configured prefix.
+    pub fn new(config: Config) -> Self {
+        Self { config }
+    }
+
+    /// Name of a network's namespace.
+    pub fn namespace(&self, network: impl Into<NetworkKey>) -> String {
+        network.into().namespace(&self.config.prefix)
+    }
+
+    /// Reads the state of all of this host's networks.
+    pub async fn observe(&self) -> Result<Vec<ObservedNetwork>, ExecutorError> {
+        observe::observe(&self.config).await
+    }
+
+    /// Carries out a step. It may have been carried out before, wholly or in part.
+    pub async fn execute(&self, step: &Step) -> Result<(), ExecutorError> {
+        let namespace = self.namespace(step.network);
+        match &step.action {
+            Action::CreateNamespace => Ok(namespace::create(&namespace).await?),
+            Action::DeleteNamespace => delete_namespace(&namespace).await,
+            Action::SetSysctls { settings } => set_sysctls(&namespace, settings.clone()).await,
+            action => execute_by_netlink(&Netlink::connect(&namespace).await?, action).await,
+        }
+    }
+
+    /// Makes the tap of a port in its network's namespace: attached to `br0`, up, `IFF_NO_PI | IFF_VNET_HDR`,
+    /// non-blocking, not persistent: it goes with the last descriptor. The network must have been made before.
+    ///
+    /// # Errors
+    /// [`ExecutorError::TapInUse`] while another descriptor (a VMM that still runs) holds the port's tap.
+    pub async fn open_tap(
+        &self,
+        network: NetworkId,
+        port: &PortSpec,
+        mtu: u16,
+    ) -> Result<OwnedFd, ExecutorError> {
+        let namespace = self.namespace(network);
+        let mac =
+            spec::station_mac(port).ok_or_else(|| ExecutorError::Mac(port.id, port.mac_address.clone()))?;
+        let netlink = Netlink::connect(&namespace).await?;
+        let bridge = netlink.index(BRIDGE).await?;
+
+        let name = tap_name(port.id);
+        let opened = namespace::run_in(&namespace, {
+            let name = name.clone();
+            move || tap::open(&name)
+        });
+        let tap = opened.await?.map_err(|source| match source.raw_os_error() {
+            Some(libc::EBUSY | libc::EEXIST) => {
+                ExecutorError::TapInUse { namespace: namespace.clone(), tap: name.clone(), port: port.id }
+            }
+            _ => ExecutorError::Tap { namespace: namespace.clone(), tap: name.clone(), source },
+        })?;
+        // From here on an error drops the descriptor, and the tap with it.
+        netlink.set_mtu(&name, mtu).await?;
+        netlink.attach(&name, bridge).await?;
+        netlink.set_port_flags(&name, PortFlags::GUEST).await?;
+        netlink.add_station(&name, mac).await?;
+        netlink.set_up(&name).await?;
+        Ok(tap)
+    }
+}
+
+async fn execute_by_netlink(netlink: &Netlink, action: &Action) -> Result<(), ExecutorError> {
+    match action {
+        Action::CreateBridge { mac, mtu } => netlink.create_bridge(*mac, *mtu).await,
+        Action::DeleteLink { link } => netlink.delete_link(link).await,
+        Action::SetMac { link, mac } => netlink.set_mac(link, *mac).await,
+        Action::SetMtu { link, mtu } => netlink.set_mtu(link, *mtu).await,
+        Action::SetUp { link } => netlink.set_up(link).await,
+        Action::AttachPort { link } => netlink.attach(link, netlink.index(BRIDGE).await?).await,
+        Action::SetPortFlags { link, flags } => netlink.set_port_flags(link, *flags).await,
+        Action::AddAddress { address } => netlink.add_address(*address).await,
+        Action::DeleteAddress { address } => netlink.delete_address(*address).await,
+        Action::SetNeighbour { ip, mac } => netlink.set_neighbour(*ip, *mac).await,
+        Action::DeleteNeighbour { ip } => netlink.delete_neighbour(*ip).await,
+        Action::AddStation { link, mac } => netlink.add_station(link, *mac).await,
+        Action::DeleteStation { link, mac } => netlink.delete_station(link, *mac).await,
+        Action::CreateNamespace | Action::DeleteNamespace | Action::SetSysctls { .. } => Ok(()),
+    }
+}
+
+/// Empties the namespace and removes its name. Emptied first, since a tap whose VMM still runs would keep the namespace
+/// and the traffic between its ports alive without a name.
+async fn delete_namespace(namespace: &str) -> Result<(), ExecutorError> {
+    match Netlink::connect(namespace).await {
+        Ok(netlink) => {
+            for link in netlink.links().await? {
+                let deleted = netlink.delete_link(&link.name).await;
+                // Some of the other kinds can't be deleted; they go with the namespace.
+                if matches!(link.kind, LinkKind::Tun | LinkKind::Bridge) {
+                    deleted?;
+                }
+            }
+        }
+        Err(ExecutorError::Namespace(
+            NamespaceError::Missing(_) | NamespaceError::NotANamespace(_) | NamespaceError::Own(_),
+        )) => {}
+        Err(error) => return Err(error),
+    }
+    Ok(namespace::delete(namespace).await?)
+}
+
+async fn set_sysctls(
+    namespace: &str,
+    settings: Vec<(&'static str, &'static str)>,
+) -> Result<(), ExecutorError> {
+    let name = namespace.to_owned();
+    let write = move || {
+        for (path, value) in settings {
+            match fs::write(format!("{PROC_SYS}/{path}"), value) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(ExecutorError::Sysctl { namespace: name, path, source });
+                }
+                // A kernel without the feature.
+                _ => {}
+            }
+        }
+        Ok(())
+    };
+    namespace::run_in(namespace, write).await?
+}

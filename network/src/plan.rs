@@ -1,0 +1,361 @@
+//! What has to be done so that the kernel has what is desired: a pure function.
+//!
+//! Invariants (property tests below): executing the steps of a plan in order leads from any observed state to the
+//! desired one; planning again gives no step; a step can be repeated, and stopping after any step leaves a state from
+//! which the next plan goes on. A network whose description is refused is neither made, changed nor deleted.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::Ipv4Addr,
+};
+
+use ipnet::Ipv4Net;
+use mote_host_api::NetworkSpec;
+
+use crate::{
+    names::{BRIDGE, MacAddress, NetworkKey},
+    observed::{LinkKind, NamespaceContent, ObservedLink, ObservedNamespace, ObservedNetwork, PortFlags},
+    spec::{self, NetworkConfig, PortConfig, SpecError},
+};
+
+/// Sysctls of a network's namespace (paths below /proc/sys) that exist as soon as the namespace does. What a kernel
+/// does not have (IPv6 off, br_netfilter not loaded) is left out.
+pub const SYSCTLS: &[(&str, &str)] = &[
+    // Nothing is routed between subnets by the host, whatever the root namespace's setting was when this one was made.
+    ("net/ipv4/ip_forward", "0"),
+    ("net/ipv4/conf/default/forwarding", "0"),
+    ("net/ipv4/conf/all/accept_redirects", "0"),
+    ("net/ipv4/conf/all/accept_source_route", "0"),
+    // Sources that are not of this network's subnets are dropped before they reach a socket.
+    ("net/ipv4/conf/all/rp_filter", "1"),
+    // Removing one address of a subnet keeps the others.
+    ("net/ipv4/conf/all/promote_secondaries", "1"),
+    // The host speaks no IPv6 here: guests' frames are only bridged, no router advertisement of theirs is believed.
+    ("net/ipv6/conf/all/disable_ipv6", "1"),
+    ("net/ipv6/conf/default/disable_ipv6", "1"),
+    ("net/ipv6/conf/all/accept_ra", "0"),
+    ("net/ipv6/conf/default/accept_ra", "0"),
+    ("net/ipv6/conf/all/forwarding", "0"),
+    // Bridged frames don't pass iptables.
+    ("net/bridge/bridge-nf-call-iptables", "0"),
+    ("net/bridge/bridge-nf-call-ip6tables", "0"),
+    ("net/bridge/bridge-nf-call-arptables", "0"),
+];
+
+/// Sysctls that exist as soon as the bridge does.
+pub const BRIDGE_SYSCTLS: &[(&str, &str)] = &[
+    ("net/ipv4/conf/br0/forwarding", "0"),
+    ("net/ipv4/conf/br0/accept_redirects", "0"),
+    ("net/ipv4/conf/br0/rp_filter", "1"),
+    ("net/ipv6/conf/br0/disable_ipv6", "1"),
+    ("net/ipv6/conf/br0/accept_ra", "0"),
+];
+
+/// What is to be done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// In this order. When a step fails, the later ones of the same network must be left out; others can go on.
+    pub steps: Vec<Step>,
+    /// Networks that can't be made as described.
+    pub refused: Vec<SpecError>,
+}
+
+/// One step. Every step can be repeated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// The network.
+    pub network: NetworkKey,
+    /// What to do.
+    pub action: Action,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "network {}: {}", self.network, self.action)
+    }
+}
+
+/// What to do to a network's namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Remove it with everything in it.
+    DeleteNamespace,
+    /// Make it, or put one in place of a file that is none.
+    CreateNamespace,
+    /// Remove a link.
+    DeleteLink {
+        /// Its name.
+        link: String,
+    },
+    /// Write sysctls.
+    SetSysctls {
+        /// Path below /proc/sys, value.
+        settings: Vec<(&'static str, &'static str)>,
+    },
+    /// Make `br0` (down).
+    CreateBridge {
+        /// Its Ethernet address.
+        mac: MacAddress,
+        /// Its MTU.
+        mtu: u16,
+    },
+    /// Set an Ethernet address.
+    SetMac {
+        /// Link.
+        link: String,
+        /// Address.
+        mac: MacAddress,
+    },
+    /// Set an MTU.
+    SetMtu {
+        /// Link.
+        link: String,
+        /// MTU in bytes.
+        mtu: u16,
+    },
+    /// Set a link up.
+    SetUp {
+        /// Link.
+        link: String,
+    },
+    /// Remove an address of `br0`.
+    DeleteAddress {
+        /// Address and prefix length.
+        address: Ipv4Net,
+    },
+    /// Add an address to `br0`.
+    AddAddress {
+        /// Address and prefix length.
+        address: Ipv4Net,
+    },
+    /// Remove a permanent neighbour of `br0`.
+    DeleteNeighbour {
+        /// Its address.
+        ip: Ipv4Addr,
+    },
+    /// Add or change a permanent neighbour of `br0`.
+    SetNeighbour {
+        /// Its address.
+        ip: Ipv4Addr,
+        /// Its Ethernet address.
+        mac: MacAddress,
+    },
+    /// Make a link a port of `br0`.
+    AttachPort {
+        /// Link.
+        link: String,
+    },
+    /// Set how a port of `br0` forwards.
+    SetPortFlags {
+        /// Link.
+        link: String,
+        /// Flags.
+        flags: PortFlags,
+    },
+    /// Remove a static forwarding entry.
+    DeleteStation {
+        /// Link.
+        link: String,
+        /// Ethernet address behind it.
+        mac: MacAddress,
+    },
+    /// Add a static forwarding entry.
+    AddStation {
+        /// Link.
+        link: String,
+        /// Ethernet address behind it.
+        mac: MacAddress,
+    },
+}
+
+impl fmt::Display for Action {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::DeleteNamespace => write!(f, "delete namespace"),
+            Self::CreateNamespace => write!(f, "create namespace"),
+            Self::DeleteLink { link } => write!(f, "delete link {link}"),
+            Self::SetSysctls { settings } => write!(f, "set {} sysctls", settings.len()),
+            Self::CreateBridge { mac, mtu } => write!(f, "create bridge {mac} MTU {mtu}"),
+            Self::SetMac { link, mac } => write!(f, "set address of {link} to {mac}"),
+            Self::SetMtu { link, mtu } => write!(f, "set MTU of {link} to {mtu}"),
+            Self::SetUp { link } => write!(f, "set {link} up"),
+            Self::DeleteAddress { address } => write!(f, "delete address {address}"),
+            Self::AddAddress { address } => write!(f, "add address {address}"),
+            Self::DeleteNeighbour { ip } => write!(f, "delete neighbour {ip}"),
+            Self::SetNeighbour { ip, mac } => write!(f, "set neighbour {ip} to {mac}"),
+            Self::AttachPort { link } => write!(f, "attach {link} to the bridge"),
+            Self::SetPortFlags { link, .. } => write!(f, "set port flags of {link}"),
+            Self::DeleteStation { link, mac } => write!(f, "delete station {mac} behind {link}"),
+            Self::AddStation { link, mac } => write!(f, "add station {mac} behind {link}"),
+        }
+    }
+}
+
+/// Compares what is desired with what exists.
+pub fn plan(desired: &[NetworkSpec], observed: &[ObservedNetwork]) -> Plan {
+    let (configs, refused) = spec::validate_all(desired);
+    let known: BTreeSet<NetworkKey> = desired.iter().map(|spec| spec.id.into()).collect();
+    let observed: BTreeMap<NetworkKey, &ObservedNamespace> =
+        observed.iter().map(|network| (network.key, &network.namespace)).collect();
+
+    let unwanted = observed.keys().filter(|key| !known.contains(key));
+    let mut steps: Vec<Step> =
+        unwanted.map(|key| Step { network: *key, action: Action::DeleteNamespace }).collect();
+    for config in &configs {
+        let actions = plan_network(config, observed.get(&config.key).copied());
+        steps.extend(actions.into_iter().map(|action| Step { network: config.key, action }));
+    }
+    Plan { steps, refused }
+}
+
+/// State as it will be when the actions so far are done, and the actions.
+struct Planner<'a> {
+    config: &'a NetworkConfig,
+    content: NamespaceContent,
+    actions: Vec<Action>,
+}
+
+fn plan_network(config: &NetworkConfig, observed: Option<&ObservedNamespace>) -> Vec<Action> {
+    let mut planner = match observed {
+        Some(ObservedNamespace::Live(content)) => {
+            Planner { config, content: content.clone(), actions: Vec::new() }
+        }
+        Some(ObservedNamespace::Broken) | None => {
+            Planner { config, content: new_namespace(), actions: vec![Action::CreateNamespace] }
+        }
+    };
+    planner.plan_links();
+    planner.plan_sysctls(SYSCTLS);
+    planner.plan_bridge();
+    planner.plan_sysctls(BRIDGE_SYSCTLS);
+    planner.plan_addresses();
+    planner.plan_neighbours();
+    for (name, port) in &config.ports {
+        planner.plan_port(name, port);
+    }
+    planner.actions
+}
+
+/// A namespace that was just made; sysctls have unknown values.
+fn new_namespace() -> NamespaceContent {
+    let lo = ObservedLink {
+        name: "lo".to_owned(),
+        kind: LinkKind::Loopback,
+        up: false,
+        mtu: 65536,
+        mac: None,
+        bridge_port: None,
+    };
+    NamespaceContent { sysctls: unknown(SYSCTLS), links: vec![lo], ..NamespaceContent::default() }
+}
+
+fn unknown(sysctls: &[(&'static str, &'static str)]) -> BTreeMap<&'static str, String> {
+    sysctls.iter().map(|(path, _)| (*path, String::new())).collect()
+}
+
+impl Planner<'_> {
+    /// Removes what must not be there, and sets `lo` up.
+    fn plan_links(&mut self) {
+        for link in std::mem::take(&mut self.content.links) {
+            if self.is_foreign(&link) {
+                if link.name == BRIDGE {
+                    self.content.addresses.clear();
+                    self.content.neighbours.clear();
+                }
+                self.actions.push(Action::DeleteLink { link: link.name });
+            } else {
+                self.content.links.push(link);
+            }
+        }
+        if self.content.links.iter().any(|link| link.kind == LinkKind::Loopback && !link.up) {
+            self.actions.push(Action::SetUp { link: "lo".to_owned() });
+        }
+    }
+
+    /// Taps of unknown ports, other ports of the bridge, other bridges, and what took the bridge's name. Devices that a
+    /// kernel puts into every namespace by itself (sit0, …) stay.
+    fn is_foreign(&self, link: &ObservedLink) -> bool {
+        if link.name == BRIDGE {
+            return link.kind != LinkKind::Bridge;
+        }
+        let pluggable = matches!(link.kind, LinkKind::Tun | LinkKind::Bridge) || link.bridge_port.is_some();
+        pluggable && !self.config.ports.contains_key(&link.name)
+    }
+
+    fn plan_sysctls(&mut self, wanted: &[(&'static str, &'static str)]) {
+        let current = &self.content.sysctls;
+        let differs = |(path, value): &&(_, &str)| current.get(path).is_some_and(|current| current != value);
+        let settings: Vec<_> = wanted.iter().filter(differs).copied().collect();
+        if !settings.is_empty() {
+            self.actions.push(Action::SetSysctls { settings });
+        }
+    }
+
+    fn plan_bridge(&mut self) {
+        let (mac, mtu) = (self.config.bridge_mac, self.config.mtu);
+        let link = || BRIDGE.to_owned();
+        let Some(bridge) = self.content.link(BRIDGE) else {
+            self.actions.push(Action::CreateBridge { mac, mtu });
+            self.actions.push(Action::SetUp { link: link() });
+            self.content.sysctls.extend(unknown(BRIDGE_SYSCTLS));
+            self.content.addresses.clear();
+            self.content.neighbours.clear();
+            self.content.links.iter_mut().for_each(|link| link.bridge_port = None);
+            return;
+        };
+        let (new_mac, new_mtu, set_up) = (bridge.mac != Some(mac), bridge.mtu != u32::from(mtu), !bridge.up);
+        if new_mac {
+            self.actions.push(Action::SetMac { link: link(), mac });
+        }
+        if new_mtu {
+            self.actions.push(Action::SetMtu { link: link(), mtu });
+        }
+        if set_up {
+            self.actions.push(Action::SetUp { link: link() });
+        }
+        if new_mac || set_up {
+            // The kernel forgets a link's neighbours, permanent ones too, when its address changes and when it is down.
+            self.content.neighbours.clear();
+        }
+    }
+
+    fn plan_addresses(&mut self) {
+        let (wanted, current) = (&self.config.addresses, &self.content.addresses);
+        self.actions.extend(current.difference(wanted).map(|a| Action::DeleteAddress { address: *a }));
+        self.actions.extend(wanted.difference(current).map(|a| Action::AddAddress { address: *a }));
+    }
+
+    /// The services' answers go to the port that has the address, whoever claims to have it.
+    fn plan_neighbours(&mut self) {
+        let (wanted, current) = (self.config.neighbours(), &self.content.neighbours);
+        let gone = current.keys().filter(|ip| !wanted.contains_key(ip));
+        self.actions.extend(gone.map(|ip| Action::DeleteNeighbour { ip: *ip }));
+        let missing = wanted.iter().filter(|(ip, mac)| current.get(ip) != Some(mac));
+        self.actions.extend(missing.map(|(ip, mac)| Action::SetNeighbour { ip: *ip, mac: *mac }));
+    }
+
+    /// Corrects a port's link, if there is one: it is made when its server starts.
+    fn plan_port(&mut self, name: &str, port: &PortConfig) {
+        let Some(link) = self.content.link(name) else { return };
+        let name = || name.to_owned();
+        if link.mtu != u32::from(self.config.mtu) {
+            self.actions.push(Action::SetMtu { link: name(), mtu: self.config.mtu });
+        }
+        if link.bridge_port.is_none() {
+            self.actions.push(Action::AttachPort { link: name() });
+        }
+        let state = link.bridge_port.clone().unwrap_or_default();
+        if state.flags != PortFlags::GUEST {
+            self.actions.push(Action::SetPortFlags { link: name(), flags: PortFlags::GUEST });
+        }
+        let others = state.stations.iter().filter(|mac| **mac != port.mac);
+        self.actions.extend(others.map(|mac| Action::DeleteStation { link: name(), mac: *mac }));
+        if !state.stations.contains(&port.mac) {
+            self.actions.push(Action::AddStation { link: name(), mac: port.mac });
+        }
+        if !link.up {
+            self.actions.push(Action::SetUp { link: name() });
+        }
+    }
+}

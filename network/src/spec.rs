@@ -1,0 +1,249 @@
+//! From what the controller says to what can be executed: [`NetworkSpec`] → [`NetworkConfig`], or a [`SpecError`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::Ipv4Addr,
+};
+
+use ipnet::Ipv4Net;
+use mote_host_api::{NetworkId, NetworkSpec, PortId, PortSpec, SubnetId, SubnetSpec};
+
+use crate::names::{METADATA_IP, MacAddress, NetworkKey, bridge_mac, tap_name};
+
+/// Smallest MTU: what every IPv4 link carries (RFC 791).
+pub const MTU_MIN: u16 = 68;
+/// Largest MTU: that of a tap (65535 less the Ethernet header).
+pub const MTU_MAX: u16 = 65521;
+/// Subnets per network and host.
+pub const SUBNETS_MAX: usize = 64;
+/// Ports per network and host: the kernel's bridge has 1023 (BR_MAX_PORTS).
+pub const PORTS_MAX: usize = 1023;
+/// Addresses of one port.
+pub const FIXED_IPS_MAX: usize = 64;
+/// DNS servers of one subnet (Neutron's default is 5).
+pub const DNS_NAMESERVERS_MAX: usize = 16;
+/// Host routes of one subnet (Neutron's default is 20).
+pub const HOST_ROUTES_MAX: usize = 64;
+
+/// Why a network can't be made as it is described.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("network {network}: {problem}")]
+pub struct SpecError {
+    /// The network that is refused. What exists of it stays as it is.
+    pub network: NetworkId,
+    /// What is wrong with it.
+    pub problem: SpecProblem,
+}
+
+/// What is wrong with a description.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpecProblem {
+    /// Two descriptions of one network.
+    #[error("named twice")]
+    Duplicate,
+    /// Namespaces would have the same name.
+    #[error("its id starts like that of network {0}: both would use one namespace")]
+    KeyCollision(NetworkId),
+    /// MTU.
+    #[error("MTU {0} is not within {MTU_MIN}..={MTU_MAX}")]
+    Mtu(u16),
+    /// Too many of something.
+    #[error("{count} {what}, at most {max} are possible")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// How many.
+        count: usize,
+        /// Limit.
+        max: usize,
+    },
+    /// Address range.
+    #[error("subnet {0}: {1} is no range for hosts (prefix length 1 to 30, unicast)")]
+    Cidr(SubnetId, Ipv4Net),
+    /// Two ranges overlap.
+    #[error("subnets {0} and {1} overlap")]
+    Overlap(SubnetId, SubnetId),
+    /// A subnet is named twice.
+    #[error("subnet {0} is named twice")]
+    DuplicateSubnet(SubnetId),
+    /// Service address.
+    #[error("subnet {0}: service address {1} is no host address of {2}")]
+    ServiceIp(SubnetId, Ipv4Addr, Ipv4Net),
+    /// A port is named twice, or two taps would have the same name.
+    #[error("port {0}: another port has the same id, or one with the same first 11 digits")]
+    DuplicatePort(PortId),
+    /// Ethernet address.
+    #[error("port {0}: {1:?} is no station's Ethernet address")]
+    Mac(PortId, String),
+    /// Ethernet address.
+    #[error("port {0}: {1} is in use by another port or by the bridge")]
+    DuplicateMac(PortId, MacAddress),
+    /// Address of a subnet that isn't in this network.
+    #[error("port {0}: subnet {1} is not of this network")]
+    UnknownSubnet(PortId, SubnetId),
+    /// Address outside of its subnet, or one that is no host's.
+    #[error("port {0}: {1} is no host address of {2}")]
+    FixedIp(PortId, Ipv4Addr, Ipv4Net),
+    /// Address.
+    #[error("port {0}: {1} is in use by another port or by the network's services")]
+    DuplicateIp(PortId, Ipv4Addr),
+}
+
+/// A network that can be executed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NetworkConfig {
+    /// Id.
+    pub id: NetworkId,
+    /// Key of its names.
+    pub key: NetworkKey,
+    /// Address of `br0`.
+    pub bridge_mac: MacAddress,
+    /// MTU of bridge and taps.
+    pub mtu: u16,
+    /// IPv4 addresses of `br0`.
+    pub addresses: BTreeSet<Ipv4Net>,
+    /// Its ports by the names of their taps.
+    pub ports: BTreeMap<String, PortConfig>,
+}
+
+/// A port that can be executed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortConfig {
+    /// Id.
+    pub id: PortId,
+    /// Ethernet address of the guest.
+    pub mac: MacAddress,
+    /// IPv4 addresses of the guest.
+    pub addresses: Vec<Ipv4Addr>,
+}
+
+impl NetworkConfig {
+    /// Every address of every port.
+    pub fn neighbours(&self) -> BTreeMap<Ipv4Addr, MacAddress> {
+        self.ports.values().flat_map(|port| port.addresses.iter().map(|ip| (*ip, port.mac))).collect()
+    }
+}
+
+/// Sorts descriptions into those that can be executed and those that can't.
+pub fn validate_all(desired: &[NetworkSpec]) -> (Vec<NetworkConfig>, Vec<SpecError>) {
+    let mut configs = Vec::with_capacity(desired.len());
+    let mut errors = Vec::new();
+    let mut seen: HashMap<NetworkKey, NetworkId> = HashMap::new();
+    for spec in desired {
+        let result = match seen.insert(spec.id.into(), spec.id) {
+            Some(other) if other == spec.id => {
+                Err(SpecError { network: spec.id, problem: SpecProblem::Duplicate })
+            }
+            Some(other) => Err(SpecError { network: spec.id, problem: SpecProblem::KeyCollision(other) }),
+            None => validate(spec),
+        };
+        match result {
+            Ok(config) => configs.push(config),
+            Err(error) => errors.push(error),
+        }
+    }
+    // Of two descriptions that exclude each other, neither is taken.
+    let refused: BTreeSet<NetworkKey> = errors.iter().map(|error| error.network.into()).collect();
+    configs.retain(|config: &NetworkConfig| !refused.contains(&config.key));
+    (configs, errors)
+}
+
+/// Checks one description.
+pub fn validate(spec: &NetworkSpec) -> Result<NetworkConfig, SpecError> {
+    let refuse = |problem| SpecError { network: spec.id, problem };
+    if !(MTU_MIN..=MTU_MAX).contains(&spec.mtu) {
+        return Err(refuse(SpecProblem::Mtu(spec.mtu)));
+    }
+    at_most("subnets", spec.subnets.len(), SUBNETS_MAX).map_err(refuse)?;
+    at_most("ports", spec.ports.len(), PORTS_MAX).map_err(refuse)?;
+    validate_subnets(&spec.subnets).map_err(refuse)?;
+    let ports = validate_ports(spec).map_err(refuse)?;
+
+    let metadata = Ipv4Net::from(METADATA_IP);
+    let services = spec.subnets.iter().filter_map(|s| Ipv4Net::new(s.service_ip, s.cidr.prefix_len()).ok());
+    Ok(NetworkConfig {
+        id: spec.id,
+        key: spec.id.into(),
+        bridge_mac: bridge_mac(spec.id),
+        mtu: spec.mtu,
+        addresses: services.chain([metadata]).collect(),
+        ports,
+    })
+}
+
+fn at_most(what: &'static str, count: usize, max: usize) -> Result<(), SpecProblem> {
+    if count > max { Err(SpecProblem::TooMany { what, count, max }) } else { Ok(()) }
+}
+
+fn validate_subnets(subnets: &[SubnetSpec]) -> Result<(), SpecProblem> {
+    for (i, subnet) in subnets.iter().enumerate() {
+        let cidr = subnet.cidr;
+        if !(1..=30).contains(&cidr.prefix_len()) || cidr.addr() != cidr.network() || !is_unicast(cidr) {
+            return Err(SpecProblem::Cidr(subnet.id, cidr));
+        }
+        if !is_host_of(cidr, subnet.service_ip) || subnet.service_ip == METADATA_IP {
+            return Err(SpecProblem::ServiceIp(subnet.id, subnet.service_ip, cidr));
+        }
+        at_most("DNS servers of a subnet", subnet.dns_nameservers.len(), DNS_NAMESERVERS_MAX)?;
+        at_most("host routes of a subnet", subnet.host_routes.len(), HOST_ROUTES_MAX)?;
+        for other in &subnets[..i] {
+            if other.id == subnet.id {
+                return Err(SpecProblem::DuplicateSubnet(subnet.id));
+            }
+            if other.cidr.contains(&cidr) || cidr.contains(&other.cidr) {
+                return Err(SpecProblem::Overlap(other.id, subnet.id));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn validate_ports(spec: &NetworkSpec) -> Result<BTreeMap<String, PortConfig>, SpecProblem> {
+    let mut macs = BTreeSet::from([bridge_mac(spec.id)]);
+    let mut addresses: BTreeSet<Ipv4Addr> = spec.subnets.iter().map(|subnet| subnet.service_ip).collect();
+    addresses.insert(METADATA_IP);
+    let mut ports = BTreeMap::new();
+    for port in &spec.ports {
+        at_most("addresses of a port", port.fixed_ips.len(), FIXED_IPS_MAX)?;
+        let mac = station_mac(port).ok_or_else(|| SpecProblem::Mac(port.id, port.mac_address.clone()))?;
+        if !macs.insert(mac) {
+            return Err(SpecProblem::DuplicateMac(port.id, mac));
+        }
+        for fixed in &port.fixed_ips {
+            let subnet = spec.subnets.iter().find(|subnet| subnet.id == fixed.subnet_id);
+            let cidr = subnet.ok_or(SpecProblem::UnknownSubnet(port.id, fixed.subnet_id))?.cidr;
+            if !is_host_of(cidr, fixed.ip_address) {
+                return Err(SpecProblem::FixedIp(port.id, fixed.ip_address, cidr));
+            }
+            if !addresses.insert(fixed.ip_address) {
+                return Err(SpecProblem::DuplicateIp(port.id, fixed.ip_address));
+            }
+        }
+        let addresses = port.fixed_ips.iter().map(|fixed| fixed.ip_address).collect();
+        if ports.insert(tap_name(port.id), PortConfig { id: port.id, mac, addresses }).is_some() {
+            return Err(SpecProblem::DuplicatePort(port.id));
+        }
+    }
+    Ok(ports)
+}
+
+/// The port's Ethernet address if a station can have it.
+pub fn station_mac(port: &PortSpec) -> Option<MacAddress> {
+    port.mac_address.parse().ok().filter(|mac: &MacAddress| mac.is_station())
+}
+
+/// Neither 0.0.0.0/8, loopback, multicast nor beyond.
+fn is_unicast(cidr: Ipv4Net) -> bool {
+    let reserved =
+        [Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 8), Ipv4Net::new_assert(Ipv4Addr::LOCALHOST, 8)];
+    let class_d_and_e = Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 3);
+    !reserved
+        .iter()
+        .chain([&class_d_and_e])
+        .any(|net| net.contains(&cidr.network()) || cidr.contains(&net.network()))
+}
+
+/// Within the range, and neither its network nor its broadcast address.
+fn is_host_of(cidr: Ipv4Net, ip: Ipv4Addr) -> bool {
+    cidr.contains(&ip) && ip != cidr.network() && ip != cidr.broadcast()
+}
