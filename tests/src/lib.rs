@@ -4,6 +4,7 @@
 
 pub mod cloud;
 pub mod journey;
+pub mod lab;
 pub mod place;
 pub mod programs;
 pub mod steps;

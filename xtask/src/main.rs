@@ -1,2 +1,65 @@
-//! Stub.
-fn main() {}
+//! `cargo xtask check`: style and architecture. `cargo xtask test`: all tests with one closing line.
+#![forbid(unsafe_code)]
+
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, bail};
+
+mod architecture;
+mod tests;
+
+const HELP: &str = "\
+cargo xtask check             formatting, clippy without warnings, and the architecture's invariants
+cargo xtask test [-- ARGS]    all tests (ARGS go to the runner), ended by `N passed, N failed, N skipped`
+";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let outcome = match args.next().as_deref() {
+        Some("check") => check(),
+        Some("test") => tests::run(args.filter(|a| a != "--").collect()),
+        _ => {
+            print!("{HELP}");
+            return ExitCode::from(2);
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("xtask: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check() -> anyhow::Result<()> {
+    architecture::check()?;
+    cargo(&["fmt", "--all", "--check"])?;
+    let all = [
+        "clippy",
+        "-q",
+        "--release",
+        "--workspace",
+        "--all-targets",
+        "--exclude",
+        "mote-guest",
+        "--",
+        "-D",
+        "warnings",
+    ];
+    cargo(&all)?;
+    cargo(&["clippy", "-q", "--release", "-p", "mote-guest", "--all-targets", "--", "-D", "warnings"])?;
+    let bare_metal =
+        ["clippy", "-q", "--profile", "guest", "-p", "mote-guest", "--features", "freestanding", "--bins"];
+    cargo(&[&bare_metal[..], &["--", "-D", "warnings"]].concat())
+}
+
+/// Runs cargo; its failure is ours.
+fn cargo(args: &[&str]) -> anyhow::Result<()> {
+    eprintln!("cargo {}", args.join(" "));
+    let status = Command::new("cargo").args(args).status().context("running cargo")?;
+    if !status.success() {
+        bail!("cargo {} failed ({status})", args.join(" "));
+    }
+    Ok(())
+}

@@ -1,0 +1,40 @@
+# Shared by ./quickstart and ./test: what a Debian machine needs beside a Rust toolchain. Sourced, not run.
+
+say() { printf '\n== %s\n' "$*"; }
+
+# need COMMAND PACKAGE …: installs the packages whose commands are missing (a path is looked for as a file).
+need() {
+  local missing=()
+  while [ $# -gt 0 ]; do
+    case $1 in
+      /*) [ -e "$1" ] || missing+=("$2") ;;
+      *) command -v "$1" >/dev/null 2>&1 || missing+=("$2") ;;
+    esac
+    shift 2
+  done
+  [ ${#missing[@]} -eq 0 ] && return 0
+  if [ "$(id -u)" != 0 ]; then
+    echo "missing: ${missing[*]}; run this as root to have them installed" >&2
+    return 1
+  fi
+  say "installing ${missing[*]}"
+  # A package index that can't be refreshed (a third party's, say) matters only if the installation fails.
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null 2>&1 && return 0
+  apt-get update -qq || true
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
+}
+
+need_basics() {
+  if ! command -v cargo >/dev/null 2>&1; then
+    [ -x "$HOME/.cargo/bin/cargo" ] && PATH=$HOME/.cargo/bin:$PATH
+  fi
+  command -v cargo >/dev/null 2>&1 || { echo "a Rust toolchain (cargo) is needed" >&2; return 1; }
+  need cc gcc ld binutils /usr/include/stdio.h libc6-dev ip iproute2 ping iputils-ping curl curl nsenter util-linux \
+    mke2fs e2fsprogs ssh openssh-client ssh-keygen openssh-client busybox busybox-static nft nftables perl perl
+}
+
+# Programs and the conformance guest, into one target directory.
+build_all() {
+  cargo build --release --workspace --exclude mote-guest --bins
+  cargo build -p mote-guest --features freestanding --profile guest
+}
