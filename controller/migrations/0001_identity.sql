@@ -47,6 +47,13 @@ CREATE TABLE roles (
     description TEXT NOT NULL DEFAULT ''
 );
 
+-- Who has the first has the second as well (all pairs, not only neighbours).
+CREATE TABLE role_implications (
+    prior_role_id   TEXT NOT NULL REFERENCES roles (id) ON DELETE CASCADE,
+    implied_role_id TEXT NOT NULL REFERENCES roles (id) ON DELETE CASCADE,
+    PRIMARY KEY (prior_role_id, implied_role_id)
+);
+
 -- Role of a user on a project or on a domain.
 CREATE TABLE role_assignments (
     user_id     TEXT NOT NULL REFERENCES users (id) ON DELETE CASCADE,

@@ -23,3 +23,5 @@ pub mod image;
 pub mod network;
 pub mod scheduler;
 pub mod server;
+#[cfg(test)]
+pub(crate) mod testing;

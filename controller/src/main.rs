@@ -1,18 +1,29 @@
 //! `mote-controller`: see `--help`.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    env,
+    fs::{File, OpenOptions, TryLockError},
+    io::IsTerminal,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use mote_controller::{
     app::{self, App},
     config::Config,
+    db,
+    identity::bootstrap,
     server,
 };
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
 };
+
+/// Where `bootstrap` finds the administrator's password: arguments can be seen by every user of the machine.
+const PASSWORD_VARIABLE: &str = "MOTE_ADMIN_PASSWORD";
 
 /// Mote's controller: identity, image, compute and network APIs of a whole cloud in one program and one port.
 #[derive(Debug, Parser)]
@@ -26,6 +37,11 @@ struct Cli {
 enum Command {
     /// Serve the APIs until SIGTERM.
     Run(Run),
+    /// Make the administrator, the default domain and the built-in roles, and print the credentials as JSON.
+    ///
+    /// Can be repeated: what is there stays. The password is read from the environment variable MOTE_ADMIN_PASSWORD;
+    /// without it, a random one is made and printed.
+    Bootstrap(Bootstrap),
 }
 
 #[derive(Debug, Args)]
@@ -47,12 +63,25 @@ struct Run {
     public_url: Option<String>,
 }
 
+#[derive(Debug, Args)]
+struct Bootstrap {
+    #[command(flatten)]
+    common: Common,
+    /// How clients will reach the controller, for the printed auth_url.
+    #[arg(long, default_value = "http://127.0.0.1:8774")]
+    public_url: String,
+    /// Set the password also if the administrator exists, and enable that user.
+    #[arg(long)]
+    reset_password: bool,
+}
+
 fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info,sqlx=warn".into()),
         )
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
     let outcome =
@@ -60,6 +89,7 @@ fn main() -> std::process::ExitCode {
             runtime.block_on(async {
                 match cli.command {
                     Command::Run(args) => run(args).await,
+                    Command::Bootstrap(args) => bootstrap(args).await,
                 }
             })
         });
@@ -78,9 +108,39 @@ async fn run(args: Run) -> anyhow::Result<()> {
     let listener = TcpListener::bind(args.listen).await.with_context(|| {
         format!("can't listen on {} (another program may be using the port)", args.listen)
     })?;
+    let _lock = lock_state_dir(&config.state_dir)?;
     let app = App::open(config).await?;
     tracing::info!(listen = %args.listen, public_url, "serving");
     server::serve(listener, app::router(app), stop_signal()?).await;
+    Ok(())
+}
+
+/// One `run` per state directory. (`bootstrap` and `join-token` may work beside it: they only write to the database.)
+fn lock_state_dir(dir: &Path) -> anyhow::Result<File> {
+    db::create_private_dir(dir)?;
+    let path = dir.join("lock");
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(false);
+    let file = options.open(&path).with_context(|| format!("can't open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => bail!("another mote-controller is running in {}", dir.display()),
+        Err(TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("can't lock {}", path.display()))
+        }
+    }
+}
+
+async fn bootstrap(args: Bootstrap) -> anyhow::Result<()> {
+    let listen = ([127, 0, 0, 1], 8774).into();
+    let app = App::open(Config::new(listen, args.common.state_dir, &args.public_url)?).await?;
+    let password = match env::var(PASSWORD_VARIABLE) {
+        Ok(password) => Some(password),
+        Err(env::VarError::NotPresent) => None,
+        Err(error) => return Err(error).context(PASSWORD_VARIABLE),
+    };
+    let credentials = bootstrap::bootstrap(&app, password, args.reset_password).await?;
+    println!("{}", serde_json::to_string_pretty(&credentials)?);
     Ok(())
 }
 

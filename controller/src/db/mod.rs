@@ -109,8 +109,11 @@ pub async fn open(state_dir: &Path) -> Result<Pools, DbError> {
     Ok(Pools { read, write })
 }
 
-/// Keys, password hashes and tenants' images are below: nobody but the owner may look.
-fn create_private_dir(path: &Path) -> Result<(), DbError> {
+/// Makes the state directory. Keys, password hashes and tenants' images are below: nobody but the owner may look.
+///
+/// # Errors
+/// If it can't be made.
+pub fn create_private_dir(path: &Path) -> Result<(), DbError> {
     use std::os::unix::fs::DirBuilderExt;
     std::fs::DirBuilder::new()
         .recursive(true)

@@ -187,7 +187,7 @@ pub struct Asked<'a> {
 
 /// Gives a response that carries an [`ApiError`] its status and body; logs what is internal.
 pub fn render(response: Response, asked: &Asked<'_>) -> Response {
-    let Some(error) = response.extensions().get::<Arc<ApiError>>().cloned() else { return response };
+    let Some(error) = error_of(&response) else { return response };
     let status = error.status(asked.service);
     if error.is_internal() {
         tracing::error!(request_id = asked.request_id, error = %chain(error.as_ref()), "internal error");
@@ -217,6 +217,33 @@ pub fn render(response: Response, asked: &Asked<'_>) -> Response {
         }
     }
     answer
+}
+
+/// The error that a handler returned, or one made of what axum's own extractors refuse with a plain text.
+fn error_of(response: &Response) -> Option<Arc<ApiError>> {
+    if let Some(error) = response.extensions().get::<Arc<ApiError>>() {
+        return Some(error.clone());
+    }
+    let plain =
+        response.headers().get(header::CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"text/plain"));
+    if !plain {
+        return None;
+    }
+    let error = match response.status() {
+        StatusCode::BAD_REQUEST => {
+            ApiError::BadRequest("The request's path, query or headers are malformed.".into())
+        }
+        StatusCode::PAYLOAD_TOO_LARGE => ApiError::TooLarge("The body is too large.".into()),
+        StatusCode::UNSUPPORTED_MEDIA_TYPE => {
+            ApiError::UnsupportedMedia("The body's type is not supported.".into())
+        }
+        StatusCode::UNPROCESSABLE_ENTITY => {
+            ApiError::BadRequest("The body is not what is expected here.".into())
+        }
+        status if status.is_server_error() => ApiError::internal(format!("an extractor answered {status}")),
+        _ => return None,
+    };
+    Some(Arc::new(error))
 }
 
 fn keystone_body(status: StatusCode, message: &str) -> Value {

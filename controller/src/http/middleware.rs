@@ -25,6 +25,9 @@ use super::{
 /// Longest time for a request, except the transfer of image bytes (which has its own limits): twice the longest long poll.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How much of a path is logged.
+const MAX_LOGGED_PATH: usize = 256;
+
 /// The id of a request: `req-<uuid>`; an extension of each request.
 #[derive(Debug, Clone)]
 pub struct RequestId(pub Arc<str>);
@@ -71,8 +74,8 @@ fn normalised(uri: &Uri) -> Option<Uri> {
 async fn observe(State(public_url): State<Arc<str>>, mut request: Request, next: Next) -> Response {
     let id = format!("req-{}", Uuid::new_v4());
     let service = Service::of_path(request.uri().path());
-    let span =
-        tracing::info_span!("request", id = %id, method = %request.method(), path = request.uri().path());
+    let path: String = request.uri().path().chars().take(MAX_LOGGED_PATH).collect();
+    let span = tracing::info_span!("request", id = %id, method = %request.method(), path);
     request.extensions_mut().insert(RequestId(id.as_str().into()));
     if is_image_transfer(request.uri().path()) {
         request.extensions_mut().insert(OwnTimeLimit);
@@ -89,7 +92,8 @@ async fn observe(State(public_url): State<Arc<str>>, mut request: Request, next:
             headers.insert(HeaderName::from_static("x-openstack-request-id"), value);
         }
         let status = response.status().as_u16();
-        tracing::info!(status, elapsed_us = started.elapsed().as_micros() as u64, "answered");
+        // Not at info: how often clients ask must not decide how much is logged.
+        tracing::debug!(status, elapsed_us = started.elapsed().as_micros() as u64, "answered");
         response
     }
     .instrument(span)

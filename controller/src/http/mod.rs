@@ -7,6 +7,7 @@ pub mod context;
 pub mod error;
 pub mod json;
 pub mod middleware;
+pub mod query;
 
 use axum::{
     Json,

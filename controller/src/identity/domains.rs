@@ -1,0 +1,176 @@
+//! `/v3/domains`.
+
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    routing::get,
+};
+use http::StatusCode;
+use serde_json::{Value, json};
+use sqlx::SqliteConnection;
+
+use super::{MAX_LIST, fields::Fields, list, new_id, not_found};
+use crate::{
+    app::App,
+    db,
+    http::{context::Ctx, error::ApiError, json::JsonBody, query::Params},
+};
+
+/// The domain that always exists.
+pub const DEFAULT_DOMAIN: &str = "default";
+
+/// A stored domain.
+#[derive(Debug, sqlx::FromRow)]
+pub struct DomainRow {
+    id: String,
+    name: String,
+    description: String,
+    enabled: bool,
+}
+
+impl DomainRow {
+    /// As Keystone shows it.
+    pub fn json(&self, app: &App) -> Value {
+        json!({
+            "id": self.id,
+            "name": self.name,
+            "description": self.description,
+            "enabled": self.enabled,
+            "options": {},
+            "tags": [],
+            "links": {"self": format!("{}/identity/v3/domains/{}", app.config.public_url, self.id)},
+        })
+    }
+}
+
+/// Routes.
+pub fn router() -> Router<App> {
+    Router::new()
+        .route("/v3/domains", get(index).post(create))
+        .route("/v3/domains/{id}", get(show).patch(update).delete(delete))
+}
+
+async fn find(conn: &mut SqliteConnection, id: &str) -> Result<DomainRow, ApiError> {
+    sqlx::query_as("SELECT * FROM domains WHERE id = $1")
+        .bind(id)
+        .fetch_optional(conn)
+        .await?
+        .ok_or_else(|| not_found("domain", id))
+}
+
+async fn index(State(app): State<App>, ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
+    ctx.require_admin()?;
+    let rows: Vec<DomainRow> = sqlx::query_as(
+        "SELECT * FROM domains WHERE (CAST($1 AS TEXT) IS NULL OR name = $1)
+         AND (CAST($2 AS BOOLEAN) IS NULL OR enabled = $2) ORDER BY name LIMIT $3",
+    )
+    .bind(params.get("name"))
+    .bind(params.boolean("enabled")?)
+    .bind(MAX_LIST + 1)
+    .fetch_all(&app.db)
+    .await?;
+    let items = rows.iter().map(|row| row.json(&app)).collect();
+    Ok(Json(list(&app, "domains", "/v3/domains", items)))
+}
+
+async fn create(
+    State(app): State<App>,
+    ctx: Ctx,
+    JsonBody(body): JsonBody<Value>,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    ctx.require_admin()?;
+    let mut fields = Fields::of(body, "domain")?;
+    let row = DomainRow {
+        id: new_id(),
+        name: fields.name()?.ok_or_else(|| ApiError::BadRequest("A domain needs a name.".into()))?,
+        description: fields.text("description")?.unwrap_or_default(),
+        enabled: fields.boolean("enabled")?.unwrap_or(true),
+    };
+    fields.no_options()?;
+    fields.nothing_else()?;
+    let mut tx = app.begin().await?;
+    sqlx::query("INSERT INTO domains (id, name, description, enabled) VALUES ($1, $2, $3, $4)")
+        .bind(&row.id)
+        .bind(&row.name)
+        .bind(&row.description)
+        .bind(row.enabled)
+        .execute(&mut *tx)
+        .await
+        .map_err(|error| conflict(error, &row.name))?;
+    tx.commit().await?;
+    Ok((StatusCode::CREATED, Json(json!({"domain": row.json(&app)}))))
+}
+
+fn conflict(error: sqlx::Error, name: &str) -> ApiError {
+    match db::is_unique_violation(&error) {
+        true => ApiError::Conflict(format!("Conflict occurred: there is already a domain named {name:?}.")),
+        false => error.into(),
+    }
+}
+
+async fn show(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    if ctx.user_domain_id != id && ctx.project_domain_id.as_deref() != Some(&id) {
+        ctx.require_admin()?;
+    }
+    let row = find(&mut *app.db.acquire().await?, &id).await?;
+    Ok(Json(json!({"domain": row.json(&app)})))
+}
+
+async fn update(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path(id): Path<String>,
+    JsonBody(body): JsonBody<Value>,
+) -> Result<Json<Value>, ApiError> {
+    ctx.require_admin()?;
+    let mut fields = Fields::of(body, "domain")?;
+    let mut tx = app.begin().await?;
+    let mut row = find(&mut tx, &id).await?;
+    row.name = fields.name()?.unwrap_or(row.name);
+    row.description = fields.text("description")?.unwrap_or(row.description);
+    row.enabled = fields.boolean("enabled")?.unwrap_or(row.enabled);
+    fields.no_options()?;
+    fields.nothing_else()?;
+    if row.id == DEFAULT_DOMAIN && !row.enabled {
+        return Err(ApiError::Forbidden("The default domain can't be disabled.".into()));
+    }
+    sqlx::query("UPDATE domains SET name = $2, description = $3, enabled = $4 WHERE id = $1")
+        .bind(&row.id)
+        .bind(&row.name)
+        .bind(&row.description)
+        .bind(row.enabled)
+        .execute(&mut *tx)
+        .await
+        .map_err(|error| conflict(error, &row.name))?;
+    tx.commit().await?;
+    Ok(Json(json!({"domain": row.json(&app)})))
+}
+
+/// Only a disabled domain, as in Keystone; unlike there, only one without users and projects.
+async fn delete(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
+    ctx.require_admin()?;
+    let mut tx = app.begin().await?;
+    let row = find(&mut tx, &id).await?;
+    if row.enabled {
+        return Err(ApiError::Forbidden(
+            "Cannot delete a domain that is enabled, please disable it first.".into(),
+        ));
+    }
+    let used: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM users WHERE domain_id = $1)
+             OR EXISTS (SELECT 1 FROM projects WHERE domain_id = $1)",
+    )
+    .bind(&id)
+    .fetch_one(&mut *tx)
+    .await?;
+    if used {
+        return Err(ApiError::Conflict("The domain still has users or projects.".into()));
+    }
+    sqlx::query("DELETE FROM role_assignments WHERE target_kind = 'domain' AND target_id = $1")
+        .bind(&id)
+        .execute(&mut *tx)
+        .await?;
+    sqlx::query("DELETE FROM domains WHERE id = $1").bind(&id).execute(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}

@@ -1,0 +1,273 @@
+//! Keystone's API, asked in process.
+
+use http::Method;
+use serde_json::{Value, json};
+
+use crate::testing::TestApp;
+
+const TOKENS: &str = "/identity/v3/auth/tokens";
+
+#[tokio::test]
+async fn version_documents_need_no_token() {
+    let test = TestApp::new().await;
+    for path in ["/identity", "/identity/"] {
+        let body = test.get(path, "").await.expect(300);
+        assert_eq!(body["versions"]["values"][0]["id"], "v3.14");
+    }
+    for path in ["/identity/v3", "/identity/v3/"] {
+        let body = test.get(path, "").await.expect(200);
+        assert_eq!(body["version"]["links"][0]["href"], "http://cloud.test:8774/identity/v3/");
+    }
+}
+
+#[tokio::test]
+async fn password_gives_a_scoped_token_with_catalog_and_implied_roles() {
+    let test = TestApp::new().await;
+    let scope = json!({"project": {"id": test.admin.project_id}});
+    let answer = test.log_in("admin", "adminpw", scope).await;
+    assert!(answer.header("x-openstack-request-id").starts_with("req-"));
+    assert!(!answer.header("x-subject-token").is_empty());
+    let token = &answer.expect(201)["token"];
+    assert_eq!(token["project"]["name"], "admin");
+    assert_eq!(token["project"]["domain"], json!({"id": "default", "name": "Default"}));
+    assert_eq!(token["methods"], json!(["password"]));
+    let roles: Vec<&str> =
+        token["roles"].as_array().unwrap().iter().map(|r| r["name"].as_str().unwrap()).collect();
+    assert_eq!(roles, ["admin", "manager", "member", "reader"]);
+    let catalog = token["catalog"].as_array().unwrap();
+    let find =
+        |kind: &str| catalog.iter().find(|s| s["type"] == kind).unwrap()["endpoints"][0]["url"].clone();
+    assert_eq!(find("compute"), "http://cloud.test:8774/compute/v2.1");
+    assert_eq!(find("identity"), "http://cloud.test:8774/identity/v3");
+}
+
+#[tokio::test]
+async fn wrong_password_and_unknown_user_look_the_same() {
+    let test = TestApp::new().await;
+    let wrong = test.log_in("admin", "no", Value::Null).await;
+    assert!(wrong.header("www-authenticate").contains("Keystone uri="));
+    let unknown = test.log_in("nobody", "no", Value::Null).await.expect(401);
+    let wrong = wrong.expect(401);
+    assert_eq!(wrong, unknown);
+    assert_eq!(wrong["error"]["message"], "The request you have made requires authentication.");
+}
+
+#[tokio::test]
+async fn malformed_requests_for_a_token_are_400_and_say_why() {
+    let test = TestApp::new().await;
+    let cases = [
+        (json!({}), "missing field `auth`"),
+        (json!({"auth": {"identity": {"methods": []}}}), "No authentication method"),
+        (json!({"auth": {"identity": {"methods": ["password"]}}}), "auth.identity.password is missing"),
+        (json!({"auth": {"identity": {"methods": ["saml2"]}}}), "saml2"),
+        (
+            json!({"auth": {"identity": {"methods": ["token"], "token": {"id": "x"}}, "scope": {}}}),
+            "exactly one",
+        ),
+    ];
+    for (body, text) in cases {
+        let error = test.post(TOKENS, "", body).await.expect(400);
+        assert!(error["error"]["message"].as_str().unwrap().contains(text), "{error}");
+    }
+    let broken =
+        http::Request::post(TOKENS).header("content-type", "application/json").body("{".into()).unwrap();
+    let error = test.send(broken).await.expect(400);
+    assert!(error["error"]["message"].as_str().unwrap().contains("Malformed JSON"), "{error}");
+}
+
+#[tokio::test]
+async fn a_body_beyond_the_limit_is_413() {
+    let test = TestApp::new().await;
+    let body = json!({"auth": "x".repeat(2 << 20)});
+    test.post(TOKENS, "", body).await.expect(413);
+}
+
+#[tokio::test]
+async fn scope_without_a_role_is_401_and_unscoped_has_no_catalog() {
+    let test = TestApp::new().await;
+    let (_, token) = test.tenant("t1", "member").await;
+    let scope = json!({"project": {"id": test.admin.project_id}});
+    test.log_in("t1", "pw", scope).await.expect(401);
+    test.log_in("t1", "pw", json!({"project": {"id": "nowhere"}})).await.expect(401);
+    let unscoped = test.log_in("t1", "pw", json!("unscoped")).await.expect(201);
+    assert!(unscoped["token"].get("catalog").is_none() && unscoped["token"].get("project").is_none());
+    test.get("/identity/v3/users", &token).await.expect(403);
+    test.get("/identity/v3/users", "").await.expect(401);
+    test.get("/identity/v3/users", "rubbish").await.expect(401);
+}
+
+#[tokio::test]
+async fn a_token_can_be_rescoped_validated_and_revoked() {
+    let test = TestApp::new().await;
+    let unscoped = test.token("admin", "adminpw", None).await;
+    let body = json!({"auth": {
+        "identity": {"methods": ["token"], "token": {"id": unscoped}},
+        "scope": {"project": {"name": "admin", "domain": {"name": "Default"}}},
+    }});
+    let answer = test.post(TOKENS, "", body).await;
+    let scoped = answer.header("x-subject-token").to_owned();
+    let token = answer.expect(201);
+    assert_eq!(token["token"]["methods"], json!(["token", "password"]));
+    assert_eq!(token["token"]["audit_ids"].as_array().unwrap().len(), 2);
+    let ask = |method: Method, subject: &str| {
+        let request = http::Request::builder().method(method).uri(TOKENS);
+        let request = request.header("x-auth-token", &test.admin_token).header("x-subject-token", subject);
+        test.send(request.body(axum::body::Body::empty()).unwrap())
+    };
+    let shown = ask(Method::GET, &scoped).await.expect(200);
+    assert_eq!(shown["token"]["expires_at"], token["token"]["expires_at"]);
+    assert_eq!(ask(Method::HEAD, &scoped).await.status, 200);
+    ask(Method::DELETE, &scoped).await.expect(204);
+    ask(Method::GET, &scoped).await.expect(404);
+    ask(Method::GET, "rubbish").await.expect(404);
+    test.get("/identity/v3/projects", &scoped).await.expect(401);
+    test.get("/identity/v3/auth/projects", &unscoped).await.expect(200);
+}
+
+#[tokio::test]
+async fn tokens_end_at_once_when_what_they_say_is_no_longer_true() {
+    let test = TestApp::new().await;
+    let admin = test.admin_token.as_str();
+    let (project, token) = test.tenant("t1", "member").await;
+    let whoami = "/identity/v3/auth/projects";
+    let listed = test.get(whoami, &token).await.expect(200);
+    assert_eq!(listed["projects"][0]["id"], project.as_str());
+    // The project disabled, then enabled again.
+    for (enabled, status) in [(false, 401), (true, 200)] {
+        let body = json!({"project": {"enabled": enabled}});
+        test.call(Method::PATCH, &format!("/identity/v3/projects/{project}"), admin, body).await.expect(200);
+        test.get(whoami, &token).await.expect(status);
+    }
+    // The password changed by the user; the old one no longer works, either.
+    let users = test.get("/identity/v3/users?name=t1", admin).await.expect(200);
+    let user = users["users"][0]["id"].as_str().unwrap().to_owned();
+    let change = |old: &str| json!({"user": {"original_password": old, "password": "pw2"}});
+    let path = format!("/identity/v3/users/{user}/password");
+    test.post(&path, &token, change("wrong")).await.expect(401);
+    test.post(&path, &token, change("pw")).await.expect(204);
+    test.get(whoami, &token).await.expect(401);
+    test.log_in("t1", "pw", Value::Null).await.expect(401);
+    let token = test.token("t1", "pw2", Some("t1")).await;
+    // The role taken away.
+    let path = format!("/identity/v3/projects/{project}/users/{user}/roles");
+    let roles = test.get(&path, admin).await.expect(200);
+    let role = roles["roles"][0]["id"].as_str().unwrap().to_owned();
+    test.delete(&format!("{path}/{role}"), admin).await.expect(204);
+    test.get(whoami, &token).await.expect(401);
+    test.delete(&format!("{path}/{role}"), admin).await.expect(404);
+}
+
+#[tokio::test]
+async fn a_token_of_another_cloud_is_401() {
+    let (one, other) = (TestApp::new().await, TestApp::new().await);
+    one.get("/identity/v3/projects", &other.admin_token).await.expect(401);
+}
+
+#[tokio::test]
+async fn projects_are_made_found_changed_and_deleted() {
+    let test = TestApp::new().await;
+    let admin = test.admin_token.as_str();
+    let body = json!({"project": {"name": "p1", "description": "d", "tags": ["b", "a"], "color": "red"}});
+    let project =
+        test.post("/identity/v3/projects", admin, body.clone()).await.expect(201)["project"].clone();
+    assert_eq!((&project["color"], &project["tags"]), (&json!("red"), &json!(["a", "b"])));
+    assert_eq!((&project["domain_id"], &project["parent_id"]), (&json!("default"), &json!("default")));
+    test.post("/identity/v3/projects", admin, body).await.expect(409);
+    for bad in [json!({"name": ""}), json!({"name": 1}), json!({}), json!({"name": "x", "parent_id": "y"})] {
+        test.post("/identity/v3/projects", admin, json!({ "project": bad })).await.expect(400);
+    }
+    let nowhere = json!({"project": {"name": "x", "domain_id": "y"}});
+    let error = test.post("/identity/v3/projects", admin, nowhere).await;
+    assert!(matches!(error.status.as_u16(), 404), "{:?}", error.json());
+    let found = test.get("/identity/v3/projects?name=p1&domain_id=default&tags=a", admin).await.expect(200);
+    assert_eq!(found["projects"], json!([project]));
+    let path = format!("/identity/v3/projects/{}", project["id"].as_str().unwrap());
+    let changed = json!({"project": {"name": "p2", "color": null}});
+    let changed = test.call(Method::PATCH, &path, admin, changed).await.expect(200);
+    assert_eq!((&changed["project"]["name"], changed["project"].get("color")), (&json!("p2"), None));
+    test.delete(&path, admin).await.expect(204);
+    let error = test.get(&path, admin).await.expect(404);
+    assert!(error["error"]["message"].as_str().unwrap().starts_with("Could not find project"), "{error}");
+}
+
+#[tokio::test]
+async fn users_never_show_a_password_and_end_with_their_roles() {
+    let test = TestApp::new().await;
+    let admin = test.admin_token.as_str();
+    let (project, token) = test.tenant("t1", "reader").await;
+    let users = test.get("/identity/v3/users?name=t1", admin).await.expect(200);
+    assert!(!users.to_string().contains("argon2") && !users.to_string().contains("\"pw\""), "{users}");
+    let user = users["users"][0]["id"].as_str().unwrap().to_owned();
+    let path = format!("/identity/v3/users/{user}");
+    // A user sees himself and nobody else.
+    test.get(&path, &token).await.expect(200);
+    test.get(&format!("{path}/projects"), &token).await.expect(200);
+    test.get(&format!("/identity/v3/role_assignments?user.id={user}"), &token).await.expect(200);
+    test.get("/identity/v3/role_assignments", &token).await.expect(403);
+    test.delete(&path, &token).await.expect(403);
+    let query =
+        format!("/identity/v3/role_assignments?scope.project.id={project}&include_names=true&effective");
+    let listed = test.get(&query, admin).await.expect(200);
+    let listed = &listed["role_assignments"].as_array().unwrap()[0];
+    assert_eq!((&listed["role"]["name"], &listed["user"]["name"]), (&json!("reader"), &json!("t1")));
+    test.delete(&path, admin).await.expect(204);
+    test.get("/identity/v3/auth/projects", &token).await.expect(401);
+    let listed = test.get(&query, admin).await.expect(200);
+    assert_eq!(listed["role_assignments"], json!([]));
+}
+
+#[tokio::test]
+async fn the_catalog_can_be_read_but_not_changed() {
+    let test = TestApp::new().await;
+    let admin = test.admin_token.as_str();
+    let services = test.get("/identity/v3/services?type=image", admin).await.expect(200);
+    assert_eq!(services["services"][0]["name"], "glance");
+    let id = services["services"][0]["id"].as_str().unwrap();
+    let endpoints = test.get(&format!("/identity/v3/endpoints?service_id={id}"), admin).await.expect(200);
+    assert_eq!(endpoints["endpoints"].as_array().unwrap().len(), 3);
+    test.get("/identity/v3/regions/RegionOne", admin).await.expect(200);
+    test.get("/identity/v3/auth/catalog", admin).await.expect(200);
+    test.post("/identity/v3/services", admin, json!({"service": {"type": "x"}})).await.expect(501);
+}
+
+#[tokio::test]
+async fn built_in_roles_and_the_default_domain_stay() {
+    let test = TestApp::new().await;
+    let admin = test.admin_token.as_str();
+    let roles = test.get("/identity/v3/roles?name=admin", admin).await.expect(200);
+    let role = format!("/identity/v3/roles/{}", roles["roles"][0]["id"].as_str().unwrap());
+    test.delete(&role, admin).await.expect(403);
+    test.call(Method::PATCH, &role, admin, json!({"role": {"name": "x"}})).await.expect(403);
+    let role = test.post("/identity/v3/roles", admin, json!({"role": {"name": "auditor"}})).await.expect(201);
+    let role = format!("/identity/v3/roles/{}", role["role"]["id"].as_str().unwrap());
+    test.delete(&role, admin).await.expect(204);
+    let domain = "/identity/v3/domains/default";
+    test.call(Method::PATCH, domain, admin, json!({"domain": {"enabled": false}})).await.expect(403);
+    test.delete(domain, admin).await.expect(403);
+    let made = test.post("/identity/v3/domains", admin, json!({"domain": {"name": "d"}})).await.expect(201);
+    let domain = format!("/identity/v3/domains/{}", made["domain"]["id"].as_str().unwrap());
+    test.delete(&domain, admin).await.expect(403);
+    test.call(Method::PATCH, &domain, admin, json!({"domain": {"enabled": false}})).await.expect(200);
+    test.delete(&domain, admin).await.expect(204);
+}
+
+#[tokio::test]
+async fn bootstrap_again_keeps_the_password_unless_told_otherwise() {
+    let test = TestApp::new().await;
+    let again = super::bootstrap::bootstrap(&test.app, Some("other".into()), false).await.unwrap();
+    assert_eq!((again.password, &again.project_id), (None, &test.admin.project_id));
+    test.token("admin", "adminpw", Some("admin")).await;
+    let reset = super::bootstrap::bootstrap(&test.app, None, true).await.unwrap();
+    test.log_in("admin", "adminpw", Value::Null).await.expect(401);
+    test.token("admin", reset.password.as_deref().unwrap(), Some("admin")).await;
+}
+
+#[tokio::test]
+async fn unknown_paths_and_methods_are_the_services_errors() {
+    let test = TestApp::new().await;
+    let error = test.get("/identity/v3/nothing", "").await.expect(404);
+    assert_eq!(error["error"]["title"], "Not Found");
+    test.call(Method::PUT, "/identity/v3/users", "", Value::Null).await.expect(405);
+    let error = test.get("/nowhere", "").await.expect(404);
+    assert_eq!(error["error"]["code"], 404);
+}

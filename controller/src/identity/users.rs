@@ -1,0 +1,308 @@
+//! `/v3/users`. There are no groups: `/v3/groups` is an empty list.
+
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    routing::{get, post},
+};
+use http::StatusCode;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use sqlx::SqliteConnection;
+
+use super::{
+    MAX_LIST,
+    fields::{Fields, merge_extra},
+    list, new_id, not_found, projects,
+};
+use crate::{
+    app::App,
+    db,
+    http::{context::Ctx, error::ApiError, json::JsonBody, query::Params},
+};
+
+/// A stored user.
+#[derive(Debug, sqlx::FromRow)]
+struct UserRow {
+    id: String,
+    domain_id: String,
+    name: String,
+    enabled: bool,
+    default_project_id: Option<String>,
+    password_hash: Option<String>,
+    password_changed_us: Option<i64>,
+    tokens_valid_from_us: i64,
+    extra: String,
+}
+
+impl UserRow {
+    fn json(&self, app: &App) -> Value {
+        let mut user: Map<String, Value> = serde_json::from_str(&self.extra).unwrap_or_default();
+        let own = json!({
+            "id": self.id,
+            "name": self.name,
+            "domain_id": self.domain_id,
+            "enabled": self.enabled,
+            "default_project_id": self.default_project_id,
+            "password_expires_at": null,
+            "options": {},
+            "links": {"self": format!("{}/identity/v3/users/{}", app.config.public_url, self.id)},
+        });
+        if let Value::Object(own) = own {
+            user.extend(own);
+        }
+        Value::Object(user)
+    }
+
+    /// Takes from the fields what may be changed; tokens of a user who is disabled end for good.
+    fn apply(&mut self, mut fields: Fields) -> Result<(), ApiError> {
+        if let Some(name) = fields.name()? {
+            self.name = name;
+        }
+        if let Some(project) = fields.nullable_text("default_project_id")? {
+            self.default_project_id = project;
+        }
+        let enabled = fields.boolean("enabled")?.unwrap_or(self.enabled);
+        if self.enabled && !enabled {
+            self.tokens_valid_from_us = db::now_us();
+        }
+        self.enabled = enabled;
+        fields.no_options()?;
+        self.extra = merge_extra(&self.extra, fields.rest()?);
+        Ok(())
+    }
+
+    /// A new password ends all tokens so far.
+    fn set_password(&mut self, hash: String) {
+        let now = db::now_us();
+        self.password_hash = Some(hash);
+        self.password_changed_us = Some(now);
+        self.tokens_valid_from_us = now;
+    }
+}
+
+/// Routes.
+pub fn router() -> Router<App> {
+    Router::new()
+        .route("/v3/users", get(index).post(create))
+        .route("/v3/users/{id}", get(show).patch(update).delete(delete))
+        .route("/v3/users/{id}/password", post(change_password))
+        .route("/v3/users/{id}/projects", get(projects_of))
+        .route("/v3/users/{id}/groups", get(groups_of))
+        .route("/v3/groups", get(groups))
+}
+
+async fn find(conn: &mut SqliteConnection, id: &str) -> Result<UserRow, ApiError> {
+    sqlx::query_as("SELECT * FROM users WHERE id = $1")
+        .bind(id)
+        .fetch_optional(conn)
+        .await?
+        .ok_or_else(|| not_found("user", id))
+}
+
+fn require_self_or_admin(ctx: &Ctx, id: &str) -> Result<(), ApiError> {
+    if ctx.user_id == id { Ok(()) } else { ctx.require_admin() }
+}
+
+async fn index(State(app): State<App>, ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
+    ctx.require_admin()?;
+    let rows: Vec<UserRow> = sqlx::query_as(
+        "SELECT * FROM users WHERE (CAST($1 AS TEXT) IS NULL OR name = $1)
+         AND (CAST($2 AS TEXT) IS NULL OR domain_id = $2)
+         AND (CAST($3 AS BOOLEAN) IS NULL OR enabled = $3) ORDER BY name, id LIMIT $4",
+    )
+    .bind(params.get("name"))
+    .bind(params.get("domain_id"))
+    .bind(params.boolean("enabled")?)
+    .bind(MAX_LIST + 1)
+    .fetch_all(&app.db)
+    .await?;
+    let items = rows.iter().map(|row| row.json(&app)).collect();
+    Ok(Json(list(&app, "users", "/v3/users", items)))
+}
+
+async fn create(
+    State(app): State<App>,
+    ctx: Ctx,
+    JsonBody(body): JsonBody<Value>,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    ctx.require_admin()?;
+    let mut fields = Fields::of(body, "user")?;
+    let password = fields.text("password")?;
+    let mut row = UserRow {
+        id: new_id(),
+        domain_id: fields.text("domain_id")?.unwrap_or_else(|| projects::own_domain(&ctx)),
+        name: String::new(),
+        enabled: true,
+        default_project_id: None,
+        password_hash: None,
+        password_changed_us: None,
+        tokens_valid_from_us: 0,
+        extra: "{}".into(),
+    };
+    row.apply(fields)?;
+    if row.name.is_empty() {
+        return Err(ApiError::BadRequest("A user needs a name.".into()));
+    }
+    if let Some(password) = password {
+        row.set_password(app.identity.passwords.hash(&password).await?);
+    }
+    let mut tx = app.begin().await?;
+    projects::require_domain(&mut tx, &row.domain_id).await?;
+    sqlx::query(
+        "INSERT INTO users (id, domain_id, name, enabled, default_project_id, password_hash,
+                            password_changed_us, tokens_valid_from_us, extra)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
+    )
+    .bind(&row.id)
+    .bind(&row.domain_id)
+    .bind(&row.name)
+    .bind(row.enabled)
+    .bind(&row.default_project_id)
+    .bind(&row.password_hash)
+    .bind(row.password_changed_us)
+    .bind(row.tokens_valid_from_us)
+    .bind(&row.extra)
+    .execute(&mut *tx)
+    .await
+    .map_err(|error| conflict(error, &row.name))?;
+    tx.commit().await?;
+    Ok((StatusCode::CREATED, Json(json!({"user": row.json(&app)}))))
+}
+
+fn conflict(error: sqlx::Error, name: &str) -> ApiError {
+    match db::is_unique_violation(&error) {
+        true => ApiError::Conflict(format!(
+            "Conflict occurred: there is already a user named {name:?} in this domain."
+        )),
+        false => error.into(),
+    }
+}
+
+async fn show(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    require_self_or_admin(&ctx, &id)?;
+    let row = find(&mut *app.db.acquire().await?, &id).await?;
+    Ok(Json(json!({"user": row.json(&app)})))
+}
+
+async fn update(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path(id): Path<String>,
+    JsonBody(body): JsonBody<Value>,
+) -> Result<Json<Value>, ApiError> {
+    ctx.require_admin()?;
+    let mut fields = Fields::of(body, "user")?;
+    // Hashed before the transaction: nobody else's write waits for it.
+    let hash = match fields.text("password")? {
+        Some(password) => Some(app.identity.passwords.hash(&password).await?),
+        None => None,
+    };
+    let mut tx = app.begin().await?;
+    let mut row = find(&mut tx, &id).await?;
+    fields.unchanged("domain_id", &row.domain_id)?;
+    row.apply(fields)?;
+    if let Some(hash) = hash {
+        row.set_password(hash);
+    }
+    store(&mut tx, &row).await?;
+    tx.commit().await?;
+    Ok(Json(json!({"user": row.json(&app)})))
+}
+
+async fn store(conn: &mut SqliteConnection, row: &UserRow) -> Result<(), ApiError> {
+    sqlx::query(
+        "UPDATE users SET name = $2, enabled = $3, default_project_id = $4, password_hash = $5,
+             password_changed_us = $6, tokens_valid_from_us = $7, extra = $8 WHERE id = $1",
+    )
+    .bind(&row.id)
+    .bind(&row.name)
+    .bind(row.enabled)
+    .bind(&row.default_project_id)
+    .bind(&row.password_hash)
+    .bind(row.password_changed_us)
+    .bind(row.tokens_valid_from_us)
+    .bind(&row.extra)
+    .execute(conn)
+    .await
+    .map_err(|error| conflict(error, &row.name))?;
+    Ok(())
+}
+
+/// Role assignments go with the user.
+async fn delete(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
+    ctx.require_admin()?;
+    let mut tx = app.begin().await?;
+    let gone = sqlx::query("DELETE FROM users WHERE id = $1").bind(&id).execute(&mut *tx).await?;
+    if gone.rows_affected() == 0 {
+        return Err(not_found("user", &id));
+    }
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+#[derive(Debug, Deserialize)]
+struct PasswordChange {
+    user: Passwords,
+}
+
+#[derive(Debug, Deserialize)]
+struct Passwords {
+    original_password: String,
+    password: String,
+}
+
+/// A user's own change: the old password is the proof, as in Keystone; a token is not needed.
+async fn change_password(
+    State(app): State<App>,
+    Path(id): Path<String>,
+    JsonBody(body): JsonBody<PasswordChange>,
+) -> Result<StatusCode, ApiError> {
+    let passwords = &app.identity.passwords;
+    let before: Option<(Option<String>,)> =
+        sqlx::query_as("SELECT password_hash FROM users WHERE id = $1 AND enabled")
+            .bind(&id)
+            .fetch_optional(&app.db)
+            .await?;
+    let before = before.and_then(|(hash,)| hash);
+    if !passwords.verify(&body.user.original_password, before.as_deref()).await? {
+        return Err(ApiError::Unauthorized);
+    }
+    let hash = passwords.hash(&body.user.password).await?;
+    let mut tx = app.begin().await?;
+    let mut row = find(&mut tx, &id).await?;
+    // Somebody else may have set another one meanwhile, to which the proof does not apply.
+    if row.password_hash != before || !row.enabled {
+        return Err(ApiError::Unauthorized);
+    }
+    row.set_password(hash);
+    store(&mut tx, &row).await?;
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn projects_of(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    require_self_or_admin(&ctx, &id)?;
+    find(&mut *app.db.acquire().await?, &id).await?;
+    let items = projects::of_user(&app, &id, false).await?;
+    Ok(Json(list(&app, "projects", &format!("/v3/users/{id}/projects"), items)))
+}
+
+async fn groups_of(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    require_self_or_admin(&ctx, &id)?;
+    find(&mut *app.db.acquire().await?, &id).await?;
+    Ok(Json(list(&app, "groups", &format!("/v3/users/{id}/groups"), Vec::new())))
+}
+
+async fn groups(State(app): State<App>, ctx: Ctx) -> Result<Json<Value>, ApiError> {
+    ctx.require_admin()?;
+    Ok(Json(list(&app, "groups", "/v3/groups", Vec::new())))
+}
