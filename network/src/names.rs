@@ -3,7 +3,6 @@
 use std::{fmt, net::Ipv4Addr, str::FromStr};
 
 use mote_host_api::{NetworkId, PortId};
-use serde::{Deserialize, Serialize};
 
 /// The bridge of a network, in its namespace.
 pub const BRIDGE: &str = "br0";
@@ -62,7 +61,7 @@ fn leading_bits(id: u128) -> u64 {
 }
 
 /// An Ethernet address, written `fa:16:3e:00:00:01`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MacAddress(pub [u8; 6]);
 
 impl MacAddress {

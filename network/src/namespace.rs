@@ -162,7 +162,8 @@ fn open(name: &str) -> Result<File, NamespaceError> {
     Ok(file)
 }
 
-fn create_blocking(name: &str) -> Result<(), NamespaceError> {
+/// As [`create`], for callers outside of tokio.
+pub fn create_blocking(name: &str) -> Result<(), NamespaceError> {
     let path = path_of(name)?;
     let _lock = lock_directory(name)?;
     share_directory(name)?;
@@ -192,7 +193,8 @@ fn create_blocking(name: &str) -> Result<(), NamespaceError> {
     bound
 }
 
-fn delete_blocking(name: &str) -> Result<(), NamespaceError> {
+/// As [`delete`], for callers outside of tokio.
+pub fn delete_blocking(name: &str) -> Result<(), NamespaceError> {
     let path = path_of(name)?;
     if !Path::new(DIR).exists() {
         return Ok(());

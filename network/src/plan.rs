@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Sysctls of a network's namespace (paths below /proc/sys) that exist as soon as the namespace does. What a kernel
-/// does not have (IPv6 off, br_netfilter not loaded) is left out.
+/// does not have (IPv6 off, br_netfilter not loaded) is left out. Written in this order.
 pub const SYSCTLS: &[(&str, &str)] = &[
     // Nothing is routed between subnets by the host, whatever the root namespace's setting was when this one was made.
     ("net/ipv4/ip_forward", "0"),
@@ -283,12 +283,12 @@ impl Planner<'_> {
         pluggable && !self.config.ports.contains_key(&link.name)
     }
 
+    /// All of them when one is wrong: some change others (ip_forward resets accept_redirects), so their order counts.
     fn plan_sysctls(&mut self, wanted: &[(&'static str, &'static str)]) {
         let current = &self.content.sysctls;
-        let differs = |(path, value): &&(_, &str)| current.get(path).is_some_and(|current| current != value);
-        let settings: Vec<_> = wanted.iter().filter(differs).copied().collect();
-        if !settings.is_empty() {
-            self.actions.push(Action::SetSysctls { settings });
+        let existing = || wanted.iter().filter(|(path, _)| current.contains_key(path));
+        if existing().any(|(path, value)| current[path] != *value) {
+            self.actions.push(Action::SetSysctls { settings: existing().copied().collect() });
         }
     }
 
@@ -359,3 +359,6 @@ impl Planner<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -247,3 +247,7 @@ fn is_unicast(cidr: Ipv4Net) -> bool {
 fn is_host_of(cidr: Ipv4Net, ip: Ipv4Addr) -> bool {
     cidr.contains(&ip) && ip != cidr.network() && ip != cidr.broadcast()
 }
+
+#[cfg(test)]
+#[path = "spec_tests.rs"]
+mod tests;

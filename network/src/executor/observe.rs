@@ -90,7 +90,9 @@ async fn links_with_indices(
         let stations = stations.get(&message.header.index).cloned().unwrap_or_default();
         link(message, bridge, stations)
     });
-    Ok((links.collect(), indices))
+    let mut links: Vec<ObservedLink> = links.collect();
+    links.sort_unstable_by(|a, b| a.name.cmp(&b.name));
+    Ok((links, indices))
 }
 
 fn name_of(message: &LinkMessage) -> Option<String> {

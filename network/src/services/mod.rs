@@ -1,18 +1,40 @@
 //! DHCP and metadata for the guests of each network, served by tasks of this process on sockets inside the network's
 //! namespace.
+//!
+//! Stateless: what they answer follows from the desired state alone, so a new process that binds again goes on where the
+//! old one ended.
 
-use std::collections::HashMap;
+pub mod dhcp;
+mod directory;
+mod log_limit;
+pub mod metadata;
+mod sockets;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io,
+    sync::Arc,
+};
 
 use mote_host_api::{InstanceMetadata, NetworkId, NetworkSpec, ServerId};
+use nix::net::if_::if_nametoindex;
+use tokio::{sync::watch, task::JoinHandle};
+use tracing::{info, warn};
 
-use crate::Config;
+use crate::{
+    Config,
+    names::{BRIDGE, NetworkKey, bridge_mac},
+    namespace::{self, NamespaceError, NamespaceIdentity},
+    spec::{self, SpecError},
+};
+pub use directory::Directory;
 
 /// State after [`Services::update`].
 #[derive(Debug, Default)]
 pub struct UpdateOutcome {
     /// Networks that are being served.
     pub serving: Vec<NetworkId>,
-    /// Networks whose namespace, bridge or addresses aren't there yet.
+    /// Networks whose namespace, bridge or addresses aren't there (yet).
     pub waiting: Vec<NetworkId>,
     /// Networks whose services can't be started.
     pub failed: Vec<(NetworkId, ServiceError)>,
@@ -21,21 +43,49 @@ pub struct UpdateOutcome {
 /// A service can't be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
-    /// Description.
+    /// The description is refused. Services that run already go on as they are.
     #[error(transparent)]
-    Spec(#[from] crate::SpecError),
+    Spec(#[from] SpecError),
+    /// Namespace.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    /// Sockets.
+    #[error("network namespace {namespace}: cannot open the sockets of DHCP and metadata")]
+    Sockets {
+        /// Namespace.
+        namespace: String,
+        /// Why.
+        source: io::Error,
+    },
 }
 
 /// The services of all networks on this host. Dropping it stops them.
 #[derive(Debug)]
 pub struct Services {
     config: Config,
+    running: BTreeMap<NetworkKey, Running>,
+}
+
+/// The services of one network.
+#[derive(Debug)]
+struct Running {
+    identity: Identity,
+    /// Dropping it ends the tasks.
+    directory: watch::Sender<Arc<Directory>>,
+    tasks: [JoinHandle<io::Result<()>>; 2],
+}
+
+/// What the sockets are bound to. Another namespace or bridge of the same name needs other sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Identity {
+    namespace: NamespaceIdentity,
+    bridge: u32,
 }
 
 impl Services {
     /// No services yet.
     pub fn new(config: Config) -> Self {
-        Self { config }
+        Self { config, running: BTreeMap::new() }
     }
 
     /// Makes the running services those of `desired`: stops the others (their sockets are closed when this returns),
@@ -45,7 +95,110 @@ impl Services {
         desired: &[NetworkSpec],
         metadata: &HashMap<ServerId, InstanceMetadata>,
     ) -> UpdateOutcome {
-        let _ = (&self.config, metadata);
-        UpdateOutcome { waiting: desired.iter().map(|spec| spec.id).collect(), ..UpdateOutcome::default() }
+        let (configs, refused) = spec::validate_all(desired);
+        let valid: BTreeSet<NetworkKey> = configs.iter().map(|config| config.key).collect();
+        self.stop_all_but(desired).await;
+
+        let ports = directory::ports_by_server(desired);
+        let mut outcome = UpdateOutcome::default();
+        for network in desired.iter().filter(|network| valid.contains(&network.id.into())) {
+            let directory = Arc::new(Directory::new(network, &ports, metadata));
+            match self.update_network(network.id, directory).await {
+                Ok(()) => outcome.serving.push(network.id),
+                Err(error) if is_not_there(&error) => outcome.waiting.push(network.id),
+                Err(error) => outcome.failed.push((network.id, error)),
+            }
+        }
+        outcome.failed.extend(refused.into_iter().map(|error| (error.network, error.into())));
+        outcome
     }
+
+    /// Stops all services; their sockets are closed when this returns.
+    pub async fn stop(&mut self) {
+        self.stop_all_but(&[]).await;
+    }
+
+    async fn stop_all_but(&mut self, desired: &[NetworkSpec]) {
+        let wanted: BTreeSet<NetworkKey> = desired.iter().map(|network| network.id.into()).collect();
+        let unwanted: Vec<NetworkKey> =
+            self.running.keys().filter(|key| !wanted.contains(key)).copied().collect();
+        for key in unwanted {
+            self.stop_network(key).await;
+        }
+    }
+
+    async fn stop_network(&mut self, key: NetworkKey) {
+        let Some(running) = self.running.remove(&key) else { return };
+        drop(running.directory);
+        for task in running.tasks {
+            if let Err(error) = task.await {
+                warn!(network = %key, "a service ended abnormally: {error}");
+            }
+        }
+        info!(network = %key, "services stopped");
+    }
+
+    async fn update_network(
+        &mut self,
+        network: NetworkId,
+        directory: Arc<Directory>,
+    ) -> Result<(), ServiceError> {
+        let key = NetworkKey::from(network);
+        let namespace = key.namespace(&self.config.prefix);
+        if let Some(running) = self.running.get(&key) {
+            let alive = running.tasks.iter().all(|task| !task.is_finished());
+            if alive && identify(&namespace).await.ok() == Some(running.identity) {
+                running.directory.send_if_modified(|current| {
+                    let modified = *current != directory;
+                    *current = directory;
+                    modified
+                });
+                return Ok(());
+            }
+            self.stop_network(key).await;
+        }
+        let running = start(network, &namespace, directory).await?;
+        self.running.insert(key, running);
+        info!(network = %key, "services started");
+        Ok(())
+    }
+}
+
+/// Whether it is only too early: the plan has not been executed yet.
+fn is_not_there(error: &ServiceError) -> bool {
+    match error {
+        ServiceError::Namespace(
+            NamespaceError::Missing(_) | NamespaceError::NotANamespace(_) | NamespaceError::Own(_),
+        ) => true,
+        ServiceError::Sockets { source, .. } => {
+            matches!(source.raw_os_error(), Some(libc::ENODEV | libc::EADDRNOTAVAIL))
+        }
+        _ => false,
+    }
+}
+
+async fn identify(namespace: &str) -> Result<Identity, ServiceError> {
+    let before = namespace::identity(namespace)?;
+    let bridge = namespace::run_in(namespace, || if_nametoindex(BRIDGE)).await?;
+    let bridge = bridge
+        .map_err(|errno| ServiceError::Sockets { namespace: namespace.to_owned(), source: errno.into() })?;
+    Ok(Identity { namespace: before, bridge })
+}
+
+async fn start(
+    network: NetworkId,
+    namespace: &str,
+    directory: Arc<Directory>,
+) -> Result<Running, ServiceError> {
+    let key = NetworkKey::from(network);
+    // Taken first: if the name gets another namespace in between, the next update sees it and starts again.
+    let identity = namespace::identity(namespace)?;
+    let sockets = namespace::run_in(namespace, sockets::open).await?;
+    let sockets =
+        sockets.map_err(|source| ServiceError::Sockets { namespace: namespace.to_owned(), source })?;
+    let (sender, receiver) = watch::channel(directory);
+    let dhcp = tokio::spawn(dhcp::serve(key, bridge_mac(network), sockets.dhcp, receiver.clone()));
+    let metadata = tokio::spawn(metadata::serve(key, sockets.metadata, receiver));
+    let identity = Identity { namespace: identity, bridge: sockets.bridge };
+    Ok(Running { identity, directory: sender, tasks: [dhcp, metadata] })
 }

@@ -1,0 +1,93 @@
+//! What the services of one network know: pure data, made anew at each update.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::Ipv4Addr,
+    sync::Arc,
+};
+
+use ipnet::Ipv4Net;
+use mote_host_api::{InstanceMetadata, NetworkSpec, PortSpec, ServerId, SubnetSpec};
+
+use super::{dhcp::Lease, metadata::Guest};
+use crate::{
+    names::{METADATA_IP, MacAddress},
+    spec,
+};
+
+/// Leases and guests of one network.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Directory {
+    /// What DHCP offers to whom.
+    pub leases: BTreeMap<MacAddress, Lease>,
+    /// Who has which address.
+    pub guests: BTreeMap<Ipv4Addr, Arc<Guest>>,
+}
+
+/// The port of a server in a network.
+pub(super) type Plugged<'a> = (&'a NetworkSpec, &'a PortSpec);
+
+/// All ports by server, in the order of the networks and ports.
+pub(super) fn ports_by_server(networks: &[NetworkSpec]) -> HashMap<ServerId, Vec<Plugged<'_>>> {
+    let mut ports: HashMap<ServerId, Vec<Plugged<'_>>> = HashMap::new();
+    for network in networks {
+        for port in &network.ports {
+            ports.entry(port.server_id).or_default().push((network, port));
+        }
+    }
+    ports
+}
+
+impl Directory {
+    /// For one network, given the ports that the servers have in all networks.
+    pub(super) fn new(
+        network: &NetworkSpec,
+        ports: &HashMap<ServerId, Vec<Plugged<'_>>>,
+        metadata: &HashMap<ServerId, InstanceMetadata>,
+    ) -> Self {
+        let mut directory = Self::default();
+        for port in &network.ports {
+            let metadata = metadata.get(&port.server_id);
+            if let (Some(mac), Some(lease)) = (spec::station_mac(port), lease(network, port, metadata)) {
+                directory.leases.insert(mac, lease);
+            }
+            let Some(metadata) = metadata else { continue };
+            let links = ports.get(&port.server_id).map(Vec::as_slice).unwrap_or_default();
+            let guest = Arc::new(Guest::new(metadata, port, links));
+            directory.guests.extend(port.fixed_ips.iter().map(|fixed| (fixed.ip_address, guest.clone())));
+        }
+        directory
+    }
+}
+
+pub(super) fn subnet<'a>(network: &'a NetworkSpec, fixed: &mote_host_api::FixedIp) -> Option<&'a SubnetSpec> {
+    network.subnets.iter().find(|subnet| subnet.id == fixed.subnet_id)
+}
+
+/// The port's first address in a subnet with DHCP.
+fn lease(network: &NetworkSpec, port: &PortSpec, metadata: Option<&InstanceMetadata>) -> Option<Lease> {
+    let addresses = port.fixed_ips.iter().filter_map(|fixed| Some((fixed, subnet(network, fixed)?)));
+    let (fixed, subnet) = addresses.into_iter().find(|(_, subnet)| subnet.enable_dhcp)?;
+    // RFC 3442: who takes this option ignores the router option, so that it has to have the default route, too.
+    let mut routes = vec![(Ipv4Net::from(METADATA_IP), subnet.service_ip)];
+    routes.extend(subnet.host_routes.iter().map(|route| (route.destination.trunc(), route.nexthop)));
+    let has_default = routes.iter().any(|(destination, _)| destination.prefix_len() == 0);
+    routes.extend(subnet.gateway_ip.filter(|_| !has_default).map(|gateway| (Ipv4Net::default(), gateway)));
+    Some(Lease {
+        address: fixed.ip_address,
+        subnet: subnet.cidr,
+        server: subnet.service_ip,
+        router: subnet.gateway_ip,
+        dns: subnet.dns_nameservers.clone(),
+        routes,
+        mtu: network.mtu,
+        hostname: metadata.map(|metadata| metadata.hostname.clone()).filter(|name| is_hostname(name)),
+    })
+}
+
+/// Letters, digits, hyphens and dots (RFC 1123 §2.1), short enough for the option.
+fn is_hostname(name: &str) -> bool {
+    const HOSTNAME_MAX: usize = 63;
+    let legal = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'.';
+    (1..=HOSTNAME_MAX).contains(&name.len()) && name.bytes().all(legal) && !name.starts_with(['-', '.'])
+}

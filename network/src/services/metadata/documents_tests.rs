@@ -1,0 +1,199 @@
+use mote_host_api::{
+    FixedIp, HostRoute, InstanceMetadata, NetworkId, NetworkSpec, PortId, PortSpec, ServerId, SubnetId,
+    SubnetSpec,
+};
+use proptest::prelude::*;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::*;
+
+fn guest() -> Guest {
+    let server = ServerId(Uuid::from_u128(0xd8e0_2d56_2648_49a3_bf97_6be8_f120_4f38));
+    let metadata = InstanceMetadata {
+        uuid: server,
+        name: "My Server".into(),
+        hostname: "my-server".into(),
+        project_id: "f7ac731cc11f40efbc03a9f9e1d1d21f".into(),
+        availability_zone: "nova".into(),
+        public_keys: [("mykey".into(), "ssh-ed25519 AAAA me".into())].into(),
+        meta: [("role".into(), "web".into())].into(),
+        user_data: Some(STANDARD.encode(b"#!/bin/sh\n\xff")),
+        launch_index: 3,
+    };
+    let subnet = |third: u8, enable_dhcp| SubnetSpec {
+        id: SubnetId(Uuid::from_u128(third.into())),
+        cidr: format!("10.0.{third}.0/24").parse().unwrap(),
+        gateway_ip: Some([10, 0, third, 1].into()),
+        service_ip: [10, 0, third, 2].into(),
+        enable_dhcp,
+        dns_nameservers: vec![[9, 9, 9, 9].into()],
+        host_routes: vec![HostRoute {
+            destination: "10.9.0.0/16".parse().unwrap(),
+            nexthop: [10, 0, 0, 7].into(),
+        }],
+    };
+    let port = |third: u8| PortSpec {
+        id: PortId(Uuid::from_u128(u128::from(third) << 120)),
+        server_id: server,
+        mac_address: format!("fa:16:3e:00:00:0{third}"),
+        fixed_ips: vec![FixedIp {
+            subnet_id: SubnetId(Uuid::from_u128(third.into())),
+            ip_address: [10, 0, third, 5].into(),
+        }],
+    };
+    let network = |third, dhcp| NetworkSpec {
+        id: NetworkId(Uuid::from_u128(third)),
+        mtu: 1450,
+        subnets: vec![subnet(third as u8, dhcp)],
+        ports: vec![port(third as u8)],
+    };
+    let (a, b) = (network(1, true), network(2, false));
+    Guest::new(&metadata, &a.ports[0], &[(&a, &a.ports[0]), (&b, &b.ports[0])])
+}
+
+fn text(path: &str) -> String {
+    let document = lookup(&guest(), path).unwrap_or_else(|| panic!("nothing at {path}"));
+    assert_eq!(document.content_type, "text/plain; charset=UTF-8");
+    String::from_utf8(document.body).unwrap()
+}
+
+fn json_at(path: &str) -> Value {
+    let document = lookup(&guest(), path).unwrap_or_else(|| panic!("nothing at {path}"));
+    assert_eq!(document.content_type, "application/json");
+    serde_json::from_slice(&document.body).unwrap()
+}
+
+#[test]
+fn versions_are_listed() {
+    assert!(text("/openstack").starts_with("2012-08-10\n2013-04-04\n2013-10-17\n2015-10-15\n2016-06-30\n"));
+    assert!(text("/openstack/").ends_with("\n2025-04-04\nlatest"));
+    assert!(OPENSTACK_VERSIONS.is_sorted());
+    assert_eq!(text("/"), text(""));
+    assert!(text("/").starts_with("1.0\n2007-01-19\n"));
+    assert!(text("/").ends_with("2009-04-04\nlatest"));
+    let files = "meta_data.json\nuser_data\nvendor_data.json\nnetwork_data.json\nvendor_data2.json";
+    assert_eq!(text("/openstack/latest"), files);
+    assert_eq!(text("/openstack/2012-08-10/"), "meta_data.json\nuser_data");
+}
+
+#[test]
+fn meta_data_has_novas_fields() {
+    let mut data = json_at("/openstack/latest/meta_data.json");
+    let seed = data.as_object_mut().unwrap().remove("random_seed").unwrap();
+    assert_eq!(STANDARD.decode(seed.as_str().unwrap()).unwrap().len(), 512);
+    let expected = json!({
+        "uuid": "d8e02d56-2648-49a3-bf97-6be8f1204f38",
+        "name": "My Server",
+        "hostname": "my-server",
+        "launch_index": 3,
+        "availability_zone": "nova",
+        "project_id": "f7ac731cc11f40efbc03a9f9e1d1d21f",
+        "meta": {"role": "web"},
+        "public_keys": {"mykey": "ssh-ed25519 AAAA me"},
+        "keys": [{"name": "mykey", "type": "ssh", "data": "ssh-ed25519 AAAA me"}],
+        "devices": [],
+        "dedicated_cpus": [],
+    });
+    assert_eq!(data, expected);
+    let first = json_at("/openstack/2012-08-10/meta_data.json");
+    for later in ["random_seed", "project_id", "devices", "dedicated_cpus"] {
+        assert!(first.get(later).is_none(), "{later}");
+    }
+}
+
+#[test]
+fn network_data_has_novas_fields() {
+    let expected = json!({
+        "links": [
+            {"id": "tap01000000000", "vif_id": "01000000-0000-0000-0000-000000000000", "type": "bridge", "mtu": 1450,
+             "ethernet_mac_address": "fa:16:3e:00:00:01"},
+            {"id": "tap02000000000", "vif_id": "02000000-0000-0000-0000-000000000000", "type": "bridge", "mtu": 1450,
+             "ethernet_mac_address": "fa:16:3e:00:00:02"},
+        ],
+        "networks": [
+            {"id": "network0", "type": "ipv4_dhcp", "link": "tap01000000000",
+             "network_id": "00000000-0000-0000-0000-000000000001"},
+            {"id": "network1", "type": "ipv4", "link": "tap02000000000",
+             "network_id": "00000000-0000-0000-0000-000000000002",
+             "ip_address": "10.0.2.5", "netmask": "255.255.255.0",
+             "routes": [
+                 {"network": "0.0.0.0", "netmask": "0.0.0.0", "gateway": "10.0.2.1"},
+                 {"network": "10.9.0.0", "netmask": "255.255.0.0", "gateway": "10.0.0.7"},
+             ],
+             "services": [{"type": "dns", "address": "9.9.9.9"}]},
+        ],
+        "services": [{"type": "dns", "address": "9.9.9.9"}],
+    });
+    assert_eq!(json_at("/openstack/2018-08-27/network_data.json"), expected);
+    assert_eq!(lookup(&guest(), "/openstack/2013-10-17/network_data.json"), None);
+}
+
+#[test]
+fn user_and_vendor_data_are_served() {
+    for path in
+        ["/openstack/latest/user_data", "/latest/user-data", "/2009-04-04/user-data", "/ec2/latest/user-data"]
+    {
+        assert_eq!(lookup(&guest(), path).unwrap().body, b"#!/bin/sh\n\xff", "{path}");
+    }
+    assert_eq!(json_at("/openstack/latest/vendor_data.json"), json!({}));
+    assert_eq!(json_at("/openstack/latest/vendor_data2.json"), json!({"static": {}}));
+    let mut without = guest();
+    without.user_data = None;
+    assert_eq!(lookup(&without, "/openstack/latest/user_data"), None);
+    assert_eq!(lookup(&without, "/latest/user-data"), None);
+    assert_eq!(lookup(&without, "/latest").unwrap().body, b"meta-data/");
+}
+
+#[test]
+fn ec2_tree_is_listed_and_its_leaves_are_served() {
+    assert_eq!(text("/latest/"), "meta-data/\nuser-data");
+    let names = "ami-launch-index\nblock-device-mapping/\nhostname\ninstance-action\ninstance-id\nlocal-hostname\n\
+                 local-ipv4\nplacement/\npublic-hostname\npublic-keys/";
+    assert_eq!(text("/latest/meta-data/"), names);
+    let leaves = [
+        ("ami-launch-index", "3"),
+        ("block-device-mapping", "ami\nroot"),
+        ("block-device-mapping/root", "/dev/vda"),
+        ("hostname", "my-server"),
+        ("instance-id", "i-d8e02d56"),
+        ("local-hostname", "my-server"),
+        ("local-ipv4", "10.0.1.5"),
+        ("placement", "availability-zone"),
+        ("placement/availability-zone", "nova"),
+        ("public-keys", "0=mykey"),
+        ("public-keys/0", "openssh-key"),
+        ("public-keys/0/openssh-key", "ssh-ed25519 AAAA me"),
+    ];
+    for (path, expected) in leaves {
+        assert_eq!(text(&format!("/latest/meta-data/{path}")), expected, "{path}");
+        assert_eq!(text(&format!("/2009-04-04//meta-data/{path}/")), expected, "{path}");
+    }
+}
+
+#[test]
+fn what_is_not_there_is_not_found() {
+    let paths = [
+        "/openstack/1999-01-01/meta_data.json",
+        "/openstack/latest/password",
+        "/openstack/latest/meta_data.json/x",
+        "/openstack/latest/../latest/meta_data.json",
+        "/latest/meta-data/ami-id",
+        "/latest/meta-data/public-keys/1/openssh-key",
+        "/latest/meta-data/public-keys/mykey",
+        "/latest/meta-data/hostname/x",
+        "/latest/meta-data/a/b/c/d/e/f/g/h/i/j",
+        "/latest/api/token",
+        "/index.html",
+    ];
+    for path in paths {
+        assert_eq!(lookup(&guest(), path), None, "{path}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_paths_never_panic(path in "(/(openstack|latest|meta-data|public-keys|0|\\PC{0,8})){0,10}") {
+        let _ = lookup(&guest(), &path);
+    }
+}
