@@ -1,0 +1,195 @@
+//! `mote-hostd run`: puts the real parts together and keeps them going.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use mote_host_api::Inventory;
+use mote_images::store::{Store, StoreError};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    agent::{Agent, AgentError, Snapshot},
+    clock::SystemClock,
+    connection::{Connection, ConnectionStatus},
+    controller::{ControllerError, HttpController},
+    errors::one_line,
+    files::{self, FileError},
+    identity::{self, Identity, IdentityError},
+    image_cache::ImageCache,
+    inventory::{self, InventoryError},
+    kvm_check,
+    ledger::Ledger,
+    lock::{self, LockError},
+    parts::{Parts, PassThrough},
+    paths::{RunDir, SOCKET_PATH_MAX, StateDir},
+    requests::Requests,
+    status::{self, Status, StatusError},
+    vmm::VmmProcesses,
+    wiring::{self, KernelNetworks},
+};
+
+/// The inventory is taken anew after this time.
+const INVENTORY_EVERY: Duration = Duration::from_secs(300);
+
+/// What `run` is told.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// State directory.
+    pub state: StateDir,
+    /// Run directory.
+    pub run: RunDir,
+    /// mote-vmm.
+    pub vmm: PathBuf,
+}
+
+/// Why the agent does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// Not joined, or no identity.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Another one runs.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// Run directory.
+    #[error(
+        "--run-dir is too long: a socket in it would have a path of {0} bytes, at most {SOCKET_PATH_MAX} are possible"
+    )]
+    RunDirTooLong(usize),
+    /// mote-vmm.
+    #[error("{} is not there: give the place of mote-vmm with --vmm", .0.display())]
+    NoVmm(PathBuf),
+    /// Files.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Images.
+    #[error("cannot open the image cache")]
+    Images(#[from] StoreError),
+    /// The machine.
+    #[error(transparent)]
+    Inventory(#[from] InventoryError),
+    /// HTTP client.
+    #[error(transparent)]
+    Controller(#[from] ControllerError),
+    /// Agent.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// Status socket.
+    #[error(transparent)]
+    Status(#[from] StatusError),
+}
+
+/// Runs until `stop`. VMMs are left running: the next `run` finds them again.
+///
+/// # Errors
+/// [`DaemonError`], all of them at the start.
+pub async fn run(options: Options, stop: CancellationToken) -> Result<(), DaemonError> {
+    let Options { state, run, vmm } = options;
+    let identity = identity::load(&state)?;
+    run.check_length().map_err(DaemonError::RunDirTooLong)?;
+    if !vmm.is_file() {
+        return Err(DaemonError::NoVmm(vmm));
+    }
+    let _lock = lock::acquire(&state)?;
+    tracing::info!(identity = ?identity, "mote-hostd {}", env!("CARGO_PKG_VERSION"));
+    files::create_private_dir(&run.servers())?;
+    let kvm = kvm_check::check();
+    if !kvm.message().is_empty() {
+        tracing::warn!("{}", kvm.message());
+    }
+    let found = inventory::inventory(state.path())?;
+    let memory_mib = found.memory_mib;
+    let (inventory_sender, inventory) = watch::channel(found);
+
+    let identity = watch::Sender::new(identity);
+    let controller = Arc::new(HttpController::new(identity.subscribe())?);
+    let parts = Arc::new(Parts {
+        ledger: Ledger::open(state.clone())?,
+        vmms: Arc::new(VmmProcesses::new(vmm, state.clone(), run.clone())),
+        networks: Arc::new(KernelNetworks::new(&wiring::prefix(&state)?)),
+        images: Arc::new(ImageCache::new(Store::open(state.images())?, controller.clone())),
+        clock: Arc::new(SystemClock),
+        checkpoints: Arc::new(PassThrough),
+        state: state.clone(),
+        run: run.clone(),
+    });
+    let agent = Agent::new(parts, memory_mib).await?;
+    let connection = Arc::new(Connection {
+        controller,
+        state: state.clone(),
+        identity,
+        status: watch::Sender::new(ConnectionStatus::unknown(jiff::Timestamp::now())),
+        desired: watch::Sender::new(None),
+    });
+    connection.recall();
+    let listener = status::listen(&run)?;
+
+    let snapshots = agent.snapshots();
+    let conversations = converse(connection.clone(), snapshots.clone(), inventory.clone(), &state, &run);
+    let status_socket = status::serve(listener, || {
+        describe(
+            &connection.identity.borrow(),
+            &connection.status.borrow(),
+            &inventory.borrow(),
+            &snapshots.borrow(),
+        )
+    });
+    tokio::select! {
+        () = agent.run(connection.desired.subscribe(), stop) => {}
+        () = conversations => {}
+        () = status_socket => {}
+        () = keep_inventory(&state, &inventory_sender) => {}
+    }
+    if let Err(e) = files::remove_file(&run.control_socket()) {
+        tracing::debug!(error = one_line(&e), "status socket left");
+    }
+    tracing::info!("mote-hostd ends; servers go on");
+    Ok(())
+}
+
+async fn converse(
+    connection: Arc<Connection>,
+    snapshots: watch::Receiver<Snapshot>,
+    inventory: watch::Receiver<Inventory>,
+    state: &StateDir,
+    run: &RunDir,
+) {
+    let requests = Arc::new(Requests { state: state.clone(), run: run.clone() });
+    tokio::join!(
+        connection.follow_desired(),
+        connection.report(snapshots, inventory),
+        connection.answer(requests)
+    );
+}
+
+async fn keep_inventory(state: &StateDir, inventory: &watch::Sender<Inventory>) {
+    loop {
+        tokio::time::sleep(INVENTORY_EVERY).await;
+        let path = state.path().to_owned();
+        match tokio::task::spawn_blocking(move || inventory::inventory(&path)).await {
+            Ok(Ok(found)) => drop(inventory.send_replace(found)),
+            Ok(Err(e)) => tracing::warn!(error = one_line(&e), "inventory"),
+            Err(e) => tracing::warn!(error = one_line(&e), "inventory"),
+        }
+    }
+}
+
+fn describe(
+    identity: &Identity,
+    controller: &ConnectionStatus,
+    inventory: &Inventory,
+    snapshot: &Snapshot,
+) -> Status {
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        host_id: identity.host_id,
+        name: identity.name.clone(),
+        availability_zone: identity.availability_zone.clone(),
+        cloud_id: identity.cloud_id,
+        controller_url: identity.url.clone(),
+        controller: controller.clone(),
+        inventory: inventory.clone(),
+        snapshot: snapshot.clone(),
+    }
+}

@@ -1,0 +1,364 @@
+//! A simulated host: processes, networks and images that exist in memory only, so that the agent's decisions and its
+//! recovery from crashes can be run through without KVM, root or time. Files are real (in a temporary directory).
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    os::fd::OwnedFd,
+    path::PathBuf,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicI32, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use jiff::Timestamp;
+use mote_host_api::{
+    BootSpec, DesiredPower, FixedIp, ImageSpec, InstanceMetadata, NetworkId, NetworkSpec, PortId, PortSpec,
+    RestartPolicy, ServerId, ServerSpec, SubnetId,
+};
+use mote_network::NetworkKey;
+use mote_vmm_api::{ExitReason, ExitReport};
+use nix::sys::signal::Signal;
+use tokio::sync::watch;
+
+use crate::{
+    clock::{Clock, after},
+    files::{self, Durability},
+    ledger::Ledger,
+    parts::{Checkpoints, ImageError, Images, Launch, Networks, NetworksError, Parts, VmmError, Vmms},
+    paths::{RunDir, StateDir},
+    process::{ProcessIdentity, boot_id},
+    reconcile::{Converged, NetworkGoal},
+};
+
+/// Everything outside of the agent. It outlives agents that work on it, as a machine does.
+pub struct World {
+    state: StateDir,
+    run: RunDir,
+    image: PathBuf,
+    inner: Mutex<Inner>,
+    changes: watch::Sender<u64>,
+    next_pid: AtomicI32,
+    clock: SimClock,
+}
+
+#[derive(Default)]
+struct Inner {
+    processes: BTreeMap<ProcessIdentity, ServerId>,
+    networks: BTreeSet<NetworkKey>,
+    /// Images that can't be had.
+    missing: BTreeSet<String>,
+    /// VMMs that end as soon as they are started.
+    short_lived: Option<ExitReason>,
+    launches: u64,
+}
+
+impl World {
+    /// An empty machine with its directories under `dir`.
+    ///
+    /// # Errors
+    /// Of making files.
+    pub fn new(dir: &std::path::Path) -> std::io::Result<Arc<Self>> {
+        let image = dir.join("image");
+        std::fs::write(&image, kernel_file())?;
+        Ok(Arc::new(Self {
+            state: StateDir::new(dir.join("state")),
+            run: RunDir::new(dir.join("run")),
+            image,
+            inner: Mutex::default(),
+            changes: watch::Sender::new(0),
+            next_pid: AtomicI32::new(1000),
+            clock: SimClock::default(),
+        }))
+    }
+
+    /// The parts for an agent that works on this machine.
+    ///
+    /// # Errors
+    /// Of making directories.
+    pub fn parts(
+        self: &Arc<Self>,
+        checkpoints: Arc<dyn Checkpoints>,
+    ) -> Result<Arc<Parts>, files::FileError> {
+        Ok(Arc::new(Parts {
+            state: self.state.clone(),
+            run: self.run.clone(),
+            ledger: Ledger::open(self.state.clone())?,
+            vmms: Arc::new(Simulated(self.clone())),
+            networks: Arc::new(Simulated(self.clone())),
+            images: Arc::new(Simulated(self.clone())),
+            clock: Arc::new(self.clock.clone()),
+            checkpoints,
+        }))
+    }
+
+    /// Its clock.
+    pub fn clock(&self) -> &SimClock {
+        &self.clock
+    }
+
+    /// VMMs that run now.
+    pub fn running(&self) -> Vec<(ServerId, ProcessIdentity)> {
+        self.lock().processes.iter().map(|(process, id)| (*id, process.clone())).collect()
+    }
+
+    /// Namespaces that exist now.
+    pub fn networks(&self) -> BTreeSet<NetworkKey> {
+        self.lock().networks.clone()
+    }
+
+    /// How many VMMs were ever started.
+    pub fn launches(&self) -> u64 {
+        self.lock().launches
+    }
+
+    /// Ends a VMM as its guest or somebody else would; without a reason it leaves no report.
+    pub fn end(&self, process: &ProcessIdentity, reason: Option<ExitReason>) {
+        let id = self.lock().processes.remove(process);
+        if let (Some(id), Some(reason)) = (id, reason) {
+            self.write_report(id, reason);
+        }
+        self.changed();
+    }
+
+    /// The machine goes down and comes up again: nothing runs, no namespace is left.
+    pub fn reboot(&self) {
+        let mut inner = self.lock();
+        inner.processes.clear();
+        inner.networks.clear();
+        drop(inner);
+        self.changed();
+    }
+
+    /// Makes an image unavailable, or available again.
+    pub fn set_missing(&self, sha256: &str, missing: bool) {
+        let mut inner = self.lock();
+        if missing {
+            inner.missing.insert(sha256.to_owned());
+        } else {
+            inner.missing.remove(sha256);
+        }
+    }
+
+    /// From now on VMMs end at once for this reason; `None`: they run.
+    pub fn set_short_lived(&self, reason: Option<ExitReason>) {
+        self.lock().short_lived = reason;
+    }
+
+    fn write_report(&self, id: ServerId, reason: ExitReason) {
+        let report = ExitReport { reason, message: format!("simulated {reason:?}") };
+        let path = self.state.server(id).exit_report();
+        // The directory may be gone, as for a real VMM: then there is nobody to tell.
+        let _ = files::replace_json(&path, &report, Durability::Process);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn changed(&self) {
+        self.changes.send_modify(|n| *n += 1);
+    }
+}
+
+/// The world as an agent's parts.
+struct Simulated(Arc<World>);
+
+impl Vmms for Simulated {
+    fn scan(&self) -> BoxFuture<'_, Result<Vec<(ServerId, ProcessIdentity)>, VmmError>> {
+        Box::pin(async { Ok(self.0.running()) })
+    }
+
+    fn launch(&self, launch: Launch) -> BoxFuture<'_, Result<ProcessIdentity, VmmError>> {
+        Box::pin(async move {
+            let pid = self.0.next_pid.fetch_add(1, Ordering::SeqCst);
+            let process = ProcessIdentity { pid, start_ticks: 1, boot_id: boot_id() };
+            let mut inner = self.0.lock();
+            inner.launches += 1;
+            match inner.short_lived {
+                Some(reason) => {
+                    drop(inner);
+                    self.0.write_report(launch.id, reason);
+                }
+                None => drop(inner.processes.insert(process.clone(), launch.id)),
+            }
+            Ok(process)
+        })
+    }
+
+    fn running(&self, id: ServerId) -> BoxFuture<'_, ()> {
+        let runs = self.0.lock().processes.values().any(|running| *running == id);
+        if runs { Box::pin(std::future::ready(())) } else { Box::pin(std::future::pending()) }
+    }
+
+    fn ended(&self, process: &ProcessIdentity) -> BoxFuture<'static, ()> {
+        let (world, process) = (self.0.clone(), process.clone());
+        let mut changes = world.changes.subscribe();
+        Box::pin(async move {
+            while world.lock().processes.contains_key(&process) {
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        })
+    }
+
+    fn signal(&self, process: &ProcessIdentity, signal: Signal) -> Result<(), VmmError> {
+        self.0.end(process, (signal == Signal::SIGTERM).then_some(ExitReason::Terminated));
+        Ok(())
+    }
+}
+
+impl Networks for Simulated {
+    fn converge<'a>(&'a self, goal: &'a NetworkGoal) -> BoxFuture<'a, Result<Converged, NetworksError>> {
+        Box::pin(async move {
+            let mut inner = self.0.lock();
+            let wanted: BTreeSet<NetworkKey> =
+                goal.networks.iter().map(|network| network.id.into()).collect();
+            let keep: BTreeSet<NetworkKey> = goal.keep.iter().map(|id| (*id).into()).collect();
+            inner.networks.retain(|key| wanted.contains(key) || keep.contains(key));
+            inner.networks.extend(wanted);
+            Ok(Converged { existing: inner.networks.clone(), failed: BTreeMap::new() })
+        })
+    }
+
+    fn open_tap<'a>(
+        &'a self,
+        network: NetworkId,
+        port: &'a PortSpec,
+        _mtu: u16,
+    ) -> BoxFuture<'a, Result<OwnedFd, NetworksError>> {
+        Box::pin(async move {
+            let tap = |source| NetworksError::Tap { port: port.id, source };
+            if !self.0.lock().networks.contains(&network.into()) {
+                return Err(tap("no such network".into()));
+            }
+            std::fs::File::open("/dev/null").map(OwnedFd::from).map_err(|e| tap(Box::new(e)))
+        })
+    }
+}
+
+impl Images for Simulated {
+    fn ensure<'a>(&'a self, image: &'a ImageSpec) -> BoxFuture<'a, Result<PathBuf, ImageError>> {
+        Box::pin(async move {
+            if self.0.lock().missing.contains(&image.sha256) {
+                let source = "simulated absence".into();
+                return Err(ImageError::Away { sha256: image.sha256.clone(), source });
+            }
+            Ok(self.0.image.clone())
+        })
+    }
+}
+
+/// A clock that stands still until it is told to go on.
+#[derive(Debug, Clone)]
+pub struct SimClock {
+    elapsed_ms: Arc<AtomicU64>,
+    ticks: Arc<watch::Sender<u64>>,
+}
+
+impl Default for SimClock {
+    fn default() -> Self {
+        Self { elapsed_ms: Arc::default(), ticks: Arc::new(watch::Sender::new(0)) }
+    }
+}
+
+impl SimClock {
+    /// Lets time go on.
+    pub fn advance(&self, duration: Duration) {
+        let ms = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+        self.elapsed_ms.fetch_add(ms, Ordering::SeqCst);
+        self.ticks.send_modify(|n| *n += 1);
+    }
+}
+
+impl Clock for SimClock {
+    fn now(&self) -> Timestamp {
+        let elapsed = Duration::from_millis(self.elapsed_ms.load(Ordering::SeqCst));
+        after(Timestamp::UNIX_EPOCH, elapsed)
+    }
+
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+        let until = after(self.now(), duration);
+        let (clock, mut ticks) = (self.clone(), self.ticks.subscribe());
+        Box::pin(async move {
+            while clock.now() < until {
+                if ticks.changed().await.is_err() {
+                    return;
+                }
+            }
+        })
+    }
+}
+
+/// The smallest file that passes for a kernel: an ELF header with a 64-bit entry and one loadable segment.
+fn kernel_file() -> Vec<u8> {
+    let mut file = vec![0_u8; 4096];
+    file[..6].copy_from_slice(b"\x7fELF\x02\x01");
+    file[6] = 1;
+    file[16..18].copy_from_slice(&2_u16.to_le_bytes()); // e_type: ET_EXEC
+    file[18..20].copy_from_slice(&62_u16.to_le_bytes()); // e_machine: x86-64
+    file[20..24].copy_from_slice(&1_u32.to_le_bytes());
+    file[24..32].copy_from_slice(&0x10_0000_u64.to_le_bytes()); // e_entry
+    file[32..40].copy_from_slice(&64_u64.to_le_bytes()); // e_phoff
+    file[52..54].copy_from_slice(&64_u16.to_le_bytes()); // e_ehsize
+    file[54..56].copy_from_slice(&56_u16.to_le_bytes()); // e_phentsize
+    file[56..58].copy_from_slice(&1_u16.to_le_bytes()); // e_phnum
+    let segment = &mut file[64..120];
+    segment[..4].copy_from_slice(&1_u32.to_le_bytes()); // PT_LOAD
+    segment[4..8].copy_from_slice(&5_u32.to_le_bytes()); // read, execute
+    segment[8..16].copy_from_slice(&0x400_u64.to_le_bytes()); // offset
+    segment[16..24].copy_from_slice(&0x10_0000_u64.to_le_bytes()); // virtual address
+    segment[24..32].copy_from_slice(&0x10_0000_u64.to_le_bytes()); // physical address
+    segment[32..40].copy_from_slice(&0x400_u64.to_le_bytes()); // size in the file
+    segment[40..48].copy_from_slice(&0x400_u64.to_le_bytes()); // size in memory
+    file
+}
+
+/// A small server with these ports.
+pub fn server_spec(ports: &[PortId]) -> ServerSpec {
+    let id = ServerId::new();
+    let image = |digit: char| ImageSpec { sha256: digit.to_string().repeat(64), size: 4096 };
+    ServerSpec {
+        id,
+        power: DesiredPower::Running,
+        run_generation: 1,
+        vcpus: 1,
+        memory_mib: 128,
+        root_disk_gib: 0,
+        boot: BootSpec { disk: image('d'), kernel: image('c'), ramdisk: None, command_line: None },
+        ports: ports.to_vec(),
+        restart_policy: RestartPolicy::Never,
+        metadata: InstanceMetadata {
+            uuid: id,
+            name: "simulated".into(),
+            hostname: "simulated".into(),
+            project_id: "0".repeat(32),
+            availability_zone: "nova".into(),
+            public_keys: BTreeMap::new(),
+            meta: BTreeMap::new(),
+            user_data: None,
+            launch_index: 0,
+        },
+    }
+}
+
+/// A network of its own with a server in it.
+pub fn server_in_network(last_octet: u8) -> (NetworkSpec, ServerSpec) {
+    let (port, subnet) = (PortId::new(), SubnetId::new());
+    let server = server_spec(&[port]);
+    let network = NetworkSpec {
+        id: NetworkId::new(),
+        mtu: 1450,
+        subnets: Vec::new(),
+        ports: vec![PortSpec {
+            id: port,
+            server_id: server.id,
+            mac_address: format!("fa:16:3e:00:00:{last_octet:02x}"),
+            fixed_ips: vec![FixedIp { subnet_id: subnet, ip_address: [10, 0, 0, last_octet].into() }],
+        }],
+    };
+    (network, server)
+}

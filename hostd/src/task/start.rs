@@ -1,0 +1,199 @@
+//! `start` and `adopt`: a VMM that runs the server's guest.
+
+use std::{
+    os::fd::{AsRawFd, OwnedFd},
+    path::Path,
+    time::Duration,
+};
+
+use mote_host_api::{NetworkId, PortSpec};
+use mote_images::kernel::{KernelError, check_kernel};
+use mote_vmm_api::{
+    BootSource, CacheType, Drive, Entropy, IoEngine, MachineConfig, NetworkInterface, Serial, VmConfig,
+};
+
+use super::{TaskError, TaskEvent, Wanted, Work};
+use crate::{
+    console,
+    errors::one_line,
+    files::{self, Durability},
+    ledger::Phase,
+    parts::Launch,
+    process::ProcessIdentity,
+};
+
+/// A VMM that has not said within this time that its guest runs is ended.
+pub const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// Bytes of console output after which the VMM starts a new file (and keeps one older).
+pub const CONSOLE_LOG_LIMIT: u64 = 1 << 20;
+/// Drive id of the root disk.
+const ROOT_DRIVE: &str = "root";
+
+impl Work {
+    pub(super) async fn start(&mut self) -> Result<(), TaskError> {
+        let wanted = self.wanted()?;
+        let kernel = self.image(&wanted.spec.boot.kernel).await?;
+        let ramdisk = match &wanted.spec.boot.ramdisk {
+            Some(image) => Some(self.image(image).await?),
+            None => None,
+        };
+        let path = kernel.clone();
+        self.blocking(move || check_bootable(&path)).await??;
+        let slots = self.slots.clone();
+        let _slot = slots.start.acquire().await.map_err(|_| TaskError::Cancelled)?;
+        self.check_cancelled()?;
+
+        // What an earlier VMM left must not be taken for what this one does.
+        self.clean_up_before_start().await?;
+        self.note_attempt(&wanted.spec);
+        self.record.run_generation = wanted.spec.run_generation;
+        self.record.process = None;
+        self.record.stopped_by_guest = false;
+        self.record.started_at = Some(self.parts.clock.now());
+        self.record.networks = wanted.ports.iter().map(|(network, ..)| *network).collect();
+        self.enter(Phase::Starting, None).await?;
+
+        let taps = self.open_taps(&wanted.ports).await?;
+        let config = self.vm_config(&wanted, &kernel, ramdisk.as_deref(), &taps);
+        let path = self.parts.state.server(self.record.id).vmm_config();
+        let file = config.clone();
+        self.blocking(move || files::replace_json(&path, &file, Durability::Process)).await??;
+
+        self.reach("before launch").await;
+        let process = self.parts.vmms.launch(Launch { id: self.record.id, config, taps }).await?;
+        self.reach("after launch").await;
+        tracing::info!(server = %self.record.id, pid = process.pid, "VMM started");
+        self.record.process = Some(process.clone());
+        self.tell(TaskEvent::Spawned(self.record.id, process.clone())).await;
+        self.save().await?;
+        self.wait_running(&process).await
+    }
+
+    /// A VMM that an earlier process of this agent started, found again.
+    pub(super) async fn adopt(&mut self, process: ProcessIdentity) -> Result<(), TaskError> {
+        tracing::info!(server = %self.record.id, pid = process.pid, "VMM found again");
+        self.record.process = Some(process.clone());
+        self.save().await?;
+        self.wait_running(&process).await
+    }
+
+    /// Waits until the guest runs. If the VMM ends instead, the record stays `Starting` and the reconciler finds out why.
+    async fn wait_running(&mut self, process: &ProcessIdentity) -> Result<(), TaskError> {
+        let parts = self.parts.clone();
+        let running = tokio::select! {
+            () = parts.vmms.running(self.record.id) => true,
+            () = parts.vmms.ended(process) => {
+                self.tell(TaskEvent::Ended(self.record.id, process.clone())).await;
+                return Ok(());
+            }
+            () = parts.clock.sleep(START_TIMEOUT) => false,
+        };
+        if !running {
+            self.end_processes(std::slice::from_ref(process)).await?;
+            return Err(TaskError::Permanent(format!(
+                "its VMM did not run a guest within {} s (see vmm.log in its directory)",
+                START_TIMEOUT.as_secs()
+            )));
+        }
+        self.sync_disk_later();
+        self.record.not_before = None;
+        self.enter(Phase::Running, None).await?;
+        tracing::info!(server = %self.record.id, run_generation = self.record.run_generation, "running");
+        Ok(())
+    }
+
+    async fn clean_up_before_start(&self) -> Result<(), TaskError> {
+        let (dir, run) = (self.parts.state.server(self.record.id), self.parts.run.server(self.record.id));
+        self.blocking(move || {
+            files::remove_dir(run.path())?;
+            files::create_private_dir(run.path())?;
+            files::remove_file(&dir.exit_report())?;
+            console::start_over(&dir)
+        })
+        .await??;
+        Ok(())
+    }
+
+    async fn open_taps(&self, ports: &[(NetworkId, u16, PortSpec)]) -> Result<Vec<OwnedFd>, TaskError> {
+        let mut taps = Vec::with_capacity(ports.len());
+        for (network, mtu, port) in ports {
+            taps.push(self.parts.networks.open_tap(*network, port, *mtu).await?);
+            self.reach("after tap").await;
+        }
+        Ok(taps)
+    }
+
+    fn vm_config(
+        &self,
+        wanted: &Wanted,
+        kernel: &Path,
+        ramdisk: Option<&Path>,
+        taps: &[OwnedFd],
+    ) -> VmConfig {
+        let (dir, run) = (self.parts.state.server(self.record.id), self.parts.run.server(self.record.id));
+        let spec = &wanted.spec;
+        let interface = |(index, ((_, mtu, port), tap)): (usize, (&(NetworkId, u16, PortSpec), &OwnedFd))| {
+            NetworkInterface {
+                iface_id: format!("eth{index}"),
+                host_dev_name: mote_network::names::tap_name(port.id),
+                guest_mac: Some(port.mac_address.clone()),
+                tap_fd: Some(tap.as_raw_fd()),
+                mtu: Some(*mtu),
+            }
+        };
+        VmConfig {
+            boot_source: Some(BootSource {
+                kernel_image_path: kernel.to_owned(),
+                initrd_path: ramdisk.map(Path::to_owned),
+                boot_args: spec.boot.command_line.clone(),
+            }),
+            drives: vec![Drive {
+                drive_id: ROOT_DRIVE.to_owned(),
+                path_on_host: dir.disk(),
+                // A command line that names its own root (or a guest that needs none) is left as it is.
+                is_root_device: !names_root(spec.boot.command_line.as_deref()),
+                partuuid: None,
+                is_read_only: false,
+                cache_type: CacheType::Writeback,
+                io_engine: IoEngine::Sync,
+            }],
+            machine_config: MachineConfig {
+                vcpu_count: spec.vcpus,
+                mem_size_mib: spec.memory_mib as usize,
+                ..MachineConfig::default()
+            },
+            network_interfaces: wanted.ports.iter().zip(taps).enumerate().map(interface).collect(),
+            entropy: Some(Entropy {}),
+            serial: Some(Serial {
+                serial_out_path: Some(dir.console_log()),
+                log_limit_bytes: Some(CONSOLE_LOG_LIMIT),
+                socket_path: Some(run.console_socket()),
+            }),
+        }
+    }
+}
+
+fn names_root(command_line: Option<&str>) -> bool {
+    command_line.is_some_and(|line| line.split_ascii_whitespace().any(|word| word.starts_with("root=")))
+}
+
+/// A kernel that no VMM can boot is found out here, with a message for the tenant.
+fn check_bootable(kernel: &Path) -> Result<(), TaskError> {
+    match check_kernel(kernel) {
+        Ok(_) => Ok(()),
+        Err(e @ KernelError::Io { .. }) => Err(TaskError::Local(one_line(&e))),
+        Err(e) => Err(TaskError::Permanent(format!("its kernel cannot be booted: {}", one_line(&e)))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_line_that_names_its_root_gets_no_second_one() {
+        assert!(names_root(Some("quiet root=/dev/vda1 rw")));
+        assert!(!names_root(Some("quiet fakeroot=1")));
+        assert!(!names_root(None));
+    }
+}

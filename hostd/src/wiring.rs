@@ -1,0 +1,141 @@
+//! Real networks: `mote_network`'s plan, executor and services behind the agent's [`Networks`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    os::fd::OwnedFd,
+};
+
+use futures_util::future::BoxFuture;
+use mote_host_api::{NetworkId, PortSpec};
+use mote_network::{Config, Executor, NetworkKey, Services, plan, plan::Action};
+use tokio::sync::Mutex;
+
+use crate::{
+    errors::one_line,
+    files::{self, Durability, FileError},
+    parts::{Networks, NetworksError},
+    paths::{DEFAULT_STATE_DIR, StateDir},
+    reconcile::{Converged, NetworkGoal},
+};
+
+/// Prefix of namespaces for the default state directory.
+const DEFAULT_PREFIX: &str = "mote-";
+
+/// This machine's network namespaces of one prefix, with their DHCP and metadata services.
+pub struct KernelNetworks {
+    executor: Executor,
+    services: Mutex<Services>,
+}
+
+impl KernelNetworks {
+    /// Networks whose namespaces start with `prefix`.
+    pub fn new(prefix: &str) -> Self {
+        let config = Config { prefix: prefix.to_owned() };
+        Self { executor: Executor::new(config.clone()), services: Mutex::new(Services::new(config)) }
+    }
+
+    async fn pass(&self, goal: &NetworkGoal) -> Result<Converged, NetworksError> {
+        let metadata: HashMap<_, _> = goal.metadata.iter().map(|(id, data)| (*id, data.clone())).collect();
+        let mut services = self.services.lock().await;
+        services.update(&goal.networks, &metadata).await;
+        let mut observed = self.executor.observe().await.map_err(|e| NetworksError::Observe(Box::new(e)))?;
+        let mut existing: BTreeSet<NetworkKey> = observed.iter().map(|network| network.key).collect();
+        // Neither wanted nor seen: the plan leaves them alone.
+        let keep: BTreeSet<NetworkKey> = goal.keep.iter().map(|id| NetworkKey::from(*id)).collect();
+        observed.retain(|network| !keep.contains(&network.key));
+
+        let mut failed = BTreeMap::new();
+        let plan = plan(&goal.networks, &observed);
+        for refused in &plan.refused {
+            failed.insert(refused.network.into(), one_line(&refused.problem));
+        }
+        for step in &plan.steps {
+            if failed.contains_key(&step.network) {
+                continue;
+            }
+            match self.executor.execute(step).await {
+                Ok(()) => match step.action {
+                    Action::CreateNamespace => drop(existing.insert(step.network)),
+                    Action::DeleteNamespace => drop(existing.remove(&step.network)),
+                    _ => {}
+                },
+                Err(e) => drop(failed.insert(step.network, format!("{step}: {}", one_line(&e)))),
+            }
+        }
+        let outcome = services.update(&goal.networks, &metadata).await;
+        for (network, e) in &outcome.failed {
+            failed.entry((*network).into()).or_insert_with(|| one_line(e));
+        }
+        for network in &outcome.waiting {
+            failed
+                .entry((*network).into())
+                .or_insert_with(|| "its services wait for its namespace".to_owned());
+        }
+        Ok(Converged { existing, failed })
+    }
+}
+
+impl Networks for KernelNetworks {
+    fn converge<'a>(&'a self, goal: &'a NetworkGoal) -> BoxFuture<'a, Result<Converged, NetworksError>> {
+        Box::pin(self.pass(goal))
+    }
+
+    fn open_tap<'a>(
+        &'a self,
+        network: NetworkId,
+        port: &'a PortSpec,
+        mtu: u16,
+    ) -> BoxFuture<'a, Result<OwnedFd, NetworksError>> {
+        Box::pin(async move {
+            let tap = self.executor.open_tap(network, port, mtu).await;
+            tap.map_err(|e| NetworksError::Tap { port: port.id, source: Box::new(e) })
+        })
+    }
+}
+
+/// What the names of this host's namespaces start with: `mote-`, or for a state directory at another place one of its
+/// own, so that two host agents on one machine don't take each other's networks for leftovers. Kept in the state
+/// directory, so that it stays the same if that is moved.
+///
+/// # Errors
+/// [`FileError`].
+pub fn prefix(state: &StateDir) -> Result<String, FileError> {
+    use sha2::{Digest, Sha256};
+    let path = state.netns_prefix();
+    let valid = |prefix: &str| {
+        (2..=24).contains(&prefix.len())
+            && prefix.ends_with('-')
+            && prefix.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+    };
+    if let Ok(prefix) = std::fs::read_to_string(&path)
+        && valid(prefix.trim())
+    {
+        return Ok(prefix.trim().to_owned());
+    }
+    let place = std::fs::canonicalize(state.path()).unwrap_or_else(|_| state.path().to_owned());
+    let prefix = if place.as_os_str() == DEFAULT_STATE_DIR {
+        DEFAULT_PREFIX.to_owned()
+    } else {
+        let digest = Sha256::digest(place.as_os_str().as_encoded_bytes());
+        format!("mote{}-", hex::encode(&digest[..4]))
+    };
+    files::replace(&path, prefix.as_bytes(), Durability::Host)?;
+    Ok(prefix)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_state_directories_have_two_prefixes_and_each_keeps_its_own() {
+        let (a, b) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let of = |dir: &tempfile::TempDir| prefix(&StateDir::new(dir.path())).unwrap();
+        assert_ne!(of(&a), of(&b));
+        assert_eq!(of(&a), of(&a));
+        std::fs::write(StateDir::new(a.path()).netns_prefix(), "other-\n").unwrap();
+        assert_eq!(of(&a), "other-");
+        std::fs::write(StateDir::new(a.path()).netns_prefix(), "../x").unwrap();
+        assert!(of(&a).starts_with("mote"));
+    }
+}

@@ -1,0 +1,355 @@
+//! The agent on a simulated host: a server's whole life, and `kill -9` of the agent at every single step of it.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures_util::future::BoxFuture;
+use mote_host_api::{
+    CloudId, DesiredPower, DesiredState, HostId, NetworkSpec, RestartPolicy, ServerSpec, ServerState,
+};
+use mote_hostd::{
+    agent::{Agent, Snapshot},
+    parts::{Checkpoints, Parts, PassThrough},
+    sim::{World, server_in_network},
+};
+use mote_vmm_api::ExitReason;
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
+
+/// Longest real time that anything may take before the test gives up on it.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Stops for ever at the n-th checkpoint, and says so.
+struct StopAt {
+    remaining: AtomicUsize,
+    stopped: CancellationToken,
+}
+
+impl StopAt {
+    fn new(n: usize) -> Arc<Self> {
+        Arc::new(Self { remaining: AtomicUsize::new(n), stopped: CancellationToken::new() })
+    }
+}
+
+impl Checkpoints for StopAt {
+    fn reach(&self, _step: &'static str) -> BoxFuture<'_, ()> {
+        Box::pin(async {
+            let before =
+                self.remaining.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+            if before.unwrap_or(0) <= 1 {
+                self.stopped.cancel();
+                std::future::pending::<()>().await;
+            }
+        })
+    }
+}
+
+/// An agent at work; dropping it is `kill -9`.
+struct Running {
+    parts: Arc<Parts>,
+    task: JoinHandle<()>,
+    ticking: JoinHandle<()>,
+    snapshots: watch::Receiver<Snapshot>,
+    desired: watch::Sender<Option<Arc<DesiredState>>>,
+}
+
+impl Running {
+    async fn start(world: &Arc<World>, checkpoints: Arc<dyn Checkpoints>, desired: &DesiredState) -> Self {
+        let parts = world.parts(checkpoints).unwrap();
+        let agent = Agent::new(parts.clone(), 1024).await.unwrap();
+        let snapshots = agent.snapshots();
+        let desired = watch::Sender::new(Some(Arc::new(desired.clone())));
+        let task = tokio::spawn(agent.run(desired.subscribe(), CancellationToken::new()));
+        let clock = world.clock().clone();
+        let ticking = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                clock.advance(Duration::from_millis(200));
+            }
+        });
+        Self { parts, task, ticking, snapshots, desired }
+    }
+
+    fn want(&self, desired: &DesiredState) {
+        self.desired.send_replace(Some(Arc::new(desired.clone())));
+    }
+
+    async fn until(&mut self, what: &str, is_so: impl Fn(&Snapshot) -> bool) -> Snapshot {
+        if let Ok(Ok(snapshot)) = tokio::time::timeout(PATIENCE, self.snapshots.wait_for(is_so)).await {
+            return snapshot.clone();
+        }
+        panic!("not {what}: {:?}", self.snapshots.borrow());
+    }
+
+    async fn kill(self) {
+        self.task.abort();
+        self.ticking.abort();
+        // Blocking work under way can't be aborted; the next agent must not meet it.
+        while Arc::strong_count(&self.parts) > 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+}
+
+fn desired(generation: u64, parts: &[(NetworkSpec, ServerSpec)]) -> DesiredState {
+    let (networks, servers) = parts.iter().cloned().unzip();
+    DesiredState {
+        cloud_id: CloudId(uuid::Uuid::nil()),
+        host_id: HostId(uuid::Uuid::nil()),
+        generation,
+        networks,
+        servers,
+    }
+}
+
+fn state(snapshot: &Snapshot, spec: &ServerSpec) -> Option<ServerState> {
+    snapshot.servers.iter().find(|s| s.observed.id == spec.id).map(|s| s.observed.state)
+}
+
+fn all_run(generation: u64, parts: &[(NetworkSpec, ServerSpec)]) -> impl Fn(&Snapshot) -> bool {
+    let specs: Vec<_> = parts.iter().map(|(_, spec)| spec.clone()).collect();
+    move |snapshot| {
+        snapshot.applied_generation == generation
+            && specs.iter().all(|spec| {
+                let seen = snapshot.servers.iter().find(|s| s.observed.id == spec.id);
+                seen.is_some_and(|seen| {
+                    seen.observed.state == ServerState::Running
+                        && seen.observed.run_generation == spec.run_generation
+                        && seen.pids.len() == 1
+                })
+            })
+    }
+}
+
+fn nothing(generation: u64) -> impl Fn(&Snapshot) -> bool {
+    move |snapshot| {
+        snapshot.applied_generation == generation
+            && snapshot.servers.is_empty()
+            && snapshot.networks == Some(0)
+    }
+}
+
+/// What is left in the directories of servers.
+fn leftovers(dir: &std::path::Path) -> BTreeSet<String> {
+    let list = |path: std::path::PathBuf| {
+        let entries = std::fs::read_dir(&path).into_iter().flatten().flatten();
+        entries.map(|entry| entry.path().display().to_string()).collect::<Vec<_>>()
+    };
+    list(dir.join("state/servers")).into_iter().chain(list(dir.join("run/servers"))).collect()
+}
+
+#[tokio::test]
+async fn servers_come_run_and_go_and_leave_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).unwrap();
+    let parts: Vec<_> = (1..4).map(server_in_network).collect();
+    let mut agent = Running::start(&world, Arc::new(PassThrough), &desired(1, &parts)).await;
+    agent.until("all running", all_run(1, &parts)).await;
+    assert_eq!(world.running().len(), 3);
+    assert_eq!(world.networks().len(), 3);
+
+    agent.want(&desired(2, &parts[..1]));
+    let first = parts[0].1.clone();
+    agent
+        .until("one left", |s| s.applied_generation == 2 && s.servers.len() == 1 && s.networks == Some(1))
+        .await;
+    assert_eq!(world.running().iter().map(|(id, _)| *id).collect::<Vec<_>>(), [first.id]);
+    agent.want(&desired(3, &[]));
+    agent.until("nothing left", nothing(3)).await;
+    assert!(world.running().is_empty() && world.networks().is_empty());
+    assert_eq!(leftovers(dir.path()), BTreeSet::new());
+    assert_eq!(world.launches(), 3);
+}
+
+/// Runs `steps` (each a desired state and when it is reached) with a `kill -9` at the n-th checkpoint, then a new agent.
+/// Returns false when the run had fewer checkpoints.
+async fn killed_at(n: usize, restart: bool) -> bool {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).unwrap();
+    let mut parts = vec![server_in_network(1), server_in_network(2)];
+    let stop = StopAt::new(n);
+    let mut agent = Running::start(&world, stop.clone(), &desired(1, &parts)).await;
+
+    let mut generation = 1;
+    let life = async {
+        agent.until("running", all_run(1, &parts)).await;
+        generation = 2;
+        if restart {
+            parts[0].1.run_generation += 1;
+            agent.want(&desired(2, &parts));
+            agent.until("restarted", all_run(2, &parts)).await;
+            generation = 3;
+        }
+        agent.want(&desired(generation, &parts[1..]));
+        let gone = parts[0].1.clone();
+        agent
+            .until("one gone", |s| {
+                s.applied_generation == generation && state(s, &gone).is_none() && s.networks == Some(1)
+            })
+            .await;
+    };
+    let killed = tokio::select! {
+        () = life => false,
+        () = stop.stopped.cancelled() => true,
+    };
+    agent.kill().await;
+    let before = world.running();
+
+    // What is wanted now, whatever was wanted when the agent was killed.
+    let wanted = if generation == 1 || !killed { parts.clone() } else { parts[1..].to_vec() };
+    let mut agent = Running::start(&world, Arc::new(PassThrough), &desired(9, &wanted)).await;
+    let snapshot = agent.until(&format!("running after kill at {n}"), all_run(9, &wanted)).await;
+    if wanted.len() == 1 {
+        agent.until("the other one gone", |s| s.servers.len() == 1 && s.networks == Some(1)).await;
+    }
+    // One VMM each, and those that ran (and were right) are the same ones.
+    assert_eq!(world.running().len(), wanted.len(), "killed at {n}: {snapshot:?}");
+    let second = parts[1].1.id;
+    if let Some(survivor) = before.iter().find(|(id, _)| *id == second) {
+        assert!(world.running().contains(survivor), "killed at {n}: a right server was touched");
+    }
+    agent.want(&desired(10, &[]));
+    agent.until("nothing left", nothing(10)).await;
+    assert!(world.running().is_empty() && world.networks().is_empty(), "killed at {n}");
+    assert_eq!(leftovers(dir.path()), BTreeSet::new(), "killed at {n}");
+    agent.kill().await;
+    killed
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_at_any_step_of_a_life_is_repaired_by_the_next_agent() {
+    for restart in [false, true] {
+        let mut n = 1;
+        while killed_at(n, restart).await {
+            n += 1;
+            assert!(n < 500, "a life has an end");
+        }
+        assert!(n > 30, "there were only {n} checkpoints");
+    }
+}
+
+#[tokio::test]
+async fn after_a_reboot_of_the_host_what_ran_runs_again_and_what_was_off_stays_off() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).unwrap();
+    let parts = vec![server_in_network(1), server_in_network(2)];
+    let mut agent = Running::start(&world, Arc::new(PassThrough), &desired(1, &parts)).await;
+    agent.until("running", all_run(1, &parts)).await;
+    let (_, off) = world.running().into_iter().find(|(id, _)| *id == parts[1].1.id).unwrap();
+    world.end(&off, Some(ExitReason::PowerOff));
+    agent.until("off", |s| state(s, &parts[1].1) == Some(ServerState::Stopped)).await;
+    agent.kill().await;
+    // The ledger of a real reboot names another boot id; a killed VMM under policy `never` would fail.
+    let ledger = dir.path().join("state/servers").join(parts[0].1.id.to_string()).join("server.json");
+    let text = std::fs::read_to_string(&ledger).unwrap();
+    std::fs::write(&ledger, text.replace(&mote_hostd::process::boot_id(), "an-earlier-boot")).unwrap();
+    world.reboot();
+
+    let mut agent = Running::start(&world, Arc::new(PassThrough), &desired(1, &parts)).await;
+    agent.until("running again", all_run(1, &parts[..1])).await;
+    let snapshot = agent.snapshots.borrow().clone();
+    assert_eq!(state(&snapshot, &parts[1].1), Some(ServerState::Stopped));
+    assert_eq!(world.running().len(), 1);
+    assert_eq!(world.networks().len(), 2);
+}
+
+#[tokio::test]
+async fn a_killed_vmm_fails_or_is_started_again_as_its_policy_says() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).unwrap();
+    let mut parts = vec![server_in_network(1), server_in_network(2)];
+    parts[1].1.restart_policy = RestartPolicy::OnFailure;
+    let mut agent = Running::start(&world, Arc::new(PassThrough), &desired(1, &parts)).await;
+    agent.until("running", all_run(1, &parts)).await;
+    for (_, process) in world.running() {
+        world.end(&process, None);
+    }
+    let failed = agent.until("failed", |s| state(s, &parts[0].1) == Some(ServerState::Failed)).await;
+    let message =
+        failed.servers.iter().find(|s| s.observed.id == parts[0].1.id).unwrap().observed.message.clone();
+    assert!(message.unwrap().contains("killed"));
+    agent.until("the other one again", all_run(1, &parts[1..])).await;
+
+    // A hard reboot by its user.
+    parts[0].1.run_generation += 1;
+    agent.want(&desired(2, &parts));
+    agent.until("both", all_run(2, &parts)).await;
+    assert_eq!(world.launches(), 4);
+}
+
+#[tokio::test]
+async fn one_that_always_fails_at_once_is_given_up_and_one_that_is_off_is_not_started() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).unwrap();
+    let mut parts = vec![server_in_network(1)];
+    parts[0].1.restart_policy = RestartPolicy::OnFailure;
+    world.set_short_lived(Some(ExitReason::Crash));
+    let mut agent = Running::start(&world, Arc::new(PassThrough), &desired(1, &parts)).await;
+    agent.until("given up", |s| state(s, &parts[0].1) == Some(ServerState::Failed)).await;
+    assert_eq!(world.launches(), 6, "the first start and five more");
+
+    world.set_short_lived(Some(ExitReason::PowerOff));
+    parts[0].1.run_generation += 1;
+    agent.want(&desired(2, &parts));
+    agent.until("off", |s| state(s, &parts[0].1) == Some(ServerState::Stopped)).await;
+    parts[0].1.power = DesiredPower::Stopped;
+    agent.want(&desired(3, &parts));
+    agent.until("seen", |s| s.applied_generation == 3).await;
+    assert_eq!(world.launches(), 7);
+
+    world.set_short_lived(None);
+    parts[0].1.power = DesiredPower::Running;
+    parts[0].1.run_generation += 1;
+    agent.want(&desired(4, &parts));
+    agent.until("running", all_run(4, &parts)).await;
+    parts[0].1.power = DesiredPower::Stopped;
+    agent.want(&desired(5, &parts));
+    agent.until("stopped", |s| state(s, &parts[0].1) == Some(ServerState::Stopped)).await;
+    assert!(world.running().is_empty());
+}
+
+#[tokio::test]
+async fn an_image_that_does_not_come_holds_up_its_own_server_only_and_for_no_longer_than_it_is_wanted() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).unwrap();
+    let mut parts = vec![server_in_network(1), server_in_network(2), server_in_network(3)];
+    for (_, spec) in &mut parts[..2] {
+        spec.boot.disk.sha256 = "e".repeat(64);
+    }
+    world.set_missing(&"e".repeat(64), true);
+    let mut agent = Running::start(&world, Arc::new(PassThrough), &desired(1, &parts)).await;
+    agent.until("the other one runs", all_run(1, &parts[2..])).await;
+    agent
+        .until("told why", |s| {
+            let waiting = s.servers.iter().find(|s| s.observed.id == parts[0].1.id);
+            waiting.is_some_and(|s| {
+                s.observed.state == ServerState::Preparing
+                    && s.observed.message.as_ref().is_some_and(|m| m.contains("simulated absence"))
+            })
+        })
+        .await;
+    agent.want(&desired(2, &parts[1..]));
+    agent.until("one gone", |s| s.applied_generation == 2 && s.servers.len() == 2).await;
+    world.set_missing(&"e".repeat(64), false);
+    agent.until("running", all_run(2, &parts[1..])).await;
+}
+
+#[tokio::test]
+async fn a_vmm_without_a_record_is_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).unwrap();
+    let parts = vec![server_in_network(1)];
+    let mut agent = Running::start(&world, Arc::new(PassThrough), &desired(1, &parts)).await;
+    agent.until("running", all_run(1, &parts)).await;
+    agent.kill().await;
+    std::fs::remove_dir_all(dir.path().join("state/servers")).unwrap();
+    let mut agent = Running::start(&world, Arc::new(PassThrough), &desired(2, &[])).await;
+    agent.until("nothing left", nothing(2)).await;
+    assert!(world.running().is_empty());
+}
