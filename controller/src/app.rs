@@ -27,6 +27,8 @@ pub struct App {
     pub identity: Arc<identity::Identity>,
     /// Bytes of images (blocking: use it in `spawn_blocking`).
     pub images: mote_images::store::Store,
+    /// Held while bytes and the record that names them are made or removed together.
+    pub(crate) blob_turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// Why the controller's state could not be opened.
@@ -58,6 +60,7 @@ impl App {
             config: Arc::new(config),
             identity: Arc::new(identity),
             images,
+            blob_turn: Arc::default(),
         })
     }
 

@@ -15,7 +15,7 @@ use mote_controller::{
     config::Config,
     db,
     identity::bootstrap,
-    server,
+    image, server,
 };
 use tokio::{
     net::TcpListener,
@@ -110,6 +110,7 @@ async fn run(args: Run) -> anyhow::Result<()> {
     })?;
     let _lock = lock_state_dir(&config.state_dir)?;
     let app = App::open(config).await?;
+    image::blobs::recover(&app).await.context("can't bring the image store in order")?;
     tracing::info!(listen = %args.listen, public_url, "serving");
     server::serve(listener, app::router(app), stop_signal()?).await;
     Ok(())

@@ -1,57 +1,78 @@
-//! Images (Glance v2).
+//! Images: Glance v2.
+//!
+//! A record ([`record`]) is made first ([`attributes`]), then its bytes are sent ([`data`]):
+//!
+//! ```text
+//!            PUT file                all bytes stored, content is what disk_format says
+//!   queued ───────────▶ saving ──────────────────────────────────────────────▶ active ◀──▶ deactivated
+//!      ▲                   │ upload broke off, content refused, controller restarted     (administrator)
+//!      └───────────────────┘
+//! ```
+//!
+//! Bytes are in a content-addressed store; images with the same bytes share them, and they go with the last image or
+//! server that needs them ([`blobs`]). What a server boots from an image is resolved in [`boot`].
+//!
+//! Mote takes disks (`raw`), kernels (`aki`) and initial RAM disks (`ari`), and looks whether the content is that.
 
-use axum::Router;
+mod attributes;
+pub mod blobs;
+pub mod boot;
+mod data;
+mod index;
+mod info;
+mod members;
+mod patch;
+mod record;
+mod routes;
+#[cfg(test)]
+mod tests;
+
+pub use boot::{BootImages, ImageBytes, image_for_boot};
+
+use axum::{
+    Router,
+    routing::{get, post, put},
+};
 
 use crate::{
     app::App,
     http::{context::Ctx, error::ApiError},
 };
+use record::Image;
 
 /// Routes below `/image`.
 pub fn router() -> Router<App> {
     Router::new()
+        .route("/", get(info::versions))
+        .route("/versions", get(info::versions))
+        .route("/v2/schemas/{name}", get(info::schema))
+        .route("/v2/info/import", get(info::import))
+        .route("/v2/info/stores", get(info::stores))
+        .route("/v2/images", get(index::index).post(routes::create))
+        .route("/v2/images/{id}", get(routes::show).patch(routes::update).delete(routes::delete))
+        .route("/v2/images/{id}/file", get(data::download).put(data::upload))
+        .route("/v2/images/{id}/actions/{action}", post(routes::act))
+        .route("/v2/images/{id}/tags/{tag}", put(routes::add_tag).delete(routes::remove_tag))
+        .route("/v2/images/{id}/members", get(members::index).post(members::add))
+        .route(
+            "/v2/images/{id}/members/{member}",
+            get(members::show).put(members::answer).delete(members::remove),
+        )
 }
 
-/// Bytes of an image.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ImageBytes {
-    /// Image id.
-    pub id: String,
-    /// SHA-256, lower-case hex.
-    pub sha256: String,
-    /// Bytes.
-    pub size: u64,
+fn not_found(id: &str) -> ApiError {
+    let id: String = id.chars().take(64).collect();
+    ApiError::NotFound(format!("No image found with ID {id}"))
 }
 
-/// All that a server needs of its image.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct BootImages {
-    /// Root disk.
-    pub disk: ImageBytes,
-    /// Kernel (`kernel_id`).
-    pub kernel: ImageBytes,
-    /// Ramdisk (`ramdisk_id`).
-    pub ramdisk: Option<ImageBytes>,
-    /// `os_command_line`.
-    pub command_line: Option<String>,
-    /// Traits `T` that are `trait:T=required`.
-    pub required_traits: Vec<String>,
-    /// Traits `T` that are `trait:T=forbidden`.
-    pub forbidden_traits: Vec<String>,
-    /// GiB that the root disk must have.
-    pub min_disk_gib: u64,
-    /// MiB of memory that the server must have.
-    pub min_ram_mib: u64,
-}
-
-/// What a server that boots from this image consists of.
-///
-/// # Errors
-/// 404 if the image isn't the asker's to see; 400 if it can't be booted (the text says why).
-pub async fn image_for_boot(
-    _db: &mut sqlx::SqliteConnection,
-    image_id: &str,
-    _ctx: &Ctx,
-) -> Result<BootImages, ApiError> {
-    Err(ApiError::NotFound(format!("Image {image_id} could not be found.")))
+/// Who may change an image: its owner's members, and administrators. To others it is unknown, or (if they see it)
+/// forbidden.
+fn require_owner(image: &Image, ctx: &Ctx) -> Result<(), ApiError> {
+    if ctx.is_admin {
+        return Ok(());
+    }
+    match ctx.project_id.as_deref() == Some(image.owner.as_str()) {
+        true => ctx.require_writer(),
+        false => Err(ApiError::Forbidden(format!("You are not permitted to change image {}.", image.id))),
+    }
 }

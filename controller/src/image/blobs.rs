@@ -1,0 +1,81 @@
+//! The bytes below the images: when they can go, and what a crash left.
+//!
+//! Bytes are named by their SHA-256 and needed as long as an image or a server names them. A new image's record is
+//! written after its bytes, a deleted image's bytes are removed after its record: a crash in between leaves bytes that
+//! nobody needs, never a record without bytes. [`App::blob_turn`] keeps the two from crossing each other.
+
+use mote_images::store::StoreError;
+use sqlx::SqliteConnection;
+
+use crate::{app::App, http::error::ApiError};
+
+/// Removes these bytes (SHA-256, hex) if nothing needs them any more. To be called after the transaction that removed
+/// the image or the server.
+///
+/// # Errors
+/// Of the database or the store; the next start removes what stayed.
+pub async fn release(app: &App, digests: &[String]) -> Result<(), ApiError> {
+    let _turn = app.blob_turn.lock().await;
+    release_in_turn(app, digests).await
+}
+
+/// As [`release`], by who has the turn.
+pub(super) async fn release_in_turn(app: &App, digests: &[String]) -> Result<(), ApiError> {
+    let mut conn = app.db.acquire().await?;
+    for digest in digests {
+        if in_use(&mut conn, digest).await? {
+            continue;
+        }
+        let (store, digest) = (app.images.clone(), digest.clone());
+        blocking(move || store.remove(&digest)).await??;
+    }
+    Ok(())
+}
+
+/// Once at the start, before requests: uploads that were under way begin anew, and bytes that nobody needs are removed.
+///
+/// # Errors
+/// Of the database or the store.
+pub async fn recover(app: &App) -> Result<(), ApiError> {
+    let mut tx = app.begin().await?;
+    let broken = sqlx::query("UPDATE images SET status = 'queued', upload_id = NULL WHERE status = 'saving'")
+        .execute(&mut *tx)
+        .await?
+        .rows_affected();
+    tx.commit().await?;
+    if broken > 0 {
+        tracing::warn!(images = broken, "uploads were broken off by the last stop of the controller");
+    }
+    let store = app.images.clone();
+    let stored = blocking(move || store.list()).await??;
+    let digests: Vec<String> = stored.into_iter().map(|entry| entry.sha256).collect();
+    release(app, &digests).await
+}
+
+async fn in_use(conn: &mut SqliteConnection, digest: &str) -> Result<bool, sqlx::Error> {
+    sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM images WHERE sha256 = $1)")
+        .bind(digest)
+        .fetch_one(conn)
+        .await
+}
+
+/// Runs what blocks on a thread for that.
+///
+/// # Errors
+/// If it panics.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::task::spawn_blocking(work).await.map_err(ApiError::internal)
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        match &error {
+            StoreError::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                Self::TooLarge("The image store is full.".into())
+            }
+            _ => Self::internal(error),
+        }
+    }
+}
