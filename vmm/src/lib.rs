@@ -1,4 +1,50 @@
 //! The microVM monitor of Mote: one process per virtual machine, on KVM.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`boot`] | how a machine starts, top to bottom |
+//! | [`memory`], `layout` | guest memory, and what is where in it |
+//! | `kvm` | the only place that calls KVM |
+//! | `loader` | kernels, initrds and what they are told |
+//! | `acpi` | ACPI tables |
+//! | [`machine`] | the running machine: vCPU threads, pause and resume |
+//! | [`devices`] | virtio and legacy devices |
+//! | [`controller`], [`config`] | one command enum, the phases before and after the start, and the configuration's rules |
+//! | [`api`] | Firecracker's REST API |
+//! | [`event_loop`] | the main thread |
+//! | [`cli`] | the command line |
+//!
+//! Threads: the main thread (API, signals, slow path), one per vCPU, and those of busy devices. A guest's memory is
+//! only touched by vCPUs, devices and, before the start, the loader.
 
+use std::error::Error;
+
+mod acpi;
+pub mod api;
+pub mod boot;
+mod boot_timer;
+pub mod cli;
+pub mod config;
+pub mod controller;
 pub mod devices;
+pub mod event_loop;
+mod kvm;
+mod layout;
+mod loader;
+mod log;
+pub mod machine;
 pub mod memory;
+pub mod outcome;
+mod power;
+
+/// An error with all its causes in one line.
+pub fn error_chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}

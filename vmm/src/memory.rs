@@ -1,4 +1,120 @@
-//! Guest memory.
+//! Guest memory: one memfd, mapped shared, so that it can later be shared with other processes, saved and faulted.
+//!
+//! Memory is one region from 0 up to [`layout::MMIO_HOLE`]; what does not fit below continues at 4 GiB.
+//! Nothing is populated: a page costs something from when the guest or a loader first touches it.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::FromRawFd;
+use std::sync::Arc;
+
+use vm_memory::mmap::{FromRangesError, MmapRegionBuilder};
+use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
+
+use crate::layout;
 
 /// The guest's physical memory as devices and loaders see it. Cheap to clone: it is shared.
 pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+
+/// More than any host has and less than what the arithmetic here or a 46-bit physical address space holds.
+pub const MAX_MEMORY_MIB: usize = 32 << 20;
+
+/// Guest memory could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// Zero, or beyond [`MAX_MEMORY_MIB`].
+    #[error("mem_size_mib must be between 1 and {MAX_MEMORY_MIB}, not {0}")]
+    Size(usize),
+    /// The memory file could not be created.
+    #[error("cannot create the memory file of {size_mib} MiB")]
+    Create {
+        /// Wanted size.
+        size_mib: usize,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// The memory file could not be mapped.
+    #[error("cannot map guest memory")]
+    Map(#[from] FromRangesError),
+}
+
+/// The address ranges (start, length in bytes) that hold `size` bytes of memory.
+pub fn ranges(size: u64) -> Vec<(u64, u64)> {
+    let low = size.min(layout::MMIO_HOLE);
+    let mut ranges = vec![(0, low)];
+    if size > low {
+        ranges.push((layout::MMIO_HOLE_END, size - low));
+    }
+    ranges
+}
+
+/// Makes guest memory of `size_mib` MiB, all zero.
+pub fn create(size_mib: usize) -> Result<GuestMemory, MemoryError> {
+    if size_mib == 0 || size_mib > MAX_MEMORY_MIB {
+        return Err(MemoryError::Size(size_mib));
+    }
+    let size = (size_mib as u64) << 20;
+    let file = memory_file(size).map_err(|source| MemoryError::Create { size_mib, source })?;
+    let file = Arc::new(file);
+    let mut offset = 0;
+    let mut regions = Vec::with_capacity(2);
+    for (start, length) in ranges(size) {
+        let mapping = MmapRegionBuilder::new(length as usize)
+            .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .with_file_offset(FileOffset::from_arc(file.clone(), offset))
+            .build()
+            .map_err(FromRangesError::from)?;
+        let region =
+            GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or(FromRangesError::InvalidGuestRegion)?;
+        regions.push(region);
+        offset += length;
+    }
+    Ok(GuestMemory::from_regions(regions).map_err(FromRangesError::from)?)
+}
+
+fn memory_file(size: u64) -> io::Result<File> {
+    // SAFETY: the name is a C string literal; the call has no other pointer.
+    let fd = unsafe { libc::memfd_create(c"guest-memory".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` was just made and belongs to nobody else.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len(size)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::{Bytes, GuestMemoryBackend};
+
+    use super::*;
+
+    #[test]
+    fn memory_up_to_the_hole_is_one_range() {
+        assert_eq!(ranges(1 << 20), [(0, 1 << 20)]);
+        assert_eq!(ranges(0xc000_0000), [(0, 0xc000_0000)]);
+    }
+
+    #[test]
+    fn memory_beyond_the_hole_continues_at_4_gib() {
+        assert_eq!(ranges(0xc000_0000 + (5 << 20)), [(0, 0xc000_0000), (1 << 32, 5 << 20)]);
+    }
+
+    #[test]
+    fn both_ranges_are_separate_parts_of_the_file() {
+        let memory = create(3 * 1024 + 1).unwrap();
+        memory.write_obj(1u8, GuestAddress(0)).unwrap();
+        assert_eq!(memory.read_obj::<u8>(GuestAddress(1 << 32)).unwrap(), 0);
+        assert_eq!(memory.num_regions(), 2);
+        assert!(memory.read_obj::<u8>(GuestAddress(0xc000_0000)).is_err());
+    }
+
+    #[test]
+    fn sizes_out_of_range_are_refused() {
+        assert!(matches!(create(0), Err(MemoryError::Size(0))));
+        assert!(matches!(create(usize::MAX), Err(MemoryError::Size(_))));
+    }
+}

@@ -235,3 +235,20 @@ pub struct VmConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<Serial>,
 }
+
+/// `PATCH /vm`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VmStatePatch {
+    /// The state to bring the VM into.
+    pub state: VmState,
+}
+
+/// The states of `PATCH /vm`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmState {
+    /// vCPUs stopped.
+    Paused,
+    /// vCPUs running.
+    Resumed,
+}

@@ -1,0 +1,217 @@
+//! ACPI tables: a hardware-reduced platform (ACPI 6.5 §4.1) with its processors, I/O APIC, serial port, keyboard
+//! controller and virtio-mmio devices.
+//!
+//! Hardware-reduced means no PIC, PIT, RTC, PM timer or SCI for the kernel to probe, each of which costs exits; the
+//! kernel switches off by the sleep control register and restarts by the reset register.
+
+use acpi_tables::aml::{
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, ONE, Package, Path, ResourceTemplate, Scope, ZERO,
+};
+use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
+use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
+use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::rsdp::Rsdp;
+use acpi_tables::sdt::Sdt;
+use acpi_tables::xsdt::XSDT;
+use acpi_tables::{Aml, AmlSink};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+
+use crate::layout;
+use crate::memory::GuestMemory;
+
+const OEM_ID: [u8; 6] = *b"MOTE  ";
+const OEM_TABLE: [u8; 8] = *b"MOTEVM  ";
+const OEM_REVISION: u32 = 1;
+/// Bytes of the header that every table but the RSDP starts with.
+const HEADER: u32 = 36;
+
+/// `_S5` sleep type that means "off" here.
+pub const SLEEP_TYPE_OFF: u8 = 5;
+/// What to write to the reset register.
+pub const RESET_VALUE: u8 = 0x06;
+
+/// FADT IAPC_BOOT_ARCH: there is a keyboard controller.
+const BOOT_ARCH_8042: u16 = 1 << 1;
+/// FADT IAPC_BOOT_ARCH: do not probe for VGA.
+const BOOT_ARCH_NO_VGA: u16 = 1 << 2;
+/// FADT IAPC_BOOT_ARCH: do not probe for a CMOS clock.
+const BOOT_ARCH_NO_RTC: u16 = 1 << 5;
+
+/// The tables could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum AcpiError {
+    /// Guest memory ends below them.
+    #[error("cannot write the ACPI tables into guest memory")]
+    Write(#[from] GuestMemoryError),
+    /// A bound in `layout` is wrong.
+    #[error("the ACPI tables need {0} bytes, more than there is room for")]
+    TooLarge(usize),
+}
+
+/// A virtio-mmio device to declare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VirtioDevice {
+    /// Address of its registers.
+    pub address: u32,
+    /// Its interrupt.
+    pub irq: u32,
+}
+
+/// Writes all tables and returns the address of the RSDP.
+pub fn write_tables(memory: &GuestMemory, vcpus: u8, devices: &[VirtioDevice]) -> Result<u64, AcpiError> {
+    let mut tables = Tables { bytes: vec![0; Rsdp::len().next_multiple_of(16)] };
+    let dsdt = tables.append(&dsdt(devices));
+    let fadt = tables.append(&fadt(dsdt));
+    let madt = tables.append(&madt(vcpus));
+    let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE, OEM_REVISION);
+    xsdt.add_entry(fadt);
+    xsdt.add_entry(madt);
+    let xsdt = tables.append(&xsdt);
+    let mut rsdp = Vec::new();
+    Rsdp::new(OEM_ID, xsdt).to_aml_bytes(&mut rsdp);
+    tables.bytes[..rsdp.len()].copy_from_slice(&rsdp);
+    if tables.bytes.len() as u64 > layout::ACPI_TABLES_END - layout::ACPI_TABLES {
+        return Err(AcpiError::TooLarge(tables.bytes.len()));
+    }
+    memory.write_slice(&tables.bytes, GuestAddress(layout::ACPI_TABLES))?;
+    Ok(layout::ACPI_TABLES)
+}
+
+/// The tables' bytes, the first of which goes to [`layout::ACPI_TABLES`].
+struct Tables {
+    bytes: Vec<u8>,
+}
+
+impl Tables {
+    /// Adds a table and returns its guest address.
+    fn append(&mut self, table: &dyn Aml) -> u64 {
+        let offset = self.bytes.len().next_multiple_of(16);
+        self.bytes.resize(offset, 0);
+        table.to_aml_bytes(&mut self.bytes);
+        layout::ACPI_TABLES + offset as u64
+    }
+}
+
+fn fadt(dsdt: u64) -> impl Aml {
+    let io = |port: u16| GAS::new(AddressSpace::SystemIo, 8, 0, AccessSize::ByteAccess, port.into());
+    let mut fadt = FADTBuilder::new(OEM_ID, OEM_TABLE, OEM_REVISION)
+        .dsdt_64(dsdt)
+        .preferred_pm_profile(PmProfile::EnterpriseServer)
+        .flag(Flags::HwReducedAcpi)
+        .flag(Flags::ResetRegSup)
+        .flag(Flags::Headless);
+    fadt.iapc_boot_arch = (BOOT_ARCH_8042 | BOOT_ARCH_NO_VGA | BOOT_ARCH_NO_RTC).into();
+    fadt.reset_reg = io(layout::RESET_PORT);
+    fadt.reset_value = RESET_VALUE;
+    fadt.sleep_control_reg = io(layout::ACPI_SLEEP_PORT);
+    fadt.sleep_status_reg = io(layout::ACPI_SLEEP_PORT + 1);
+    fadt.hypervisor_vendor_identity = u64::from_le_bytes(*b"MOTE    ").into();
+    fadt.finalize()
+}
+
+fn madt(vcpus: u8) -> impl Aml {
+    let mut madt =
+        MADT::new(OEM_ID, OEM_TABLE, OEM_REVISION, LocalInterruptController::Address(layout::LOCAL_APIC));
+    for index in 0..vcpus {
+        madt.add_structure(ProcessorLocalApic::new(index, index, EnabledStatus::Enabled));
+    }
+    madt.add_structure(IoApic::new(0, layout::IO_APIC, 0));
+    madt
+}
+
+fn dsdt(devices: &[VirtioDevice]) -> Sdt {
+    let mut aml = Vec::new();
+    let off = Package::new(vec![&SLEEP_TYPE_OFF, &ZERO]);
+    Name::new(Path::new("_S5_"), &off).to_aml_bytes(&mut aml);
+    legacy_devices(&mut aml);
+    for (index, device) in devices.iter().enumerate() {
+        virtio_device(&mut aml, index, device);
+    }
+    let mut dsdt = Sdt::new(*b"DSDT", HEADER, 2, OEM_ID, OEM_TABLE, OEM_REVISION);
+    dsdt.append_slice(&aml);
+    dsdt
+}
+
+fn legacy_devices(aml: &mut dyn AmlSink) {
+    let serial_io = IO::new(layout::SERIAL_PORT, layout::SERIAL_PORT, 1, 8);
+    let serial_irq = Interrupt::new(true, true, false, false, layout::SERIAL_IRQ);
+    let serial_resources = ResourceTemplate::new(vec![&serial_io, &serial_irq]);
+    let data_io = IO::new(layout::I8042_PORT, layout::I8042_PORT, 1, 1);
+    let command_io = IO::new(layout::I8042_PORT + 4, layout::I8042_PORT + 4, 1, 1);
+    let keyboard_irq = Interrupt::new(true, true, false, false, layout::I8042_IRQ);
+    let keyboard_resources = ResourceTemplate::new(vec![&data_io, &command_io, &keyboard_irq]);
+    Scope::new(
+        Path::new("_SB_"),
+        vec![
+            &Device::new(
+                Path::new("COM1"),
+                vec![
+                    &Name::new(Path::new("_HID"), &EISAName::new("PNP0501")),
+                    &Name::new(Path::new("_UID"), &ZERO),
+                    &Name::new(Path::new("_CRS"), &serial_resources),
+                ],
+            ),
+            &Device::new(
+                Path::new("PS2K"),
+                vec![
+                    &Name::new(Path::new("_HID"), &EISAName::new("PNP0303")),
+                    &Name::new(Path::new("_CRS"), &keyboard_resources),
+                ],
+            ),
+        ],
+    )
+    .to_aml_bytes(aml);
+}
+
+fn virtio_device(aml: &mut dyn AmlSink, index: usize, device: &VirtioDevice) {
+    let registers = Memory32Fixed::new(true, device.address, layout::VIRTIO_MMIO_SIZE as u32);
+    let interrupt = Interrupt::new(true, true, false, false, device.irq);
+    let resources = ResourceTemplate::new(vec![&registers, &interrupt]);
+    let id = Name::new(Path::new("_HID"), &"LNRO0005");
+    let unique = Name::new(Path::new("_UID"), &index);
+    let coherent = Name::new(Path::new("_CCA"), &ONE);
+    let current = Name::new(Path::new("_CRS"), &resources);
+    let device = Device::new(Path::new(&format!("V{index:03}")), vec![&id, &unique, &coherent, &current]);
+    Scope::new(Path::new("_SB_"), vec![&device]).to_aml_bytes(aml);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The table at `address`: its signature and bytes, with the checksum verified.
+    fn table(memory: &GuestMemory, address: u64) -> ([u8; 4], Vec<u8>) {
+        let length: u32 = memory.read_obj(GuestAddress(address + 4)).unwrap();
+        let mut bytes = vec![0; length as usize];
+        memory.read_slice(&mut bytes, GuestAddress(address)).unwrap();
+        assert_eq!(bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0, "checksum");
+        (bytes[..4].try_into().unwrap(), bytes)
+    }
+
+    fn u64_at(bytes: &[u8], offset: usize) -> u64 {
+        u64::from_le_bytes(bytes[offset..offset + 8].try_into().unwrap())
+    }
+
+    #[test]
+    fn tables_are_reachable_from_the_rsdp_with_valid_checksums() {
+        let memory = crate::memory::create(2).unwrap();
+        let devices: Vec<_> = (0..layout::MAX_VIRTIO_DEVICES as u32)
+            .map(|n| VirtioDevice { address: 0xc000_1000 + n * 0x1000, irq: 5 + n })
+            .collect();
+        let rsdp = write_tables(&memory, 32, &devices).unwrap();
+        let mut bytes = [0; 36];
+        memory.read_slice(&mut bytes, GuestAddress(rsdp)).unwrap();
+        assert_eq!(&bytes[..8], b"RSD PTR ");
+        assert_eq!(bytes.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)), 0);
+        let (signature, xsdt) = table(&memory, u64_at(&bytes, 24));
+        assert_eq!(&signature, b"XSDT");
+        let (signature, fadt) = table(&memory, u64_at(&xsdt, 36));
+        assert_eq!(&signature, b"FACP");
+        let (signature, dsdt) = table(&memory, u64_at(&fadt, 140));
+        assert_eq!(&signature, b"DSDT");
+        assert_eq!(dsdt.windows(8).filter(|bytes| *bytes == b"LNRO0005").count(), layout::MAX_VIRTIO_DEVICES);
+        let (signature, madt) = table(&memory, u64_at(&xsdt, 44));
+        assert_eq!(&signature, b"APIC");
+        assert_eq!(madt.len(), 44 + 32 * 8 + 12);
+    }
+}

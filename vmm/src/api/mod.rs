@@ -1,0 +1,6 @@
+//! Firecracker's REST API on a Unix socket: [`http`] (bytes ↔ requests), [`requests`] (requests ↔ actions),
+//! [`server`] (the socket and its connections).
+
+pub mod http;
+pub mod requests;
+pub mod server;

@@ -1,0 +1,319 @@
+//! How a machine starts, top to bottom: [`boot`].
+
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use mote_vmm_api::{Drive, ExitReason, VmConfig};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use crate::acpi::{self, AcpiError};
+use crate::boot_timer::BootTimer;
+use crate::devices::bus::{BusDevice, BusError};
+use crate::devices::i8042::I8042;
+use crate::devices::serial::Serial;
+use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::block::Block;
+use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
+use crate::devices::virtio::net::Net;
+use crate::devices::virtio::rng::Rng;
+use crate::devices::{DeviceError, EventSource};
+use crate::kvm::{KvmError, Topology, Vm};
+use crate::layout;
+use crate::loader::{self, LoadError};
+use crate::machine::{Buses, Machine, Parts};
+use crate::memory::{self, GuestMemory, MemoryError};
+use crate::outcome::Outcome;
+use crate::power::{RESET_CODE, ResetRegister, SleepRegisters};
+
+/// The command line of a boot source without `boot_args`.
+pub const DEFAULT_BOOT_ARGS: &str = "reboot=k panic=1 8250.nr_uarts=0 swiotlb=noforce";
+
+/// A machine could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum BootError {
+    /// No kernel was named.
+    #[error("cannot start without a boot source (PUT /boot-source, or \"boot-source\" in the config file)")]
+    NoBootSource,
+    /// Memory.
+    #[error("cannot make guest memory")]
+    Memory(#[from] MemoryError),
+    /// Kernel, initrd or command line.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// KVM.
+    #[error(transparent)]
+    Kvm(#[from] KvmError),
+    /// A device.
+    #[error("cannot make {device}")]
+    Device {
+        /// Which.
+        device: String,
+        /// Cause.
+        #[source]
+        source: DeviceError,
+    },
+    /// More devices than interrupts.
+    #[error("{0} virtio devices are too many; the machine has interrupts for {max}", max = layout::MAX_VIRTIO_DEVICES)]
+    TooManyDevices(usize),
+    /// ACPI tables.
+    #[error(transparent)]
+    Acpi(#[from] AcpiError),
+    /// Guest memory ends below 1 MiB.
+    #[error("cannot write the reset vector into guest memory")]
+    ResetVector(#[source] GuestMemoryError),
+    /// A mistake in `layout`.
+    #[error("cannot place a device")]
+    Bus(#[from] BusError),
+    /// An eventfd.
+    #[error("cannot make an eventfd for {device}")]
+    EventFd {
+        /// Which device.
+        device: String,
+        /// Cause.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A vCPU thread.
+    #[error("cannot start the vCPU threads")]
+    Threads(#[source] std::io::Error),
+}
+
+impl BootError {
+    /// Whether the configuration or the host is to blame.
+    pub fn reason(&self) -> ExitReason {
+        match self {
+            Self::NoBootSource
+            | Self::Load(_)
+            | Self::Device { .. }
+            | Self::TooManyDevices(_)
+            | Self::Memory(MemoryError::Size(_))
+            | Self::Kvm(KvmError::AddressBits { .. }) => ExitReason::BadConfig,
+            _ => ExitReason::HostError,
+        }
+    }
+}
+
+/// What a start needs beside the VM's configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct BootOptions {
+    /// Offer the boot timer, which measures from this moment.
+    pub boot_timer: Option<Instant>,
+}
+
+/// Makes the machine that `config` (validated: see `config`) describes and starts its vCPUs.
+///
+/// # Errors
+/// See [`BootError`]; nothing is left running then.
+pub fn boot(config: &VmConfig, options: BootOptions, outcome: &Arc<Outcome>) -> Result<Machine, BootError> {
+    let source = config.boot_source.as_ref().ok_or(BootError::NoBootSource)?;
+    let machine = &config.machine_config;
+
+    // Memory first, interrupt controllers after it: the other order costs milliseconds (see `kvm`).
+    let memory = memory::create(machine.mem_size_mib)?;
+    let vm = Vm::create(&memory, machine.track_dirty_pages)?;
+    vm.create_interrupt_controllers()?;
+
+    let kernel = loader::load_kernel(&memory, &source.kernel_image_path)?;
+    let initrd =
+        source.initrd_path.as_deref().map(|path| loader::load_initrd(&memory, &kernel, path)).transpose()?;
+
+    let mut devices = Devices::new(&vm, &memory);
+    let keyboard = devices.attach_legacy(config, outcome)?;
+    devices.attach_boot_timer(options.boot_timer)?;
+    devices.attach_virtio(config)?;
+
+    let command_line = command_line(source.boot_args.as_deref(), &config.drives, &devices.virtio);
+    let rsdp = acpi::write_tables(&memory, machine.vcpu_count, &devices.virtio)?;
+    memory.write_slice(&RESET_CODE, GuestAddress(layout::RESET_VECTOR)).map_err(BootError::ResetVector)?;
+    let entry = loader::write_boot_information(&memory, &kernel, initrd, &command_line, rsdp)?;
+
+    let Devices { buses, event_sources, .. } = devices;
+    let vcpus = vm.create_vcpus(Topology { vcpus: machine.vcpu_count, smt: machine.smt }, &entry)?;
+    Machine::start(Parts { vm, vcpus, buses, keyboard, event_sources }, outcome).map_err(BootError::Threads)
+}
+
+/// The machine's devices while they are put together.
+struct Devices<'a> {
+    vm: &'a Vm,
+    memory: &'a GuestMemory,
+    buses: Buses,
+    virtio: Vec<acpi::VirtioDevice>,
+    event_sources: Vec<Box<dyn EventSource>>,
+}
+
+impl<'a> Devices<'a> {
+    fn new(vm: &'a Vm, memory: &'a GuestMemory) -> Self {
+        Self { vm, memory, buses: Buses::default(), virtio: Vec::new(), event_sources: Vec::new() }
+    }
+
+    /// An eventfd that raises `irq`.
+    fn interrupt(&self, device: &str, irq: u32) -> Result<EventFd, BootError> {
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
+            .map_err(|source| BootError::EventFd { device: device.to_owned(), source })?;
+        self.vm.connect_interrupt(&event, irq)?;
+        Ok(event)
+    }
+
+    fn port_device(
+        &mut self,
+        port: u16,
+        ports: u64,
+        device: impl BusDevice + 'static,
+    ) -> Result<(), BootError> {
+        Ok(self.buses.ports.insert(port.into(), ports, Arc::new(Mutex::new(device)))?)
+    }
+
+    /// Serial port, keyboard controller, and the registers that end the machine.
+    fn attach_legacy(
+        &mut self,
+        config: &VmConfig,
+        outcome: &Arc<Outcome>,
+    ) -> Result<Arc<Mutex<I8042>>, BootError> {
+        let irq = self.interrupt("the serial port", layout::SERIAL_IRQ)?;
+        let (serial, sources) = Serial::new(config.serial.as_ref(), irq)
+            .map_err(|source| BootError::Device { device: "the serial port".to_owned(), source })?;
+        self.event_sources.extend(sources);
+        self.port_device(layout::SERIAL_PORT, 8, serial)?;
+
+        let irq = self.interrupt("the keyboard controller", layout::I8042_IRQ)?;
+        let reset = outcome.clone();
+        let keyboard = Arc::new(Mutex::new(I8042::new(irq, move || {
+            reset.decide(ExitReason::Reboot, "the guest asked for a reset (keyboard controller)");
+        })));
+        self.buses.ports.insert(layout::I8042_PORT.into(), 5, keyboard.clone())?;
+
+        self.port_device(
+            layout::ACPI_SLEEP_PORT,
+            SleepRegisters::PORTS,
+            SleepRegisters::new(outcome.clone()),
+        )?;
+        self.port_device(layout::RESET_PORT, 1, ResetRegister::new(outcome.clone()))?;
+        Ok(keyboard)
+    }
+
+    fn attach_boot_timer(&mut self, start: Option<Instant>) -> Result<(), BootError> {
+        let Some(start) = start else { return Ok(()) };
+        let timer = Arc::new(Mutex::new(BootTimer::new(start)));
+        Ok(self.buses.mmio.insert(layout::BOOT_TIMER, BootTimer::SIZE, timer)?)
+    }
+
+    /// Drives (the root device first), network interfaces, entropy: the guest numbers them in this order.
+    fn attach_virtio(&mut self, config: &VmConfig) -> Result<(), BootError> {
+        let count =
+            config.drives.len() + config.network_interfaces.len() + usize::from(config.entropy.is_some());
+        if count > layout::MAX_VIRTIO_DEVICES {
+            return Err(BootError::TooManyDevices(count));
+        }
+        let (root, others): (Vec<_>, Vec<_>) = config.drives.iter().partition(|drive| drive.is_root_device);
+        for drive in root.into_iter().chain(others) {
+            self.virtio_device(format!("drive {}", drive.drive_id), || Block::open(drive))?;
+        }
+        for interface in &config.network_interfaces {
+            self.virtio_device(format!("network interface {}", interface.iface_id), || Net::open(interface))?;
+        }
+        if let Some(entropy) = &config.entropy {
+            self.virtio_device("the entropy device".to_owned(), || Rng::open(entropy))?;
+        }
+        Ok(())
+    }
+
+    fn virtio_device<D: VirtioDevice + 'static>(
+        &mut self,
+        name: String,
+        open: impl FnOnce() -> Result<D, DeviceError>,
+    ) -> Result<(), BootError> {
+        let failed = |source| BootError::Device { device: name.clone(), source };
+        let device = Box::new(open().map_err(failed)?);
+        let irq = layout::VIRTIO_IRQ + self.virtio.len() as u32;
+        let address = layout::VIRTIO_MMIO + self.virtio.len() as u64 * layout::VIRTIO_MMIO_SIZE;
+        let interrupt = self.interrupt(&name, irq)?;
+        let transport = MmioTransport::new(device, self.memory.clone(), interrupt).map_err(failed)?;
+        for (queue, notifier) in transport.queue_notifiers().iter().enumerate() {
+            self.vm.connect_notifier(notifier, address + QUEUE_NOTIFY, queue as u32)?;
+        }
+        self.buses.mmio.insert(address, layout::VIRTIO_MMIO_SIZE, Arc::new(Mutex::new(transport)))?;
+        self.virtio.push(acpi::VirtioDevice { address: address as u32, irq });
+        Ok(())
+    }
+}
+
+/// The user's arguments and what the devices add. Arguments for init (after `--`) stay last.
+///
+/// Devices are declared here *and* in ACPI, like Firecracker does: stock kernels without
+/// `VIRTIO_MMIO_CMDLINE_DEVICES` find them by ACPI, bare-metal guests and kernels without ACPI by the command line. A
+/// kernel with both probes each device once: the second probe finds the registers taken and gives up.
+fn command_line(boot_args: Option<&str>, drives: &[Drive], devices: &[acpi::VirtioDevice]) -> String {
+    let args = boot_args.unwrap_or(DEFAULT_BOOT_ARGS).trim();
+    let (kernel, init) = match args.split_once(" -- ") {
+        Some((kernel, init)) => (kernel, Some(init)),
+        None => (args, None),
+    };
+    let mut line = kernel.trim_end().to_owned();
+    let mut add = |argument: &str| {
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(argument);
+    };
+    if !kernel.split_whitespace().any(|argument| argument.starts_with("pci=")) {
+        add("pci=off");
+    }
+    if let Some(root) = drives.iter().find(|drive| drive.is_root_device) {
+        match &root.partuuid {
+            Some(partition) => add(&format!("root=PARTUUID={partition}")),
+            None => add("root=/dev/vda"),
+        }
+        add(if root.is_read_only { "ro" } else { "rw" });
+    }
+    for device in devices {
+        add(&format!("virtio_mmio.device=4K@{:#x}:{}", device.address, device.irq));
+    }
+    if let Some(init) = init {
+        add("--");
+        add(init);
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn root(partuuid: Option<&str>, is_read_only: bool) -> Drive {
+        Drive {
+            drive_id: "root".to_owned(),
+            path_on_host: PathBuf::from("/x"),
+            is_root_device: true,
+            partuuid: partuuid.map(str::to_owned),
+            is_read_only,
+            cache_type: Default::default(),
+            io_engine: Default::default(),
+        }
+    }
+
+    #[test]
+    fn devices_are_added_before_the_arguments_of_init() {
+        let devices = [acpi::VirtioDevice { address: 0xc000_1000, irq: 5 }];
+        assert_eq!(
+            command_line(Some("console=ttyS0 -- single"), &[root(None, false)], &devices),
+            "console=ttyS0 pci=off root=/dev/vda rw virtio_mmio.device=4K@0xc0001000:5 -- single"
+        );
+    }
+
+    #[test]
+    fn pci_is_left_alone_when_the_user_names_it() {
+        assert_eq!(command_line(Some("pci=lastbus=0"), &[], &[]), "pci=lastbus=0");
+        assert_eq!(command_line(Some(""), &[], &[]), "pci=off");
+    }
+
+    #[test]
+    fn a_partition_is_named_by_its_uuid() {
+        assert_eq!(
+            command_line(Some("a"), &[root(Some("12-34"), true)], &[]),
+            "a pci=off root=PARTUUID=12-34 ro"
+        );
+    }
+}

@@ -1,0 +1,184 @@
+//! The command line, with Firecracker's names for what Firecracker has.
+
+use std::io::{self, Write};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Parser;
+use mote_vmm_api::{ExitReason, ExitReport};
+
+use crate::api::requests;
+use crate::api::server::Server;
+use crate::controller::{ActionError, Controller};
+use crate::error_chain;
+use crate::event_loop::{self, EventLoop};
+use crate::log::{self, Level};
+use crate::outcome::Outcome;
+
+/// Where Firecracker has its socket when nothing is said.
+const DEFAULT_API_SOCKET: &str = "/run/firecracker.socket";
+/// Largest config file.
+const MAX_CONFIG_FILE: u64 = 1 << 20;
+
+/// Runs one microVM on KVM.
+///
+/// The VM is configured and started through Firecracker's REST API on a Unix socket, or from one JSON file with
+/// --config-file. The process ends with its VM; the exit code says why: 0 the guest switched itself off, 1 the host
+/// failed, 3 the guest rebooted, 4 the guest crashed, 5 ended by a signal, 152 bad configuration, 153 bad arguments.
+#[derive(Debug, Parser)]
+#[command(name = "mote-vmm", version, max_term_width = 100)]
+pub struct Options {
+    /// Unix socket of the API; a socket left there by a dead process is replaced
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_API_SOCKET)]
+    api_sock: PathBuf,
+    /// Start the VM that this JSON file describes
+    #[arg(long, value_name = "PATH")]
+    config_file: Option<PathBuf>,
+    /// Do not listen for API requests
+    #[arg(long, requires = "config_file", conflicts_with = "api_sock")]
+    no_api: bool,
+    /// Name of the VM: 1 to 64 letters, digits and hyphens
+    #[arg(long, value_name = "ID", default_value = "anonymous-instance", value_parser = parse_id)]
+    id: String,
+    /// How much to log: Off, Error, Warning, Info, Debug or Trace
+    #[arg(long, value_name = "LEVEL", default_value = "Info")]
+    level: Level,
+    /// Append the log to this file instead of stderr
+    #[arg(long, value_name = "PATH")]
+    log_path: Option<PathBuf>,
+    /// Log the time from the start of the VM until the guest writes 123 to the first page of the device hole
+    #[arg(long)]
+    boot_timer: bool,
+    /// Write why the process ended to this file (JSON, by way of PATH.tmp) just before it does
+    #[arg(long, value_name = "PATH")]
+    exit_report: Option<PathBuf>,
+}
+
+/// Firecracker's rule for ids.
+fn parse_id(id: &str) -> Result<String, String> {
+    let valid =
+        (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    if valid { Ok(id.to_owned()) } else { Err("1 to 64 letters, digits and hyphens".to_owned()) }
+}
+
+/// The process could not do its work.
+#[derive(Debug, thiserror::Error)]
+enum RunError {
+    #[error("cannot open the log {}", .0.display())]
+    Log(PathBuf, #[source] io::Error),
+    #[error("cannot set up signals and events")]
+    Events(#[source] io::Error),
+    #[error("cannot read the config file {}", .0.display())]
+    ReadConfig(PathBuf, #[source] io::Error),
+    #[error("the config file {} is wrong", .0.display())]
+    ParseConfig(PathBuf, #[source] requests::RequestError),
+    #[error("the config file {} is wrong", .0.display())]
+    Config(PathBuf, #[source] ActionError),
+    #[error("cannot start the VM")]
+    Boot(#[from] crate::boot::BootError),
+    #[error(transparent)]
+    Bind(#[from] crate::api::server::BindError),
+}
+
+impl RunError {
+    fn reason(&self) -> ExitReason {
+        match self {
+            Self::Log(..)
+            | Self::ReadConfig(..)
+            | Self::ParseConfig(..)
+            | Self::Config(..)
+            | Self::Bind(_) => ExitReason::BadConfig,
+            Self::Boot(error) => error.reason(),
+            Self::Events(_) => ExitReason::HostError,
+        }
+    }
+}
+
+/// The whole program: reads the command line, runs the VM, and returns the exit code.
+pub fn main() -> u8 {
+    let options = match Options::try_parse() {
+        Ok(options) => options,
+        Err(error) => {
+            // `--help` and `--version` come here, too.
+            let _ = error.print();
+            return if error.use_stderr() { ExitReason::BadArguments.code() } else { 0 };
+        }
+    };
+    let report = run(&options).unwrap_or_else(|error| {
+        let message = error_chain(&error);
+        eprintln!("mote-vmm: {message}");
+        ExitReport { reason: error.reason(), message }
+    });
+    log::info!("exiting: {}", report.message);
+    if let Some(path) = &options.exit_report
+        && let Err(error) = write_report(path, &report)
+    {
+        eprintln!("mote-vmm: cannot write the exit report {}: {error}", path.display());
+    }
+    report.reason.code()
+}
+
+fn run(options: &Options) -> Result<ExitReport, RunError> {
+    if let Some(path) = &options.log_path {
+        log::set_up(&options.id, options.level, Some(path))
+            .map_err(|error| RunError::Log(path.clone(), error))?;
+    } else {
+        log::set_up(&options.id, options.level, None).map_err(RunError::Events)?;
+    }
+    // Before any thread is made: they inherit the mask.
+    let signals: OwnedFd = event_loop::block_signals().map_err(RunError::Events)?;
+    let outcome = Arc::new(Outcome::new().map_err(RunError::Events)?);
+    let mut controller = Controller::new(options.id.clone(), options.boot_timer, outcome.clone());
+    // Listening comes before the start: whoever waits for the socket can connect while the VM is put together.
+    let server = if options.no_api { None } else { Some(Server::bind(&options.api_sock)?) };
+    if let Some(path) = &options.config_file {
+        let config = requests::parse_config_file(&read_config(path)?)
+            .map_err(|error| RunError::ParseConfig(path.clone(), error))?;
+        controller.configure(config).map_err(|error| RunError::Config(path.clone(), error))?;
+        controller.start()?;
+    }
+    let event_loop = EventLoop::new(controller, server, outcome, signals).map_err(RunError::Events)?;
+    event_loop.run().map_err(RunError::Events)
+}
+
+fn read_config(path: &Path) -> Result<Vec<u8>, RunError> {
+    let read = || {
+        let size = std::fs::metadata(path)?.len();
+        if size > MAX_CONFIG_FILE {
+            return Err(io::Error::other(format!("it has {size} bytes, more than {MAX_CONFIG_FILE}")));
+        }
+        std::fs::read(path)
+    };
+    read().map_err(|error| RunError::ReadConfig(path.to_owned(), error))
+}
+
+fn write_report(path: &Path, report: &ExitReport) -> io::Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    let mut file = std::fs::File::create(&temporary)?;
+    file.write_all(&serde_json::to_vec(report)?)?;
+    std::fs::rename(&temporary, path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Options, clap::Error> {
+        Options::try_parse_from(std::iter::once(&"mote-vmm").chain(arguments))
+    }
+
+    #[test]
+    fn no_api_needs_a_config_file() {
+        assert!(parse(&["--no-api"]).is_err());
+        assert!(parse(&["--no-api", "--config-file", "x"]).unwrap().no_api);
+    }
+
+    #[test]
+    fn flags_of_what_does_not_exist_are_refused() {
+        assert!(parse(&["--enable-pci"]).is_err());
+        assert!(parse(&["--id", "a_b"]).is_err());
+        assert!(parse(&["--level", "loud"]).is_err());
+    }
+}

@@ -1,0 +1,329 @@
+//! A VM's configuration while it is put together: Firecracker's rules about what may stand beside what.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use mote_vmm_api::{
+    BootSource, Drive, MAX_VCPUS, MachineConfig, MachineConfigPatch, NetworkInterface, Serial, VmConfig,
+};
+
+use crate::memory::MAX_MEMORY_MIB;
+
+/// Longest id of a drive or interface.
+const MAX_ID: usize = 64;
+
+/// A part of the configuration is wrong.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// vCPU count.
+    #[error("vcpu_count must be between 1 and {MAX_VCPUS}, and 1 or even with smt, not {0}")]
+    VcpuCount(u8),
+    /// Memory size.
+    #[error("mem_size_mib must be between 1 and {MAX_MEMORY_MIB}, not {0}")]
+    MemorySize(usize),
+    /// An id.
+    #[error("the {what} {id:?} must have 1 to {MAX_ID} characters, letters, digits and underscores only")]
+    Id {
+        /// Which field.
+        what: &'static str,
+        /// What was given.
+        id: String,
+    },
+    /// The same id twice in one file.
+    #[error("the {what} {id:?} is used twice")]
+    DuplicateId {
+        /// Which field.
+        what: &'static str,
+        /// What was given.
+        id: String,
+    },
+    /// Two root devices.
+    #[error("A root block device already exists! (is_root_device of drive {0:?})")]
+    SecondRoot(String),
+    /// `partuuid` goes into the command line.
+    #[error("partuuid of drive {0:?} may only have letters, digits and hyphens")]
+    PartitionUuid(String),
+    /// A MAC address.
+    #[error("guest_mac {0:?} is no unicast MAC address like 06:00:ac:10:00:02")]
+    Mac(String),
+    /// A MAC address in use.
+    #[error("The MAC address is already in use: {0}")]
+    MacInUse(String),
+    /// An MTU.
+    #[error("mtu must be at least 68, not {0}")]
+    Mtu(u16),
+    /// A descriptor of the process cannot be named by an API client.
+    #[error("tap_fd of interface {0:?} can only be given in the config file")]
+    TapFd(String),
+    /// A file that is not there.
+    #[error("{what}: cannot open {}", .path.display())]
+    File {
+        /// Which field.
+        what: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// `log_limit_bytes` alone.
+    #[error("log_limit_bytes needs serial_out_path")]
+    LogLimit,
+}
+
+/// Where a configuration comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The config file: the one who starts the process.
+    File,
+    /// A client of the socket.
+    Api,
+}
+
+/// Checks a whole configuration by putting it together part by part.
+///
+/// # Errors
+/// The first part that is wrong.
+pub fn validate(config: VmConfig) -> Result<VmConfig, ConfigError> {
+    let mut valid = VmConfig::default();
+    set_machine(&mut valid, config.machine_config)?;
+    if let Some(source) = config.boot_source {
+        set_boot_source(&mut valid, source)?;
+    }
+    for drive in config.drives {
+        if valid.drives.iter().any(|other| other.drive_id == drive.drive_id) {
+            return Err(ConfigError::DuplicateId { what: "drive_id", id: drive.drive_id });
+        }
+        set_drive(&mut valid, drive)?;
+    }
+    for interface in config.network_interfaces {
+        if valid.network_interfaces.iter().any(|other| other.iface_id == interface.iface_id) {
+            return Err(ConfigError::DuplicateId { what: "iface_id", id: interface.iface_id });
+        }
+        set_network_interface(&mut valid, interface, Origin::File)?;
+    }
+    valid.entropy = config.entropy;
+    if let Some(serial) = config.serial {
+        set_serial(&mut valid, serial)?;
+    }
+    Ok(valid)
+}
+
+/// Sets vCPUs and memory.
+///
+/// # Errors
+/// A number is out of range.
+pub fn set_machine(config: &mut VmConfig, machine: MachineConfig) -> Result<(), ConfigError> {
+    let vcpus = machine.vcpu_count;
+    if vcpus == 0 || vcpus > MAX_VCPUS || machine.smt && vcpus > 1 && vcpus % 2 == 1 {
+        return Err(ConfigError::VcpuCount(vcpus));
+    }
+    if machine.mem_size_mib == 0 || machine.mem_size_mib > MAX_MEMORY_MIB {
+        return Err(ConfigError::MemorySize(machine.mem_size_mib));
+    }
+    config.machine_config = machine;
+    Ok(())
+}
+
+/// Changes the given parts of vCPUs and memory.
+///
+/// # Errors
+/// The result would be out of range; nothing is changed then.
+pub fn patch_machine(config: &mut VmConfig, patch: &MachineConfigPatch) -> Result<(), ConfigError> {
+    let old = &config.machine_config;
+    let machine = MachineConfig {
+        vcpu_count: patch.vcpu_count.unwrap_or(old.vcpu_count),
+        mem_size_mib: patch.mem_size_mib.unwrap_or(old.mem_size_mib),
+        smt: patch.smt.unwrap_or(old.smt),
+        track_dirty_pages: patch.track_dirty_pages.unwrap_or(old.track_dirty_pages),
+    };
+    set_machine(config, machine)
+}
+
+/// Sets kernel, initrd and command line; the files must be there.
+///
+/// # Errors
+/// A file cannot be opened.
+pub fn set_boot_source(config: &mut VmConfig, source: BootSource) -> Result<(), ConfigError> {
+    check_file("kernel_image_path", &source.kernel_image_path)?;
+    if let Some(initrd) = &source.initrd_path {
+        check_file("initrd_path", initrd)?;
+    }
+    config.boot_source = Some(source);
+    Ok(())
+}
+
+/// Adds a drive or replaces the one with its id.
+///
+/// # Errors
+/// The id, the partition or the file is wrong, or there is another root device.
+pub fn set_drive(config: &mut VmConfig, drive: Drive) -> Result<(), ConfigError> {
+    check_id("drive_id", &drive.drive_id)?;
+    if let Some(uuid) = &drive.partuuid
+        && (uuid.is_empty() || !uuid.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'))
+    {
+        return Err(ConfigError::PartitionUuid(drive.drive_id));
+    }
+    let is_other_root = |other: &Drive| other.is_root_device && other.drive_id != drive.drive_id;
+    if drive.is_root_device && config.drives.iter().any(is_other_root) {
+        return Err(ConfigError::SecondRoot(drive.drive_id));
+    }
+    check_file("path_on_host", &drive.path_on_host)?;
+    replace_or_add(&mut config.drives, drive, |drive| &drive.drive_id);
+    Ok(())
+}
+
+/// Adds an interface or replaces the one with its id.
+///
+/// # Errors
+/// The id, the MAC address or the MTU is wrong, or a descriptor is named by an API client.
+pub fn set_network_interface(
+    config: &mut VmConfig,
+    interface: NetworkInterface,
+    origin: Origin,
+) -> Result<(), ConfigError> {
+    check_id("iface_id", &interface.iface_id)?;
+    if interface.tap_fd.is_some() && origin == Origin::Api {
+        return Err(ConfigError::TapFd(interface.iface_id));
+    }
+    if let Some(mtu) = interface.mtu.filter(|mtu| *mtu < 68) {
+        return Err(ConfigError::Mtu(mtu));
+    }
+    if let Some(mac) = &interface.guest_mac {
+        let bytes = parse_mac(mac).ok_or_else(|| ConfigError::Mac(mac.clone()))?;
+        let taken = config.network_interfaces.iter().any(|other| {
+            other.iface_id != interface.iface_id
+                && other.guest_mac.as_deref().and_then(parse_mac) == Some(bytes)
+        });
+        if taken {
+            return Err(ConfigError::MacInUse(mac.clone()));
+        }
+    }
+    replace_or_add(&mut config.network_interfaces, interface, |interface| &interface.iface_id);
+    Ok(())
+}
+
+/// Sets where the serial port leads.
+///
+/// # Errors
+/// A limit for no file.
+pub fn set_serial(config: &mut VmConfig, serial: Serial) -> Result<(), ConfigError> {
+    if serial.log_limit_bytes.is_some() && serial.serial_out_path.is_none() {
+        return Err(ConfigError::LogLimit);
+    }
+    config.serial = Some(serial);
+    Ok(())
+}
+
+fn replace_or_add<T>(list: &mut Vec<T>, item: T, id: impl Fn(&T) -> &String) {
+    match list.iter().position(|other| id(other) == id(&item)) {
+        Some(index) => list[index] = item,
+        None => list.push(item),
+    }
+}
+
+fn check_id(what: &'static str, id: &str) -> Result<(), ConfigError> {
+    let valid = (1..=MAX_ID).contains(&id.len())
+        && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if valid { Ok(()) } else { Err(ConfigError::Id { what, id: id.chars().take(MAX_ID).collect() }) }
+}
+
+/// The file can be read and is one that has content (not a directory, not a pipe).
+fn check_file(what: &'static str, path: &Path) -> Result<(), ConfigError> {
+    let failed = |source| ConfigError::File { what, path: path.to_owned(), source };
+    let kind = std::fs::metadata(path).map_err(failed)?.file_type();
+    if !kind.is_file() && !kind.is_block_device() {
+        return Err(failed(io::Error::other("it is neither a file nor a block device")));
+    }
+    File::open(path).map(drop).map_err(failed)
+}
+
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let mut bytes = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut bytes {
+        let part =
+            parts.next().filter(|part| part.len() == 2 && part.bytes().all(|c| c.is_ascii_hexdigit()))?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    let is_multicast = bytes[0] & 1 == 1;
+    (parts.next().is_none() && !is_multicast).then_some(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drive(id: &str, root: bool) -> Drive {
+        serde_json::from_value(serde_json::json!({
+            "drive_id": id, "path_on_host": "/proc/self/exe", "is_root_device": root,
+        }))
+        .unwrap()
+    }
+
+    fn interface(id: &str, mac: &str) -> NetworkInterface {
+        serde_json::from_value(serde_json::json!({"iface_id": id, "host_dev_name": "t", "guest_mac": mac}))
+            .unwrap()
+    }
+
+    #[test]
+    fn vcpu_counts_follow_firecrackers_rule() {
+        let mut config = VmConfig::default();
+        let mut try_count = |vcpu_count, smt| {
+            set_machine(&mut config, MachineConfig { vcpu_count, smt, ..Default::default() }).is_ok()
+        };
+        assert!(try_count(1, true) && try_count(2, true) && try_count(32, false) && try_count(3, false));
+        assert!(!try_count(0, false) && !try_count(33, false) && !try_count(3, true));
+    }
+
+    #[test]
+    fn a_patch_that_fails_changes_nothing() {
+        let mut config = VmConfig::default();
+        let patch = MachineConfigPatch { vcpu_count: Some(2), mem_size_mib: Some(0), ..Default::default() };
+        assert!(patch_machine(&mut config, &patch).is_err());
+        assert_eq!(config, VmConfig::default());
+    }
+
+    #[test]
+    fn a_second_root_device_is_refused_but_the_first_may_be_replaced() {
+        let mut config = VmConfig::default();
+        set_drive(&mut config, drive("a", true)).unwrap();
+        set_drive(&mut config, drive("a", true)).unwrap();
+        assert_eq!(config.drives.len(), 1);
+        assert!(matches!(set_drive(&mut config, drive("b", true)), Err(ConfigError::SecondRoot(_))));
+    }
+
+    #[test]
+    fn ids_and_macs_are_checked() {
+        let mut config = VmConfig::default();
+        assert!(set_drive(&mut config, drive("a-b", false)).is_err());
+        assert!(set_drive(&mut config, drive(&"a".repeat(65), false)).is_err());
+        let mut set = |id, mac| set_network_interface(&mut config, interface(id, mac), Origin::Api);
+        set("e0", "06:00:00:00:00:0a").unwrap();
+        assert!(matches!(set("e1", "06:00:00:00:00:0A"), Err(ConfigError::MacInUse(_))));
+        for bad in ["", "06:00:00:00:00", "06:00:00:00:00:0a:0b", "+6:00:00:00:00:00", "01:00:00:00:00:00"] {
+            assert!(matches!(set("e1", bad), Err(ConfigError::Mac(_))), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_the_config_file_may_name_descriptors() {
+        let mut tap = interface("e0", "06:00:00:00:00:0a");
+        tap.tap_fd = Some(3);
+        let mut config = VmConfig::default();
+        assert!(set_network_interface(&mut config, tap.clone(), Origin::Api).is_err());
+        assert!(set_network_interface(&mut config, tap, Origin::File).is_ok());
+    }
+
+    #[test]
+    fn missing_files_and_directories_are_named() {
+        let mut config = VmConfig::default();
+        for path in ["/no/such/kernel", "/tmp", "/dev/null"] {
+            let source = BootSource { kernel_image_path: path.into(), initrd_path: None, boot_args: None };
+            let error = set_boot_source(&mut config, source).unwrap_err();
+            assert!(error.to_string().contains(path), "{error}");
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! One command enum between the outside (HTTP, config file) and the machine, and the two phases of its life.
+//!
+//! ```text
+//!   Phase::Configuring ──Start──► Phase::Started
+//! ```
+//! Before the start everything can be configured; afterwards the machine can be looked at, paused and sent keys.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use mote_vmm_api::{
+    BootSource, Drive, Entropy, FIRECRACKER_API_VERSION, InstanceInfo, InstanceState, MachineConfig,
+    MachineConfigPatch, NetworkInterface, Serial, Version, VmConfig,
+};
+
+use crate::boot::{self, BootError, BootOptions};
+use crate::config::{self, ConfigError, Origin};
+use crate::devices::i8042::KeyboardBusy;
+use crate::log;
+use crate::machine::Machine;
+use crate::outcome::Outcome;
+
+/// Everything that can be asked of this process.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum VmmAction {
+    /// What this process is and its VM's state.
+    GetInstanceInfo,
+    /// Versions.
+    GetVersion,
+    /// The whole configuration.
+    GetVmConfig,
+    /// vCPUs and memory.
+    GetMachineConfig,
+    /// Sets vCPUs and memory; before the start only.
+    SetMachineConfig(MachineConfig),
+    /// Changes some of them; before the start only.
+    PatchMachineConfig(MachineConfigPatch),
+    /// Sets the kernel; before the start only.
+    SetBootSource(BootSource),
+    /// Adds or replaces a drive; before the start only.
+    SetDrive(Drive),
+    /// Adds or replaces an interface; before the start only.
+    SetNetworkInterface(NetworkInterface),
+    /// Adds the entropy device; before the start only.
+    SetEntropy(Entropy),
+    /// Sets where the serial port leads; before the start only.
+    SetSerial(Serial),
+    /// Starts the machine; before the start only, of course.
+    Start,
+    /// Presses Ctrl+Alt+Del; after the start only.
+    SendCtrlAltDel,
+    /// Stops the vCPUs; after the start only.
+    Pause,
+    /// Lets them run on; after the start only.
+    Resume,
+    /// Writes metrics; there are none yet.
+    FlushMetrics,
+}
+
+/// What an action gives back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// Done.
+    Empty,
+    /// To `GetInstanceInfo`.
+    InstanceInfo(InstanceInfo),
+    /// To `GetVersion`.
+    Version(Version),
+    /// To `GetVmConfig`.
+    VmConfig(Box<VmConfig>),
+    /// To `GetMachineConfig`.
+    MachineConfig(MachineConfig),
+}
+
+/// An action was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum ActionError {
+    /// Configuration after the start.
+    #[error("The requested operation is not supported after starting the microVM.")]
+    NotSupportedPostBoot,
+    /// Control before the start.
+    #[error("The requested operation is not supported before starting the microVM.")]
+    NotSupportedPreBoot,
+    /// The configuration is wrong.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The machine could not be started.
+    #[error("Cannot start the microVM")]
+    Start(#[source] Box<BootError>),
+    /// The guest takes no keys now.
+    #[error("Cannot send Ctrl+Alt+Del")]
+    Keyboard(#[source] KeyboardBusy),
+    /// No metrics yet.
+    #[error("action_type FlushMetrics is not supported: this version keeps no metrics")]
+    Metrics,
+}
+
+enum Phase {
+    Configuring,
+    Started(Machine),
+}
+
+/// The owner of the VM.
+pub struct Controller {
+    id: String,
+    config: VmConfig,
+    phase: Phase,
+    boot_timer: bool,
+    outcome: Arc<Outcome>,
+}
+
+impl Controller {
+    /// A VM with the default configuration, not started.
+    pub fn new(id: String, boot_timer: bool, outcome: Arc<Outcome>) -> Self {
+        Self { id, config: VmConfig::default(), phase: Phase::Configuring, boot_timer, outcome }
+    }
+
+    /// Takes the configuration from the config file.
+    ///
+    /// # Errors
+    /// It is wrong, or the machine runs already.
+    pub fn configure(&mut self, config: VmConfig) -> Result<(), ActionError> {
+        match self.phase {
+            Phase::Configuring => self.config = config::validate(config)?,
+            Phase::Started(_) => return Err(ActionError::NotSupportedPostBoot),
+        }
+        Ok(())
+    }
+
+    /// The running machine.
+    pub fn machine_mut(&mut self) -> Option<&mut Machine> {
+        match &mut self.phase {
+            Phase::Configuring => None,
+            Phase::Started(machine) => Some(machine),
+        }
+    }
+
+    /// Carries out one action.
+    ///
+    /// # Errors
+    /// See [`ActionError`]; nothing has changed then.
+    pub fn execute(&mut self, action: VmmAction) -> Result<Answer, ActionError> {
+        match action {
+            VmmAction::GetInstanceInfo => Ok(Answer::InstanceInfo(self.instance_info())),
+            VmmAction::GetVersion => Ok(Answer::Version(version())),
+            VmmAction::GetVmConfig => Ok(Answer::VmConfig(Box::new(self.config.clone()))),
+            VmmAction::GetMachineConfig => Ok(Answer::MachineConfig(self.config.machine_config.clone())),
+            VmmAction::FlushMetrics => Err(ActionError::Metrics),
+            action => {
+                match &mut self.phase {
+                    Phase::Configuring => self.execute_before_start(action)?,
+                    Phase::Started(machine) => execute_after_start(machine, &action)?,
+                }
+                Ok(Answer::Empty)
+            }
+        }
+    }
+
+    fn execute_before_start(&mut self, action: VmmAction) -> Result<(), ActionError> {
+        let config = &mut self.config;
+        match action {
+            VmmAction::SetMachineConfig(machine) => config::set_machine(config, machine)?,
+            VmmAction::PatchMachineConfig(patch) => config::patch_machine(config, &patch)?,
+            VmmAction::SetBootSource(source) => config::set_boot_source(config, source)?,
+            VmmAction::SetDrive(drive) => config::set_drive(config, drive)?,
+            VmmAction::SetNetworkInterface(interface) => {
+                config::set_network_interface(config, interface, Origin::Api)?;
+            }
+            VmmAction::SetEntropy(entropy) => config.entropy = Some(entropy),
+            VmmAction::SetSerial(serial) => config::set_serial(config, serial)?,
+            VmmAction::Start => self.start().map_err(|error| ActionError::Start(Box::new(error)))?,
+            _ => return Err(ActionError::NotSupportedPreBoot),
+        }
+        Ok(())
+    }
+
+    /// Starts the machine.
+    ///
+    /// # Errors
+    /// It cannot be started; it can be configured further then.
+    pub fn start(&mut self) -> Result<(), BootError> {
+        let start = Instant::now();
+        let options = BootOptions { boot_timer: self.boot_timer.then_some(start) };
+        self.phase = Phase::Started(boot::boot(&self.config, options, &self.outcome)?);
+        log::info!("microVM started in {} us", start.elapsed().as_micros());
+        Ok(())
+    }
+
+    fn instance_info(&self) -> InstanceInfo {
+        let state = match &self.phase {
+            Phase::Configuring => InstanceState::NotStarted,
+            Phase::Started(machine) if machine.is_paused() => InstanceState::Paused,
+            Phase::Started(_) => InstanceState::Running,
+        };
+        InstanceInfo {
+            app_name: "mote-vmm".to_owned(),
+            id: self.id.clone(),
+            state,
+            vmm_version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+fn execute_after_start(machine: &mut Machine, action: &VmmAction) -> Result<(), ActionError> {
+    match action {
+        VmmAction::Pause => machine.pause(),
+        VmmAction::Resume => machine.resume(),
+        VmmAction::SendCtrlAltDel => machine.send_ctrl_alt_del().map_err(ActionError::Keyboard)?,
+        _ => return Err(ActionError::NotSupportedPostBoot),
+    }
+    Ok(())
+}
+
+fn version() -> Version {
+    Version {
+        firecracker_version: FIRECRACKER_API_VERSION.to_owned(),
+        mote_version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn controller() -> Controller {
+        Controller::new("test".to_owned(), false, Arc::new(Outcome::new().unwrap()))
+    }
+
+    #[test]
+    fn control_is_refused_before_the_start() {
+        for action in [VmmAction::Pause, VmmAction::Resume, VmmAction::SendCtrlAltDel] {
+            let error = controller().execute(action).unwrap_err();
+            assert!(matches!(error, ActionError::NotSupportedPreBoot), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_start_without_a_kernel_fails_and_leaves_the_vm_configurable() {
+        let mut controller = controller();
+        assert!(matches!(controller.execute(VmmAction::Start), Err(ActionError::Start(_))));
+        let machine = MachineConfig { vcpu_count: 2, ..Default::default() };
+        controller.execute(VmmAction::SetMachineConfig(machine.clone())).unwrap();
+        assert_eq!(controller.execute(VmmAction::GetMachineConfig).unwrap(), Answer::MachineConfig(machine));
+    }
+
+    #[test]
+    fn the_state_is_told_before_the_start() {
+        let Answer::InstanceInfo(info) = controller().execute(VmmAction::GetInstanceInfo).unwrap() else {
+            panic!("an instance info was asked for");
+        };
+        assert_eq!((info.id.as_str(), info.state), ("test", InstanceState::NotStarted));
+    }
+}

@@ -1,0 +1,219 @@
+//! The only place that calls KVM: the VM, its memory slots, interrupts and vCPUs.
+//!
+//! The order of the calls matters for start-up and was measured: memory slots are registered *before* the interrupt
+//! controllers are made, because each change of the slots afterwards waits for a grace period of KVM's readers.
+
+mod cpuid;
+mod registers;
+mod vcpu;
+
+use std::os::fd::AsRawFd;
+
+use kvm_bindings::{
+    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
+    kvm_userspace_memory_region,
+};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
+
+pub use cpuid::Topology;
+pub use registers::{Entry, Protocol};
+pub use vcpu::{Kick, Stop, Vcpu, install_kick_handler};
+
+use crate::layout;
+use crate::memory::GuestMemory;
+
+type Errno = kvm_ioctls::Error;
+
+/// A call to KVM failed.
+#[derive(Debug, thiserror::Error)]
+pub enum KvmError {
+    /// /dev/kvm could not be opened.
+    #[error("cannot open /dev/kvm: {}", open_hint(.0))]
+    Open(#[source] Errno),
+    /// KVM speaks another version of its interface.
+    #[error("KVM's API version is {0}, not {KVM_API_VERSION}")]
+    ApiVersion(i32),
+    /// KVM lacks something.
+    #[error("this host's KVM lacks {0:?}, which is in every kernel since 5.10")]
+    Capability(Cap),
+    /// A call failed; the name is that of the ioctl.
+    #[error("{0} failed")]
+    Call(&'static str, #[source] Errno),
+    /// vCPU call.
+    #[error("{call} of vCPU {vcpu} failed")]
+    Vcpu {
+        /// Name of the ioctl.
+        call: &'static str,
+        /// Index.
+        vcpu: u8,
+        /// Cause.
+        #[source]
+        source: Errno,
+    },
+    /// KVM_SET_MSRS stopped early.
+    #[error("KVM refused MSR {index:#x} of vCPU {vcpu}")]
+    Msr {
+        /// MSR number.
+        index: u32,
+        /// Index.
+        vcpu: u8,
+    },
+    /// Boot tables could not be written.
+    #[error("cannot write the boot processor's tables into guest memory")]
+    Tables(#[source] vm_memory::GuestMemoryError),
+    /// Guest memory ends beyond what the processor can address.
+    #[error("guest memory ends at {end:#x}, but this host's guests have {bits} physical address bits")]
+    AddressBits {
+        /// End of guest memory.
+        end: u64,
+        /// Width.
+        bits: u8,
+    },
+}
+
+/// What a person can do about a /dev/kvm that cannot be opened.
+fn open_hint(error: &Errno) -> &'static str {
+    match error.errno() {
+        libc::ENOENT => {
+            "it does not exist; load kvm_intel or kvm_amd, and enable VT-x/AMD-V in the firmware (or nested \
+             virtualization, if this host is itself a VM)"
+        }
+        libc::EACCES | libc::EPERM => "no permission; run as a member of group kvm",
+        libc::ENODEV | libc::ENXIO => {
+            "no hardware virtualization behind it; enable VT-x/AMD-V in the firmware"
+        }
+        _ => "it is there but unusable",
+    }
+}
+
+/// A virtual machine without devices.
+#[derive(Debug)]
+pub struct Vm {
+    kvm: Kvm,
+    fd: VmFd,
+    /// Keeps the memory mapped as long as KVM has it.
+    memory: GuestMemory,
+}
+
+impl Vm {
+    /// Opens /dev/kvm, makes a VM, and gives it `memory`.
+    pub fn create(memory: &GuestMemory, track_dirty_pages: bool) -> Result<Self, KvmError> {
+        let kvm = Kvm::new().map_err(KvmError::Open)?;
+        let version = kvm.get_api_version();
+        if version != KVM_API_VERSION as i32 {
+            return Err(KvmError::ApiVersion(version));
+        }
+        for capability in [Cap::Irqchip, Cap::Irqfd, Cap::Ioeventfd, Cap::ImmediateExit, Cap::SignalMsi] {
+            if !kvm.check_extension(capability) {
+                return Err(KvmError::Capability(capability));
+            }
+        }
+        let fd = kvm.create_vm().map_err(|source| KvmError::Call("KVM_CREATE_VM", source))?;
+        let vm = Self { kvm, fd, memory: memory.clone() };
+        vm.add_memory(track_dirty_pages)?;
+        Ok(vm)
+    }
+
+    fn add_memory(&self, track_dirty_pages: bool) -> Result<(), KvmError> {
+        for (slot, region) in self.memory.iter().enumerate() {
+            let slot = kvm_userspace_memory_region {
+                slot: slot as u32,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr() as u64,
+                flags: if track_dirty_pages { kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
+            };
+            // SAFETY: the range is a mapping of exactly this length that `self.memory` keeps until after the VM's
+            // descriptor is closed (field order), and slots do not overlap since regions do not.
+            unsafe { self.fd.set_user_memory_region(slot) }
+                .map_err(|source| KvmError::Call("KVM_SET_USER_MEMORY_REGION", source))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the interrupt controllers (local APICs, I/O APIC, PIC) and the timer (PIT) inside KVM.
+    /// Must come before the vCPUs.
+    pub fn create_interrupt_controllers(&self) -> Result<(), KvmError> {
+        self.fd
+            .set_identity_map_address(layout::KVM_IDENTITY_MAP)
+            .map_err(|source| KvmError::Call("KVM_SET_IDENTITY_MAP_ADDR", source))?;
+        self.fd
+            .set_tss_address(layout::KVM_TSS as usize)
+            .map_err(|source| KvmError::Call("KVM_SET_TSS_ADDR", source))?;
+        self.fd.create_irq_chip().map_err(|source| KvmError::Call("KVM_CREATE_IRQCHIP", source))?;
+        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+        self.fd.create_pit2(pit).map_err(|source| KvmError::Call("KVM_CREATE_PIT2", source))
+    }
+
+    /// Makes a write to `event` raise interrupt `irq` (edge-triggered).
+    pub fn connect_interrupt(&self, event: &EventFd, irq: u32) -> Result<(), KvmError> {
+        self.fd.register_irqfd(event, irq).map_err(|source| KvmError::Call("KVM_IRQFD", source))
+    }
+
+    /// Makes the guest's 32-bit write of `value` to `address` signal `event` without leaving the kernel.
+    pub fn connect_notifier(&self, event: &EventFd, address: u64, value: u32) -> Result<(), KvmError> {
+        self.fd
+            .register_ioevent(event, &IoEventAddress::Mmio(address), value)
+            .map_err(|source| KvmError::Call("KVM_IOEVENTFD", source))
+    }
+
+    /// Makes the `count` vCPUs: processor identification on each, the boot processor ready to run at `entry`.
+    pub fn create_vcpus(&self, topology: Topology, entry: &Entry) -> Result<Vec<Vcpu>, KvmError> {
+        let supported = self.supported_cpuid()?;
+        self.check_address_bits(&supported)?;
+        let deadline_timer = self.kvm.check_extension(Cap::TscDeadlineTimer);
+        (0..topology.vcpus)
+            .map(|index| {
+                let fd = self.fd.create_vcpu(index.into()).map_err(|source| KvmError::Vcpu {
+                    call: "KVM_CREATE_VCPU",
+                    vcpu: index,
+                    source,
+                })?;
+                let cpuid = cpuid::for_vcpu(&supported, topology, index, deadline_timer);
+                let vcpu = Vcpu::new(fd, index);
+                registers::set_up(vcpu.fd(), index, &cpuid, entry, &self.memory)?;
+                Ok(vcpu)
+            })
+            .collect()
+    }
+
+    /// The CPUID leaves KVM supports: guests are never shown more.
+    fn supported_cpuid(&self) -> Result<CpuId, KvmError> {
+        /// Newest kernels may report more than the 80 entries that older ones allowed.
+        const MOST_ENTRIES: usize = 256;
+        match self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES) {
+            Err(error) if error.errno() == libc::E2BIG => self.kvm.get_supported_cpuid(MOST_ENTRIES),
+            result => result,
+        }
+        .map_err(|source| KvmError::Call("KVM_GET_SUPPORTED_CPUID", source))
+    }
+
+    fn check_address_bits(&self, supported: &CpuId) -> Result<(), KvmError> {
+        let bits = cpuid::physical_address_bits(supported);
+        let end = self.memory.last_addr().raw_value();
+        if bits < 64 && end >> bits != 0 {
+            return Err(KvmError::AddressBits { end, bits });
+        }
+        Ok(())
+    }
+}
+
+impl AsRawFd for Vm {
+    fn as_raw_fd(&self) -> std::os::fd::RawFd {
+        self.fd.as_raw_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_device_names_what_to_do() {
+        let error = KvmError::Open(Errno::new(libc::ENOENT));
+        assert!(error.to_string().contains("load kvm_intel or kvm_amd"), "{error}");
+        assert!(KvmError::Open(Errno::new(libc::EACCES)).to_string().contains("group kvm"));
+    }
+}

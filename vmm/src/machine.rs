@@ -1,0 +1,199 @@
+//! A running machine: its vCPU threads, and what keeps it going.
+//!
+//! ```text
+//!   boot::boot ──► Running ──pause──► Paused
+//!                     ▲                  │
+//!                     └──────resume──────┘
+//! ```
+//! The end of a machine is the end of the process: nothing is joined or freed then.
+
+use std::io;
+use std::os::unix::thread::JoinHandleExt;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, JoinHandle};
+
+use mote_vmm_api::ExitReason;
+
+use crate::devices::EventSource;
+use crate::devices::bus::Bus;
+use crate::devices::i8042::{I8042, KeyboardBusy};
+use crate::error_chain;
+use crate::kvm::{Kick, Stop, Vcpu, Vm};
+use crate::outcome::Outcome;
+
+/// A vCPU thread needs little: the device code it runs keeps its buffers elsewhere.
+const VCPU_STACK: usize = 256 << 10;
+
+/// The two address spaces of the vCPUs' exits.
+#[derive(Default)]
+pub struct Buses {
+    /// Port I/O.
+    pub ports: Bus,
+    /// Memory-mapped I/O.
+    pub mmio: Bus,
+}
+
+/// What all vCPU threads share.
+struct Shared {
+    buses: Buses,
+    outcome: Arc<Outcome>,
+    parking: Mutex<Parking>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Parking {
+    paused: bool,
+    parked: usize,
+}
+
+impl Shared {
+    fn parking(&self) -> MutexGuard<'_, Parking> {
+        self.parking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits here as long as the machine is paused.
+    fn park(&self, vcpu: &Vcpu) {
+        let mut parking = self.parking();
+        if !parking.paused {
+            return;
+        }
+        vcpu.tell_guest_of_pause();
+        parking.parked += 1;
+        self.changed.notify_all();
+        while parking.paused {
+            parking = self.changed.wait(parking).unwrap_or_else(PoisonError::into_inner);
+        }
+        parking.parked -= 1;
+        self.changed.notify_all();
+    }
+}
+
+/// The thread of a vCPU. It returns the vCPU, so that the page that `kick` writes to stays mapped until it is joined.
+struct VcpuThread {
+    handle: JoinHandle<Vcpu>,
+    kick: Kick,
+}
+
+/// A machine whose vCPUs run (or are paused).
+pub struct Machine {
+    vcpus: Vec<VcpuThread>,
+    shared: Arc<Shared>,
+    keyboard: Arc<Mutex<I8042>>,
+    /// Descriptors that devices want the main loop to watch; taken by it.
+    event_sources: Vec<Box<dyn EventSource>>,
+    paused: bool,
+    /// Owns the VM's descriptor and the guest's memory.
+    _vm: Vm,
+}
+
+/// What `boot` has put together.
+pub struct Parts {
+    /// The VM.
+    pub vm: Vm,
+    /// Its processors, ready to run.
+    pub vcpus: Vec<Vcpu>,
+    /// Where their exits go.
+    pub buses: Buses,
+    /// The keyboard controller.
+    pub keyboard: Arc<Mutex<I8042>>,
+    /// What the main loop has to watch for the devices.
+    pub event_sources: Vec<Box<dyn EventSource>>,
+}
+
+impl Machine {
+    /// Starts the vCPUs.
+    ///
+    /// # Errors
+    /// A thread could not be started.
+    pub fn start(parts: Parts, outcome: &Arc<Outcome>) -> io::Result<Self> {
+        crate::kvm::install_kick_handler()?;
+        let shared = Arc::new(Shared {
+            buses: parts.buses,
+            outcome: outcome.clone(),
+            parking: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        let mut vcpus = Vec::with_capacity(parts.vcpus.len());
+        for vcpu in parts.vcpus {
+            let shared = shared.clone();
+            let kick = vcpu.kick_handle();
+            let handle = Builder::new()
+                .name(format!("vcpu{}", vcpu.index()))
+                .stack_size(VCPU_STACK)
+                .spawn(move || run_vcpu(vcpu, &shared))?;
+            vcpus.push(VcpuThread { handle, kick });
+        }
+        Ok(Self {
+            vcpus,
+            shared,
+            keyboard: parts.keyboard,
+            event_sources: parts.event_sources,
+            paused: false,
+            _vm: parts.vm,
+        })
+    }
+
+    /// What the main loop has to watch; empty at the second call.
+    pub fn take_event_sources(&mut self) -> Vec<Box<dyn EventSource>> {
+        std::mem::take(&mut self.event_sources)
+    }
+
+    /// Whether the vCPUs are stopped.
+    pub fn is_paused(&self) -> bool {
+        self.paused
+    }
+
+    /// Stops all vCPUs and returns when none is in the guest. Does nothing if they are stopped.
+    pub fn pause(&mut self) {
+        self.paused = true;
+        self.shared.parking().paused = true;
+        for vcpu in &self.vcpus {
+            // SAFETY: the thread is joined nowhere, and it returns its vCPU rather than dropping it.
+            unsafe { vcpu.kick.kick(vcpu.handle.as_pthread_t()) };
+        }
+        let mut parking = self.shared.parking();
+        // A thread that has ended (the machine crashed) will not park.
+        while parking.parked < self.vcpus.len() && !self.shared.outcome.ending().load(Ordering::Acquire) {
+            const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(10);
+            let waited = self.shared.changed.wait_timeout(parking, LOOK_AGAIN);
+            parking = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Lets the vCPUs run on.
+    pub fn resume(&mut self) {
+        self.paused = false;
+        self.shared.parking().paused = false;
+        self.shared.changed.notify_all();
+    }
+
+    /// Presses Ctrl, Alt and Del on the guest's keyboard.
+    ///
+    /// # Errors
+    /// The guest does not take keys now.
+    pub fn send_ctrl_alt_del(&self) -> Result<(), KeyboardBusy> {
+        self.keyboard.lock().unwrap_or_else(PoisonError::into_inner).send_ctrl_alt_del()
+    }
+}
+
+fn run_vcpu(mut vcpu: Vcpu, shared: &Shared) -> Vcpu {
+    let outcome = &shared.outcome;
+    let Buses { ports, mmio } = &shared.buses;
+    loop {
+        shared.park(&vcpu);
+        match vcpu.run(ports, mmio, outcome.ending()) {
+            Stop::Interrupted if outcome.ending().load(Ordering::Acquire) => return vcpu,
+            Stop::Interrupted => {}
+            Stop::Crash(crash) => {
+                outcome.decide(ExitReason::Crash, crash.to_string());
+                return vcpu;
+            }
+            Stop::Failed(error) => {
+                outcome.decide(ExitReason::HostError, error_chain(&error));
+                return vcpu;
+            }
+        }
+    }
+}

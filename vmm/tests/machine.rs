@@ -1,0 +1,269 @@
+//! The program from outside: small guests in machine code on the host's KVM, exit codes, the exit report, the API.
+//!
+//! Skipped, with the reason, where /dev/kvm cannot be used.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use mote_vmm_api::{ExitReason, ExitReport};
+use tempfile::TempDir;
+
+/// No run takes longer, however busy the machine is.
+const TIME_LIMIT: Duration = Duration::from_secs(60);
+
+/// `mov dx, port; mov al, value; out dx, al` in 32- or 64-bit mode.
+fn out(port: u16, value: u8) -> Vec<u8> {
+    let [low, high] = port.to_le_bytes();
+    vec![0x66, 0xba, low, high, 0xb0, value, 0xee]
+}
+
+/// Stops for good: `cli; hlt; jmp`.
+const HALT: [u8; 4] = [0xfa, 0xf4, 0xeb, 0xfd];
+const SERIAL: u16 = 0x3f8;
+
+fn say_then(byte: u8, rest: &[u8]) -> Vec<u8> {
+    [&out(SERIAL, byte), rest, &HALT].concat()
+}
+
+/// An ELF of one segment at 1 MiB that starts at its first byte; with a PVH note if `pvh`.
+fn elf(code: &[u8], pvh: bool) -> Vec<u8> {
+    const BASE: u64 = 0x10_0000;
+    const HEADERS: u64 = 64 + 2 * 56;
+    let mut bytes = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
+    bytes.extend([BASE, 64, 0].iter().flat_map(|word| word.to_le_bytes()));
+    bytes.extend(0u32.to_le_bytes());
+    bytes.extend([64u16, 56, 2, 0, 0, 0].iter().flat_map(|word| word.to_le_bytes()));
+    let note = if pvh {
+        [&[4u32, 4, 18].map(u32::to_le_bytes).concat()[..], b"Xen\0", &(BASE as u32).to_le_bytes()].concat()
+    } else {
+        Vec::new()
+    };
+    let mut header = |kind: u32, offset: u64, address: u64, size: u64, memory: u64| {
+        bytes.extend([kind, 7].iter().flat_map(|word| word.to_le_bytes()));
+        bytes.extend([offset, address, address, size, memory, 4].iter().flat_map(|word| word.to_le_bytes()));
+    };
+    let (length, notes) = (code.len() as u64, note.len() as u64);
+    header(1, HEADERS, BASE, length, length.max(4096));
+    header(4, HEADERS + length, 0, notes, notes);
+    [&bytes, code, &note].concat()
+}
+
+/// A directory with a guest and the program's files.
+struct Vm {
+    directory: TempDir,
+}
+
+impl Vm {
+    /// None, with the reason told, if there is no usable KVM.
+    fn new(code: &[u8], pvh: bool) -> Option<Self> {
+        if let Err(error) = fs::File::options().read(true).write(true).open("/dev/kvm") {
+            eprintln!("SKIPPED: /dev/kvm cannot be used: {error}");
+            return None;
+        }
+        let vm = Self { directory: tempfile::tempdir().unwrap() };
+        fs::write(vm.path("kernel"), elf(code, pvh)).unwrap();
+        vm.configure(1);
+        Some(vm)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn configure(&self, vcpus: u8) {
+        let config = serde_json::json!({
+            "boot-source": {"kernel_image_path": self.path("kernel")},
+            "machine-config": {"vcpu_count": vcpus, "mem_size_mib": 16},
+        });
+        fs::write(self.path("config"), config.to_string()).unwrap();
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mote-vmm"));
+        command.args(["--level", "Off", "--exit-report"]).arg(self.path("report")).args(arguments);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs the guest to its end, without API.
+    fn run(&self) -> (Output, ExitReport) {
+        let child = self.command(&["--no-api", "--config-file"]).arg(self.path("config")).spawn().unwrap();
+        let output = finish(child);
+        (output, self.report())
+    }
+
+    fn report(&self) -> ExitReport {
+        serde_json::from_slice(&fs::read(self.path("report")).unwrap()).unwrap()
+    }
+}
+
+fn finish(mut child: Child) -> Output {
+    let start = Instant::now();
+    while child.try_wait().unwrap().is_none() {
+        if start.elapsed() > TIME_LIMIT {
+            child.kill().unwrap();
+            panic!("the program did not end: {:?}", child.wait_with_output());
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    child.wait_with_output().unwrap()
+}
+
+fn terminate(child: &Child) {
+    // SAFETY: the child has not been waited for, so its id is its own.
+    unsafe { libc::kill(child.id() as libc::pid_t, libc::SIGTERM) };
+}
+
+#[test]
+fn both_entries_reach_the_serial_port_and_power_off_with_code_0() {
+    for pvh in [false, true] {
+        let Some(vm) = Vm::new(&say_then(b'A', &out(0x600, 5 << 2 | 1 << 5)), pvh) else { return };
+        let (output, report) = vm.run();
+        assert_eq!((output.stdout.as_slice(), output.status.code()), (&b"A"[..], Some(0)), "{output:?}");
+        assert_eq!(report.reason, ExitReason::PowerOff);
+    }
+}
+
+#[test]
+fn every_way_to_reset_ends_with_code_3() {
+    for reset in [out(0xcf9, 6), out(0x64, 0xfe)] {
+        let Some(vm) = Vm::new(&say_then(b'R', &reset), true) else { return };
+        let (output, report) = vm.run();
+        assert_eq!((output.status.code(), report.reason), (Some(3), ExitReason::Reboot), "{output:?}");
+    }
+}
+
+#[test]
+fn a_triple_fault_is_a_crash() {
+    let Some(vm) = Vm::new(&[0x0f, 0x0b], false) else { return };
+    let (output, report) = vm.run();
+    assert_eq!((output.status.code(), report.reason), (Some(4), ExitReason::Crash), "{output:?}");
+    assert!(report.message.contains("triple fault"), "{}", report.message);
+}
+
+#[test]
+fn string_output_writes_each_byte_to_the_port() {
+    // mov esi, text; mov ecx, 3; mov dx, SERIAL; cld; rep outsb
+    let mut code = vec![0xbe, 0, 0, 0, 0, 0xb9, 3, 0, 0, 0, 0x66, 0xba, 0xf8, 0x03, 0xfc, 0xf3, 0x6e];
+    code.extend(out(0x600, 5 << 2 | 1 << 5));
+    code.extend(HALT);
+    let text = 0x10_0000 + code.len() as u32;
+    code[1..5].copy_from_slice(&text.to_le_bytes());
+    code.extend(b"abc");
+    let Some(vm) = Vm::new(&code, true) else { return };
+    let (output, _) = vm.run();
+    assert_eq!(output.stdout, b"abc", "{output:?}");
+}
+
+#[test]
+fn ports_without_a_device_read_as_ones() {
+    // mov dx, 0x1234; in al, dx; mov dx, SERIAL; out dx, al
+    let code = [&[0x66, 0xba, 0x34, 0x12, 0xec, 0x66, 0xba, 0xf8, 0x03, 0xee][..], &out(0x600, 0x34), &HALT]
+        .concat();
+    let Some(vm) = Vm::new(&code, true) else { return };
+    assert_eq!(vm.run().0.stdout, [0xff]);
+}
+
+#[test]
+fn sigterm_ends_a_halted_and_a_spinning_guest_with_code_5() {
+    for rest in [&HALT[..], &[0xeb, 0xfe]] {
+        let Some(vm) = Vm::new(&say_then(b'S', rest), true) else { return };
+        vm.configure(2);
+        let mut child = vm.command(&["--no-api", "--config-file"]).arg(vm.path("config")).spawn().unwrap();
+        let mut byte = [0];
+        child.stdout.as_mut().unwrap().read_exact(&mut byte).unwrap();
+        terminate(&child);
+        let output = finish(child);
+        assert_eq!(
+            (output.status.code(), vm.report().reason),
+            (Some(5), ExitReason::Terminated),
+            "{output:?}"
+        );
+    }
+}
+
+#[test]
+fn what_is_no_kernel_ends_with_one_line_and_code_152() {
+    let Some(vm) = Vm::new(&HALT, false) else { return };
+    fs::write(vm.path("kernel"), "#!/bin/sh\n").unwrap();
+    let (output, report) = vm.run();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), report.reason), (Some(152), ExitReason::BadConfig), "{error}");
+    assert!(error.contains("neither an x86-64 ELF (vmlinux) nor a bzImage"), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+}
+
+#[test]
+fn bad_arguments_end_with_code_153() {
+    let status =
+        Command::new(env!("CARGO_BIN_EXE_mote-vmm")).arg("--enable-pci").stderr(Stdio::null()).status();
+    assert_eq!(status.unwrap().code(), Some(153));
+}
+
+/// One request on a connection of its own: status and body.
+fn ask(socket: &Path, method: &str, path: &str, body: &str) -> (u16, String) {
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(TIME_LIMIT)).unwrap();
+    let length = body.len();
+    write!(stream, "{method} {path} HTTP/1.1\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}")
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+}
+
+fn wait_for(socket: &Path) {
+    let start = Instant::now();
+    while UnixStream::connect(socket).is_err() {
+        assert!(start.elapsed() < TIME_LIMIT, "the API socket did not appear");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_machine_configured_started_and_paused_by_the_api() {
+    let Some(vm) = Vm::new(&say_then(b'A', &[0xeb, 0xfe]), true) else { return };
+    let socket = vm.path("socket");
+    let mut child = vm.command(&["--id", "vm-1", "--api-sock"]).arg(&socket).spawn().unwrap();
+    wait_for(&socket);
+    let ask = |method, path, body: &str| ask(&socket, method, path, body);
+
+    assert_eq!(ask("PATCH", "/vm", r#"{"state":"Paused"}"#).0, 400);
+    let (status, fault) = ask("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
+    assert_eq!(status, 400, "{fault}");
+    assert!(fault.starts_with(r#"{"fault_message":"Cannot start the microVM: "#), "{fault}");
+    assert_eq!(ask("PUT", "/machine-config", r#"{"vcpu_count":2,"mem_size_mib":16}"#), (204, String::new()));
+    let source = serde_json::json!({"kernel_image_path": vm.path("kernel")}).to_string();
+    assert_eq!(ask("PUT", "/boot-source", &source).0, 204);
+    assert_eq!(ask("PUT", "/entropy", "{}").0, 204);
+    assert_eq!(ask("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#), (204, String::new()));
+    let mut byte = [0];
+    child.stdout.as_mut().unwrap().read_exact(&mut byte).unwrap();
+
+    let (status, fault) = ask("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#);
+    assert_eq!(status, 400);
+    assert!(fault.contains("not supported after starting the microVM"), "{fault}");
+    let state = |expected: &str| {
+        let (status, info) = ask("GET", "/", "");
+        assert!(status == 200 && info.contains(&format!("\"state\":\"{expected}\"")), "{info}");
+    };
+    state("Running");
+    // The second pause finds the machine paused.
+    for _ in 0..2 {
+        assert_eq!(ask("PATCH", "/vm", r#"{"state":"Paused"}"#).0, 204);
+        state("Paused");
+    }
+    assert_eq!(ask("PATCH", "/vm", r#"{"state":"Resumed"}"#).0, 204);
+    state("Running");
+    assert_eq!(ask("PUT", "/actions", r#"{"action_type":"FlushMetrics"}"#).0, 400);
+    assert!(ask("GET", "/vm/config", "").1.contains("\"vcpu_count\":2"));
+
+    terminate(&child);
+    assert_eq!(finish(child).status.code(), Some(5));
+    assert!(!socket.exists(), "the socket is removed");
+}
