@@ -309,8 +309,8 @@ impl Agent {
         };
         self.tasks.spawn(async move {
             let panicked = std::panic::AssertUnwindSafe(work.run(action)).catch_unwind().await.is_err();
-            let error = TaskError::Local("internal error (panic)".to_owned());
-            panicked.then(|| Event::Task(TaskEvent::Done(id, Err(error))))
+            let error = || TaskError::Local("internal error (panic)".to_owned());
+            panicked.then(|| Event::Task(TaskEvent::Done(id, Err(error()))))
         });
     }
 

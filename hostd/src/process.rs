@@ -192,6 +192,7 @@ mod tests {
 
     #[tokio::test]
     async fn an_ended_child_is_noticed_and_reaped_and_its_identity_opens_no_more() {
+        #[expect(clippy::zombie_processes, reason = "that `ended` reaps it is what is tested")]
         let child = Command::new("sleep").arg("60").spawn().unwrap();
         let identity = ProcessIdentity::of(i32::try_from(child.id()).unwrap()).unwrap();
         let fd = identity.open().unwrap().expect("it runs");
