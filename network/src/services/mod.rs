@@ -72,7 +72,29 @@ struct Running {
     identity: Identity,
     /// Dropping it ends the tasks.
     directory: watch::Sender<Arc<Directory>>,
-    tasks: [JoinHandle<io::Result<()>>; 2],
+    tasks: Tasks,
+}
+
+type Tasks = [JoinHandle<io::Result<()>>; 2];
+
+impl Running {
+    /// Tells the tasks to end.
+    fn end(self) -> Tasks {
+        drop(self.directory);
+        self.tasks
+    }
+}
+
+/// Waits until the tasks have ended and closed their sockets.
+async fn ended(network: NetworkKey, tasks: Tasks) {
+    for task in tasks {
+        match task.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => warn!(%network, "a service ended with an error: {error}"),
+            Err(error) => warn!(%network, "a service ended abnormally: {error}"),
+        }
+    }
+    info!(%network, "services stopped");
 }
 
 /// What the sockets are bound to. Another namespace or bridge of the same name needs other sockets.
@@ -120,22 +142,18 @@ impl Services {
 
     async fn stop_all_but(&mut self, desired: &[NetworkSpec]) {
         let wanted: BTreeSet<NetworkKey> = desired.iter().map(|network| network.id.into()).collect();
-        let unwanted: Vec<NetworkKey> =
-            self.running.keys().filter(|key| !wanted.contains(key)).copied().collect();
-        for key in unwanted {
-            self.stop_network(key).await;
+        let unwanted = self.running.extract_if(.., |key, _| !wanted.contains(key));
+        // All are told before the first is waited for: closing a packet socket takes the kernel some milliseconds.
+        let ending: Vec<_> = unwanted.map(|(key, running)| (key, running.end())).collect();
+        for (key, tasks) in ending {
+            ended(key, tasks).await;
         }
     }
 
     async fn stop_network(&mut self, key: NetworkKey) {
-        let Some(running) = self.running.remove(&key) else { return };
-        drop(running.directory);
-        for task in running.tasks {
-            if let Err(error) = task.await {
-                warn!(network = %key, "a service ended abnormally: {error}");
-            }
+        if let Some(running) = self.running.remove(&key) {
+            ended(key, running.end()).await;
         }
-        info!(network = %key, "services stopped");
     }
 
     async fn update_network(
