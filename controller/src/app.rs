@@ -53,7 +53,10 @@ impl App {
     pub async fn open(config: Config) -> Result<Self, OpenError> {
         let pools = db::open(&config.state_dir).await?;
         let identity = identity::Identity::open(&config.state_dir)?;
-        let images = mote_images::store::Store::open(config.state_dir.join("images"))?;
+        // The store's own directories are open to all (hosts share theirs); the one around them is not.
+        let images = config.state_dir.join("images");
+        db::create_private_dir(&images)?;
+        let images = mote_images::store::Store::open(images)?;
         Ok(Self {
             db: pools.read,
             writer: pools.write,

@@ -52,6 +52,14 @@ pub enum DbError {
         /// Cause.
         source: std::io::Error,
     },
+    /// The file can't be made.
+    #[error("can't create {path}")]
+    CreateFile {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
     /// SQLite refuses.
     #[error("can't open {path}")]
     Connect {
@@ -77,6 +85,7 @@ pub enum DbError {
 pub async fn open(state_dir: &Path) -> Result<Pools, DbError> {
     create_private_dir(state_dir)?;
     let path = state_dir.join("mote.db");
+    create_private_file(&path)?;
     let failed = |source| DbError::Connect { path: path.clone(), source };
     let options = SqliteConnectOptions::new()
         .filename(&path)
@@ -120,6 +129,15 @@ pub fn create_private_dir(path: &Path) -> Result<(), DbError> {
         .mode(0o700)
         .create(path)
         .map_err(|source| DbError::CreateDir { path: path.to_owned(), source })
+}
+
+/// Makes the database's file, so that SQLite need not: it (and its log, which takes over the mode) is private, also in a
+/// directory that somebody else made.
+fn create_private_file(path: &Path) -> Result<(), DbError> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut options = std::fs::OpenOptions::new();
+    options.write(true).create(true).truncate(false).mode(0o600);
+    options.open(path).map(drop).map_err(|source| DbError::CreateFile { path: path.to_owned(), source })
 }
 
 /// Begins a transaction that holds the write lock from the start.
@@ -176,6 +194,18 @@ mod tests {
             assert_eq!((sync, keys, journal.as_str()), (2, 1, "wal"));
             pools.read.close().await;
             pools.write.close().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn the_files_are_private_also_in_an_open_directory() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+        let _pools = open(dir.path()).await.unwrap();
+        for entry in std::fs::read_dir(dir.path()).unwrap() {
+            let entry = entry.unwrap();
+            assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o077, 0, "{:?}", entry.path());
         }
     }
 

@@ -84,7 +84,7 @@ struct Reference {
 #[serde(untagged)]
 enum ScopePart {
     Word(String),
-    Object(ScopeObject),
+    Object(Box<ScopeObject>),
 }
 
 #[derive(Debug, Deserialize)]
@@ -272,7 +272,7 @@ fn wanted_scope(part: ScopePart) -> Result<Wanted, ApiError> {
     let refused = |text: &str| Err(ApiError::BadRequest(text.into()));
     match part {
         ScopePart::Word(word) if word == "unscoped" => Ok(Wanted::Unscoped),
-        ScopePart::Object(scope) => match scope {
+        ScopePart::Object(scope) => match *scope {
             ScopeObject { system: Some(_), .. } => {
                 refused("System scope is not supported: use the role admin on a project.")
             }

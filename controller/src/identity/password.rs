@@ -2,12 +2,18 @@
 //!
 //! Each hash takes some 20 ms and 19 MiB (OWASP's parameters, the crate's default), so a flood of log-ins is a load: more
 //! than [`MAX_WAITING`] waiting are told to come back. A log-in of a user who does not exist costs the same time.
+//!
+//! The memory is kept and used again, one piece per processor: freed by ever other threads, the allocator would hold on
+//! to it in all its arenas (190 MB were measured), and fresh pages cost time.
 
-use std::{sync::Arc, thread};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+};
 
 use argon2::{
-    Argon2, PasswordHash, PasswordHasher, PasswordVerifier,
-    password_hash::{SaltString, rand_core::OsRng},
+    Argon2, Block, Params, PasswordHash,
+    password_hash::{Error, Output, PasswordHash as Phc, Salt, SaltString, rand_core::OsRng},
 };
 use tokio::sync::Semaphore;
 
@@ -26,6 +32,53 @@ const NOBODY: &str =
 pub struct Hasher {
     running: Arc<Semaphore>,
     waiting: Arc<Semaphore>,
+    memory: Arc<Memory>,
+}
+
+/// Memory that no hash uses now.
+#[derive(Debug, Default)]
+struct Memory(Mutex<Vec<Vec<Block>>>);
+
+impl Memory {
+    fn argon2id(&self, password: &[u8], salt: &[u8], params: Params) -> Result<Output, Error> {
+        let blocks = params.block_count();
+        let length = params.output_len().unwrap_or(Params::DEFAULT_OUTPUT_LEN);
+        let argon2 = Argon2::new(argon2::Algorithm::Argon2id, argon2::Version::V0x13, params);
+        let mut memory = self.0.lock().unwrap_or_else(PoisonError::into_inner).pop().unwrap_or_default();
+        memory.resize(blocks, Block::default());
+        let output = Output::init_with(length, |out| {
+            argon2.hash_password_into_with_memory(password, salt, out, &mut memory[..]).map_err(Error::from)
+        });
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(memory);
+        output
+    }
+
+    /// In PHC form.
+    fn hash(&self, password: &[u8]) -> Result<String, Error> {
+        let salt = SaltString::generate(&mut OsRng);
+        let mut bytes = [0; Salt::MAX_LENGTH];
+        let output = self.argon2id(password, salt.decode_b64(&mut bytes)?, Params::default())?;
+        let phc = Phc {
+            algorithm: argon2::Algorithm::Argon2id.ident(),
+            version: Some(argon2::Version::V0x13.into()),
+            params: (&Params::default()).try_into()?,
+            salt: Some(salt.as_salt()),
+            hash: Some(output),
+        };
+        Ok(phc.to_string())
+    }
+
+    /// With the parameters of the hash; compares in constant time.
+    fn verify(&self, password: &[u8], hash: &str) -> Result<bool, Error> {
+        let hash = PasswordHash::new(hash)?;
+        if hash.algorithm != argon2::Algorithm::Argon2id.ident() {
+            return Err(Error::Algorithm);
+        }
+        let (Some(salt), Some(expected)) = (hash.salt, hash.hash) else { return Err(Error::Password) };
+        let mut bytes = [0; Salt::MAX_LENGTH];
+        let output = self.argon2id(password, salt.decode_b64(&mut bytes)?, Params::try_from(&hash)?)?;
+        Ok(output == expected)
+    }
 }
 
 impl Hasher {
@@ -35,6 +88,7 @@ impl Hasher {
         Self {
             running: Arc::new(Semaphore::new(running)),
             waiting: Arc::new(Semaphore::new(running + MAX_WAITING)),
+            memory: Arc::default(),
         }
     }
 
@@ -47,13 +101,10 @@ impl Hasher {
             let text = format!("A password must have 1 to {MAX_PASSWORD_BYTES} bytes.");
             return Err(ApiError::BadRequest(text));
         }
-        let password = password.to_owned();
-        self.run(move || {
-            let salt = SaltString::generate(&mut OsRng);
-            Argon2::default().hash_password(password.as_bytes(), &salt).map(|hash| hash.to_string())
-        })
-        .await?
-        .map_err(|error| ApiError::internal(format!("hashing a password failed: {error}")))
+        let (password, memory) = (password.to_owned(), self.memory.clone());
+        self.run(move || memory.hash(password.as_bytes()))
+            .await?
+            .map_err(|error| ApiError::internal(format!("hashing a password failed: {error}")))
     }
 
     /// Whether a password is the one that was hashed. `None` (no such user, or no password) takes as long and is false.
@@ -66,15 +117,9 @@ impl Hasher {
         // Longer ones were never hashed; cutting keeps the cost bounded and the answer false.
         let too_long = password.len() > MAX_PASSWORD_BYTES;
         let password = password.as_bytes()[..password.len().min(MAX_PASSWORD_BYTES)].to_vec();
+        let memory = self.memory.clone();
         let fits = self
-            .run(move || {
-                let parsed = PasswordHash::new(&hash)?;
-                match Argon2::default().verify_password(&password, &parsed) {
-                    Ok(()) => Ok(true),
-                    Err(argon2::password_hash::Error::Password) => Ok(false),
-                    Err(error) => Err(error),
-                }
-            })
+            .run(move || memory.verify(&password, &hash))
             .await?
             .map_err(|error| ApiError::internal(format!("checking a password failed: {error}")))?;
         Ok(fits && known && !too_long)
@@ -117,6 +162,25 @@ mod tests {
             assert!(!hasher.verify(wrong, Some(&hash)).await.unwrap());
         }
         assert!(!hasher.verify("correct horse", None).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn hashes_are_those_of_the_crate_itself() {
+        use argon2::{PasswordHasher, PasswordVerifier};
+        let hasher = Hasher::new();
+        let ours = hasher.hash("pw").await.unwrap();
+        Argon2::default().verify_password(b"pw", &PasswordHash::new(&ours).unwrap()).unwrap();
+        let salt = SaltString::generate(&mut OsRng);
+        // With other parameters than ours, and memory that was used before.
+        let weak = Argon2::new(
+            argon2::Algorithm::Argon2id,
+            argon2::Version::V0x13,
+            Params::new(64, 1, 1, None).unwrap(),
+        );
+        let theirs = weak.hash_password(b"pw", &salt).unwrap().to_string();
+        assert!(hasher.verify("pw", Some(&theirs)).await.unwrap());
+        assert!(!hasher.verify("pW", Some(&theirs)).await.unwrap());
+        assert!(hasher.verify("pw", Some(&ours)).await.unwrap());
     }
 
     #[tokio::test]

@@ -213,12 +213,12 @@ pub async fn fetch(
     mut query: sqlx::QueryBuilder<sqlx::Sqlite>,
 ) -> Result<Vec<Image>, sqlx::Error> {
     let rows: Vec<ImageRow> = query.build_query_as().fetch_all(&mut *conn).await?;
-    let mut images = rows.into_iter().map(Image::from_row).collect();
+    let mut images: Vec<Image> = rows.into_iter().map(Image::from_row).collect();
     load_details(conn, &mut images).await?;
     Ok(images)
 }
 
-async fn load_details(conn: &mut SqliteConnection, images: &mut Vec<Image>) -> Result<(), sqlx::Error> {
+async fn load_details(conn: &mut SqliteConnection, images: &mut [Image]) -> Result<(), sqlx::Error> {
     if images.is_empty() {
         return Ok(());
     }
