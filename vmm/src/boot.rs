@@ -18,7 +18,8 @@ use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::rng::Rng;
 use crate::devices::{DeviceError, EventSource};
-use crate::kvm::{KvmError, Topology, Vm};
+use crate::ioapic::IoApic;
+use crate::kvm::{InterruptRoutes, KvmError, Topology, Vm};
 use crate::layout;
 use crate::loader::{self, LoadError};
 use crate::machine::{Buses, Machine, Parts};
@@ -164,7 +165,7 @@ impl<'a> Devices<'a> {
         Ok(self.buses.ports.insert(port.into(), ports, Arc::new(Mutex::new(device)))?)
     }
 
-    /// Serial port, keyboard controller, and the registers that end the machine.
+    /// Serial port, keyboard controller, I/O APIC, and the registers that end the machine.
     fn attach_legacy(
         &mut self,
         config: &VmConfig,
@@ -182,6 +183,10 @@ impl<'a> Devices<'a> {
             reset.decide(ExitReason::Reboot, "the guest asked for a reset (keyboard controller)");
         })));
         self.buses.ports.insert(layout::I8042_PORT.into(), 5, keyboard.clone())?;
+
+        let io_apic = IoApic::new(self.vm.interrupt_routes());
+        let size = IoApic::<InterruptRoutes>::SIZE;
+        self.buses.mmio.insert(layout::IO_APIC.into(), size, Arc::new(Mutex::new(io_apic)))?;
 
         self.port_device(
             layout::ACPI_SLEEP_PORT,

@@ -7,6 +7,7 @@
 //! | `kvm` | the only place that calls KVM |
 //! | `loader` | kernels, initrds and what they are told |
 //! | `acpi` | ACPI tables |
+//! | `ioapic`, `power` | the I/O APIC, and the registers that end the machine |
 //! | [`machine`] | the running machine: vCPU threads, pause and resume |
 //! | [`devices`] | virtio and legacy devices |
 //! | [`controller`], [`config`] | one command enum, the phases before and after the start, and the configuration's rules |
@@ -28,6 +29,7 @@ pub mod config;
 pub mod controller;
 pub mod devices;
 pub mod event_loop;
+mod ioapic;
 mod kvm;
 mod layout;
 mod loader;

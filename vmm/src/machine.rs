@@ -116,13 +116,18 @@ impl Machine {
             changed: Condvar::new(),
         });
         let mut vcpus = Vec::with_capacity(parts.vcpus.len());
-        for vcpu in parts.vcpus {
+        // The boot processor last: until it runs, the others only wait for it.
+        for vcpu in parts.vcpus.into_iter().rev() {
             let shared = shared.clone();
             let kick = vcpu.kick_handle();
             let handle = Builder::new()
                 .name(format!("vcpu{}", vcpu.index()))
                 .stack_size(VCPU_STACK)
-                .spawn(move || run_vcpu(vcpu, &shared))?;
+                .spawn(move || run_vcpu(vcpu, &shared))
+                .inspect_err(|error| {
+                    // The threads that wait already cannot be called back.
+                    outcome.decide(ExitReason::HostError, format!("cannot start the vCPU threads: {error}"));
+                })?;
             vcpus.push(VcpuThread { handle, kick });
         }
         Ok(Self {

@@ -7,11 +7,12 @@ mod cpuid;
 mod registers;
 mod vcpu;
 
-use std::os::fd::AsRawFd;
+use std::io;
+use std::sync::Arc;
 
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config,
-    kvm_userspace_memory_region,
+    CpuId, KVM_API_VERSION, KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES, KvmIrqRouting,
+    kvm_enable_cap, kvm_irq_routing_entry, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
@@ -92,9 +93,51 @@ fn open_hint(error: &Errno) -> &'static str {
 #[derive(Debug)]
 pub struct Vm {
     kvm: Kvm,
+    shared: Arc<Shared>,
+}
+
+/// What must live as long as anything of the VM.
+#[derive(Debug)]
+struct Shared {
     fd: VmFd,
     /// Keeps the memory mapped as long as KVM has it.
     memory: GuestMemory,
+}
+
+/// A message signalled interrupt: what is written to which address of the local APICs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Message {
+    /// Address.
+    pub address: u32,
+    /// Data.
+    pub data: u32,
+}
+
+/// The messages that eventfds send (see [`Vm::connect_interrupt`]).
+#[derive(Debug)]
+pub struct InterruptRoutes {
+    shared: Arc<Shared>,
+}
+
+impl InterruptRoutes {
+    /// Sets the message of each interrupt, whose number is its place; `None` drops what comes.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn set(&self, routes: &[Option<Message>]) -> io::Result<()> {
+        let entries: Vec<_> =
+            (0..).zip(routes).filter_map(|(gsi, route)| Some(routing_entry(gsi, (*route)?))).collect();
+        let routing =
+            KvmIrqRouting::from_entries(&entries).map_err(|_| io::Error::other("too many interrupts"))?;
+        Ok(self.shared.fd.set_gsi_routing(&routing)?)
+    }
+}
+
+fn routing_entry(gsi: u32, message: Message) -> kvm_irq_routing_entry {
+    let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
+    entry.u.msi.address_lo = message.address;
+    entry.u.msi.data = message.data;
+    entry
 }
 
 impl Vm {
@@ -105,19 +148,20 @@ impl Vm {
         if version != KVM_API_VERSION as i32 {
             return Err(KvmError::ApiVersion(version));
         }
-        for capability in [Cap::Irqchip, Cap::Irqfd, Cap::Ioeventfd, Cap::ImmediateExit, Cap::SignalMsi] {
+        for capability in [Cap::SplitIrqchip, Cap::Irqfd, Cap::Ioeventfd, Cap::ImmediateExit, Cap::SignalMsi]
+        {
             if !kvm.check_extension(capability) {
                 return Err(KvmError::Capability(capability));
             }
         }
         let fd = kvm.create_vm().map_err(|source| KvmError::Call("KVM_CREATE_VM", source))?;
-        let vm = Self { kvm, fd, memory: memory.clone() };
+        let vm = Self { kvm, shared: Arc::new(Shared { fd, memory: memory.clone() }) };
         vm.add_memory(track_dirty_pages)?;
         Ok(vm)
     }
 
     fn add_memory(&self, track_dirty_pages: bool) -> Result<(), KvmError> {
-        for (slot, region) in self.memory.iter().enumerate() {
+        for (slot, region) in self.shared.memory.iter().enumerate() {
             let slot = kvm_userspace_memory_region {
                 slot: slot as u32,
                 guest_phys_addr: region.start_addr().raw_value(),
@@ -125,36 +169,41 @@ impl Vm {
                 userspace_addr: region.as_ptr() as u64,
                 flags: if track_dirty_pages { kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
             };
-            // SAFETY: the range is a mapping of exactly this length that `self.memory` keeps until after the VM's
+            // SAFETY: the range is a mapping of exactly this length that `self.shared.memory` keeps until after the VM's
             // descriptor is closed (field order), and slots do not overlap since regions do not.
-            unsafe { self.fd.set_user_memory_region(slot) }
+            unsafe { self.shared.fd.set_user_memory_region(slot) }
                 .map_err(|source| KvmError::Call("KVM_SET_USER_MEMORY_REGION", source))?;
         }
         Ok(())
     }
 
-    /// Makes the interrupt controllers (local APICs, I/O APIC, PIC) and the timer (PIT) inside KVM.
+    /// Makes the local APICs inside KVM; the I/O APIC is ours (see `ioapic`) and there is neither PIC nor PIT.
     /// Must come before the vCPUs.
     pub fn create_interrupt_controllers(&self) -> Result<(), KvmError> {
-        self.fd
-            .set_identity_map_address(layout::KVM_IDENTITY_MAP)
+        let fd = &self.shared.fd;
+        fd.set_identity_map_address(layout::KVM_IDENTITY_MAP)
             .map_err(|source| KvmError::Call("KVM_SET_IDENTITY_MAP_ADDR", source))?;
-        self.fd
-            .set_tss_address(layout::KVM_TSS as usize)
+        fd.set_tss_address(layout::KVM_TSS as usize)
             .map_err(|source| KvmError::Call("KVM_SET_TSS_ADDR", source))?;
-        self.fd.create_irq_chip().map_err(|source| KvmError::Call("KVM_CREATE_IRQCHIP", source))?;
-        let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
-        self.fd.create_pit2(pit).map_err(|source| KvmError::Call("KVM_CREATE_PIT2", source))
+        let mut split = kvm_enable_cap { cap: KVM_CAP_SPLIT_IRQCHIP, ..Default::default() };
+        split.args[0] = u64::from(layout::LAST_IRQ) + 1;
+        fd.enable_cap(&split).map_err(|source| KvmError::Call("KVM_ENABLE_CAP (split irqchip)", source))
+    }
+
+    /// The messages that the inputs of the I/O APIC send.
+    pub fn interrupt_routes(&self) -> InterruptRoutes {
+        InterruptRoutes { shared: self.shared.clone() }
     }
 
     /// Makes a write to `event` raise interrupt `irq` (edge-triggered).
     pub fn connect_interrupt(&self, event: &EventFd, irq: u32) -> Result<(), KvmError> {
-        self.fd.register_irqfd(event, irq).map_err(|source| KvmError::Call("KVM_IRQFD", source))
+        self.shared.fd.register_irqfd(event, irq).map_err(|source| KvmError::Call("KVM_IRQFD", source))
     }
 
     /// Makes the guest's 32-bit write of `value` to `address` signal `event` without leaving the kernel.
     pub fn connect_notifier(&self, event: &EventFd, address: u64, value: u32) -> Result<(), KvmError> {
-        self.fd
+        self.shared
+            .fd
             .register_ioevent(event, &IoEventAddress::Mmio(address), value)
             .map_err(|source| KvmError::Call("KVM_IOEVENTFD", source))
     }
@@ -166,14 +215,14 @@ impl Vm {
         let deadline_timer = self.kvm.check_extension(Cap::TscDeadlineTimer);
         (0..topology.vcpus)
             .map(|index| {
-                let fd = self.fd.create_vcpu(index.into()).map_err(|source| KvmError::Vcpu {
+                let fd = self.shared.fd.create_vcpu(index.into()).map_err(|source| KvmError::Vcpu {
                     call: "KVM_CREATE_VCPU",
                     vcpu: index,
                     source,
                 })?;
                 let cpuid = cpuid::for_vcpu(&supported, topology, index, deadline_timer);
                 let vcpu = Vcpu::new(fd, index);
-                registers::set_up(vcpu.fd(), index, &cpuid, entry, &self.memory)?;
+                registers::set_up(vcpu.fd(), index, &cpuid, entry, &self.shared.memory)?;
                 Ok(vcpu)
             })
             .collect()
@@ -192,17 +241,11 @@ impl Vm {
 
     fn check_address_bits(&self, supported: &CpuId) -> Result<(), KvmError> {
         let bits = cpuid::physical_address_bits(supported);
-        let end = self.memory.last_addr().raw_value();
+        let end = self.shared.memory.last_addr().raw_value();
         if bits < 64 && end >> bits != 0 {
             return Err(KvmError::AddressBits { end, bits });
         }
         Ok(())
-    }
-}
-
-impl AsRawFd for Vm {
-    fn as_raw_fd(&self) -> std::os::fd::RawFd {
-        self.fd.as_raw_fd()
     }
 }
 

@@ -166,6 +166,8 @@ impl Vcpu {
                     mmio.write(address, data);
                 }
                 Ok(VcpuExit::MmioRead(address, data)) => read(mmio, address, data),
+                // The I/O APIC has no state that an end of interrupt changes.
+                Ok(VcpuExit::IoapicEoi(_)) => {}
                 Ok(VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {}
                 Ok(VcpuExit::Shutdown) => return Stop::Crash(self.crash("triple fault".to_owned())),
                 Ok(VcpuExit::InternalError) => return Stop::Crash(self.internal_error()),
