@@ -6,7 +6,10 @@ use std::{sync::Arc, time::Duration};
 use jiff::Timestamp;
 use mote_host_api::{DesiredState, Inventory, MAX_WAIT_S, ObservedState, REPORT_EVERY_S};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, watch};
+use tokio::{
+    sync::{Semaphore, watch},
+    time::Instant,
+};
 
 use crate::{
     agent::Snapshot,
@@ -14,13 +17,16 @@ use crate::{
     controller::{Controller, ControllerError},
     errors::one_line,
     files::{self, Durability},
-    identity::{self, Identity},
+    identity::{self, Identity, Refusal},
     paths::StateDir,
     requests::Requests,
 };
 
 /// First and longest pause after a failed call.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+/// Shortest time from one long poll to the next when the answer brings nothing new, so that a controller that does not wait
+/// is not asked without end.
+const POLL_PAUSE: Duration = Duration::from_secs(1);
 /// Questions that are worked on at the same time; more wait on the controller's side.
 const REQUESTS_MAX: usize = 32;
 
@@ -78,50 +84,44 @@ impl Connection {
     /// was put back has smaller ones.
     pub async fn follow_desired(&self) {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
-        let mut known = 0;
+        // Whether the controller has been asked for all since the last trouble, and what it said.
+        let (mut asked, mut known) = (false, 0);
         loop {
-            let wait = if known == 0 { 0 } else { MAX_WAIT_S };
+            let wait = if asked { MAX_WAIT_S } else { 0 };
+            let begun = Instant::now();
             match self.controller.desired(known, Duration::from_secs(wait)).await {
                 Ok(answer) => {
                     backoff.reset();
-                    self.connected();
-                    if let Some(desired) = answer {
-                        known = self.take(desired).unwrap_or(known);
-                    } else if known == 0 {
-                        // Nothing is wanted of this host yet.
-                        known = self.wait_for_first(&mut backoff).await;
+                    let before = (asked, known);
+                    asked = true;
+                    match answer.map(|desired| self.take(desired)) {
+                        Some(Ok(generation)) => known = generation,
+                        Some(Err(refusal)) => {
+                            tracing::error!("refused: {refusal}");
+                            self.disconnected(refusal.to_string());
+                            (asked, known) = (false, 0);
+                        }
+                        None => self.connected(),
+                    }
+                    if before == (asked, known) {
+                        tokio::time::sleep(POLL_PAUSE.saturating_sub(begun.elapsed())).await;
                     }
                 }
                 Err(e) => {
-                    known = 0;
+                    (asked, known) = (false, 0);
                     self.failed(&e, &mut backoff).await;
                 }
             }
         }
     }
 
-    /// A controller whose generation of this host is still 0 answers `after=0` only when that changes.
-    async fn wait_for_first(&self, backoff: &mut Backoff) -> u64 {
-        match self.controller.desired(0, Duration::from_secs(MAX_WAIT_S)).await {
-            Ok(Some(desired)) => self.take(desired).unwrap_or(0),
-            Ok(None) => 0,
-            Err(e) => {
-                self.failed(&e, backoff).await;
-                0
-            }
-        }
-    }
-
-    /// Hands a desired state on, once it is on disk; `None` if it is not for this host.
-    fn take(&self, desired: DesiredState) -> Option<u64> {
-        if let Err(refusal) = identity::check_desired(&desired, &self.identity.borrow()) {
-            tracing::error!("refused: {refusal}");
-            self.disconnected(refusal.to_string());
-            return None;
-        }
+    /// Hands a desired state on, once it is on disk, if it is for this host. Returns its generation.
+    fn take(&self, desired: DesiredState) -> Result<u64, Refusal> {
+        identity::check_desired(&desired, &self.identity.borrow())?;
+        self.connected();
         let generation = desired.generation;
         if self.desired.borrow().as_deref() == Some(&desired) {
-            return Some(generation);
+            return Ok(generation);
         }
         // The agent may act before this is on disk after a crash of the host: then the controller tells it again.
         if let Err(e) = files::replace_json(&self.state.desired(), &desired, Durability::Process) {
@@ -132,7 +132,7 @@ impl Connection {
         }
         tracing::info!(generation, servers = desired.servers.len(), "desired state");
         self.desired.send_replace(Some(Arc::new(desired)));
-        Some(generation)
+        Ok(generation)
     }
 
     /// Reports after every change, and every [`REPORT_EVERY_S`].
@@ -173,9 +173,13 @@ impl Connection {
             // Not more than can be worked on: the rest waits, or goes to the asker as a time-out.
             let Ok(free) = slots.clone().acquire_owned().await else { return };
             drop(free);
+            let begun = Instant::now();
             match self.controller.requests(Duration::from_secs(MAX_WAIT_S)).await {
                 Ok(list) => {
                     backoff.reset();
+                    if list.is_empty() {
+                        tokio::time::sleep(POLL_PAUSE.saturating_sub(begun.elapsed())).await;
+                    }
                     for request in list {
                         let Ok(slot) = slots.clone().acquire_owned().await else { return };
                         let (controller, requests) = (self.controller.clone(), requests.clone());

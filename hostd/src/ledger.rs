@@ -134,13 +134,13 @@ impl ServerRecord {
         }
     }
 
-    /// After a crash of the host, an older record may be back unless it was written durably. Losing the difference
-    /// between the phases that are written lightly is harmless, because no VMM survives such a crash and what is to be
-    /// done then follows from the desired state alone.
+    /// After a crash of the host, an older record (or none) may be back unless it was written durably. No VMM survives such
+    /// a crash, so what is to be done follows from the desired state alone, except that a server that had ended must not be
+    /// started again.
     fn durability(&self) -> Durability {
         match self.phase {
-            Phase::Starting | Phase::Running | Phase::Stopping => Durability::Process,
-            _ => Durability::Host,
+            Phase::Stopped | Phase::Failed => Durability::Host,
+            _ => Durability::Process,
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The agent with real processes (`examples/fake_vmm`) on a host that is simulated otherwise: started, found again by a
 //! second agent, killed, ended.
+#![expect(clippy::unwrap_used, reason = "tests: what goes wrong shall stop them")]
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 

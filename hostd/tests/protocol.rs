@@ -1,4 +1,5 @@
 //! The host protocol against a tiny controller on loopback.
+#![expect(clippy::unwrap_used, reason = "tests: what goes wrong shall stop them")]
 
 use std::{
     collections::VecDeque,

@@ -1,4 +1,5 @@
 //! The agent on a simulated host: a server's whole life, and `kill -9` of the agent at every single step of it.
+#![expect(clippy::unwrap_used, reason = "tests: what goes wrong shall stop them")]
 
 use std::{
     collections::BTreeSet,

@@ -52,8 +52,9 @@ impl Work {
         };
         self.reach("before disk").await;
         self.blocking(move || {
-            // Until it was synced once, a disk doesn't survive a crash of the host: see Ledger::load.
-            files::replace_json(&dir.disk_unsynced(), &boot_id(), Durability::Host)?;
+            // Until it was synced once, a disk doesn't survive a crash of the host: see Ledger::load. The mark need not be
+            // synced: file systems keep the order of names in a directory, and an empty mark is one, too.
+            files::replace_json(&dir.disk_unsynced(), &boot_id(), Durability::Process)?;
             clone_sparse(&image, &dir.disk(), size).map_err(|e| disk_error(&e))
         })
         .await??;
