@@ -272,17 +272,22 @@ async fn update(
     Ok(Json(json!({"project": row.json(&app)})))
 }
 
-/// Unlike Keystone, refuses while the project owns images: nobody could see or delete them any more.
+/// Unlike Keystone, refuses while the project owns something: nobody could see or delete it any more.
 async fn delete(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
     ctx.require_admin()?;
     let mut tx = app.begin().await?;
     find(&mut tx, &id).await?;
-    let owns: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM images WHERE owner = $1)")
-        .bind(&id)
-        .fetch_one(&mut *tx)
-        .await?;
-    if owns {
-        return Err(ApiError::Conflict("The project still owns images. Delete them first.".into()));
+    let owned: Option<String> = sqlx::query_scalar(
+        "SELECT 'servers' FROM servers WHERE project_id = $1 UNION ALL
+         SELECT 'networks' FROM networks WHERE project_id = $1 UNION ALL
+         SELECT 'ports' FROM ports WHERE project_id = $1 UNION ALL
+         SELECT 'images' FROM images WHERE owner = $1 LIMIT 1",
+    )
+    .bind(&id)
+    .fetch_optional(&mut *tx)
+    .await?;
+    if let Some(what) = owned {
+        return Err(ApiError::Conflict(format!("The project still owns {what}. Delete them first.")));
     }
     sqlx::query("DELETE FROM role_assignments WHERE target_kind = 'project' AND target_id = $1")
         .bind(&id)

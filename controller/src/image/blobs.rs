@@ -52,11 +52,16 @@ pub async fn recover(app: &App) -> Result<(), ApiError> {
     release(app, &digests).await
 }
 
+/// An image or a server names these bytes. A server has them in its boot specification (JSON), so that it can be built
+/// anew on another host after its image was deleted.
 async fn in_use(conn: &mut SqliteConnection, digest: &str) -> Result<bool, sqlx::Error> {
-    sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM images WHERE sha256 = $1)")
-        .bind(digest)
-        .fetch_one(conn)
-        .await
+    sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM images WHERE sha256 = $1)
+             OR EXISTS (SELECT 1 FROM servers WHERE boot LIKE '%\"' || $1 || '\"%')",
+    )
+    .bind(digest)
+    .fetch_one(conn)
+    .await
 }
 
 /// Runs what blocks on a thread for that.

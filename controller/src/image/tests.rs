@@ -262,6 +262,39 @@ async fn the_same_bytes_stay_until_the_last_image_is_deleted() {
 }
 
 #[tokio::test]
+async fn bytes_stay_as_long_as_a_server_boots_from_them() {
+    let test = TestApp::new().await;
+    let token = test.admin_token.as_str();
+    let id = test.raw_image(token, "n", b"needed").await;
+    let digest = test.app.images.list().unwrap()[0].sha256.clone();
+    let mut tx = test.app.begin().await.unwrap();
+    sqlx::query(
+        "INSERT INTO servers (id, project_id, user_id, name, hostname, flavor_id, flavor_name, vcpus, memory_mib, disk_gib,
+             disk_claim_gib, image_id, boot, metadata, restart_policy, launch_index, availability_zone, desired_power,
+             run_generation, changed_generation, vm_state, created_us, updated_us)
+         VALUES ('s', $1, 'u', 'n', 'n', '1', 'f', 1, 64, 0, 1, $2, $3, '{}', 'never', 0, '', 'running', 0, 0, 'active', 0, 0)",
+    )
+    .bind(&test.admin.project_id)
+    .bind(&id)
+    .bind(json!({"disk": {"sha256": digest, "size": 6}}).to_string())
+    .execute(&mut *tx)
+    .await
+    .unwrap();
+    tx.commit().await.unwrap();
+    test.delete(&format!("{IMAGES}/{id}"), token).await.expect(204);
+    super::blobs::recover(&test.app).await.unwrap();
+    assert_eq!(test.blobs(), 1);
+    let project = format!("/identity/v3/projects/{}", test.admin.project_id);
+    let error = test.delete(&project, token).await.expect(409);
+    assert!(error["error"]["message"].as_str().unwrap().contains("servers"), "{error}");
+    let mut tx = test.app.begin().await.unwrap();
+    sqlx::query("DELETE FROM servers").execute(&mut *tx).await.unwrap();
+    tx.commit().await.unwrap();
+    super::blobs::release(&test.app, &[digest]).await.unwrap();
+    assert_eq!(test.blobs(), 0);
+}
+
+#[tokio::test]
 async fn what_a_crash_left_is_put_in_order_at_the_start() {
     let test = TestApp::new().await;
     let token = test.admin_token.as_str();
