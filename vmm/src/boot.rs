@@ -131,7 +131,7 @@ pub fn boot(config: &VmConfig, options: BootOptions, outcome: &Arc<Outcome>) -> 
 
     let Devices { buses, event_sources, .. } = devices;
     let vcpus = vm.create_vcpus(Topology { vcpus: machine.vcpu_count, smt: machine.smt }, &entry)?;
-    Machine::start(Parts { vm, vcpus, buses, keyboard, event_sources }, outcome).map_err(BootError::Threads)
+    Machine::start(Parts { vcpus, buses, keyboard, event_sources }, outcome).map_err(BootError::Threads)
 }
 
 /// The machine's devices while they are put together.

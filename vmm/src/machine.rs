@@ -19,7 +19,7 @@ use crate::devices::EventSource;
 use crate::devices::bus::Bus;
 use crate::devices::i8042::{I8042, KeyboardBusy};
 use crate::error_chain;
-use crate::kvm::{Kick, Stop, Vcpu, Vm};
+use crate::kvm::{Kick, Stop, Vcpu};
 use crate::outcome::Outcome;
 
 /// A vCPU thread needs little: the device code it runs keeps its buffers elsewhere.
@@ -84,14 +84,10 @@ pub struct Machine {
     /// Descriptors that devices want the main loop to watch; taken by it.
     event_sources: Vec<Box<dyn EventSource>>,
     paused: bool,
-    /// Owns the VM's descriptor and the guest's memory.
-    _vm: Vm,
 }
 
 /// What `boot` has put together.
 pub struct Parts {
-    /// The VM.
-    pub vm: Vm,
     /// Its processors, ready to run.
     pub vcpus: Vec<Vcpu>,
     /// Where their exits go.
@@ -136,7 +132,6 @@ impl Machine {
             keyboard: parts.keyboard,
             event_sources: parts.event_sources,
             paused: false,
-            _vm: parts.vm,
         })
     }
 

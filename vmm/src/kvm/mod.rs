@@ -89,6 +89,17 @@ fn open_hint(error: &Errno) -> &'static str {
     }
 }
 
+/// The CPUID leaves KVM supports: guests are never shown more.
+fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, KvmError> {
+    /// Newest kernels may report more than the 80 entries that older ones allowed.
+    const MOST_ENTRIES: usize = 256;
+    match kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES) {
+        Err(error) if error.errno() == libc::E2BIG => kvm.get_supported_cpuid(MOST_ENTRIES),
+        result => result,
+    }
+    .map_err(|source| KvmError::Call("KVM_GET_SUPPORTED_CPUID", source))
+}
+
 /// A virtual machine without devices.
 #[derive(Debug)]
 pub struct Vm {
@@ -102,6 +113,17 @@ struct Shared {
     fd: VmFd,
     /// Keeps the memory mapped as long as KVM has it.
     memory: GuestMemory,
+}
+
+impl Shared {
+    fn check_address_bits(&self, supported: &CpuId) -> Result<(), KvmError> {
+        let bits = cpuid::physical_address_bits(supported);
+        let end = self.memory.last_addr().raw_value();
+        if bits < 64 && end >> bits != 0 {
+            return Err(KvmError::AddressBits { end, bits });
+        }
+        Ok(())
+    }
 }
 
 /// A message signalled interrupt: what is written to which address of the local APICs.
@@ -209,9 +231,9 @@ impl Vm {
     }
 
     /// Makes the `count` vCPUs: processor identification on each, the boot processor ready to run at `entry`.
-    pub fn create_vcpus(&self, topology: Topology, entry: &Entry) -> Result<Vec<Vcpu>, KvmError> {
-        let supported = self.supported_cpuid()?;
-        self.check_address_bits(&supported)?;
+    pub fn create_vcpus(self, topology: Topology, entry: &Entry) -> Result<Vec<Vcpu>, KvmError> {
+        let supported = supported_cpuid(&self.kvm)?;
+        self.shared.check_address_bits(&supported)?;
         let deadline_timer = self.kvm.check_extension(Cap::TscDeadlineTimer);
         (0..topology.vcpus)
             .map(|index| {
@@ -221,31 +243,11 @@ impl Vm {
                     source,
                 })?;
                 let cpuid = cpuid::for_vcpu(&supported, topology, index, deadline_timer);
-                let vcpu = Vcpu::new(fd, index);
+                let vcpu = Vcpu::new(fd, index, self.shared.clone());
                 registers::set_up(vcpu.fd(), index, &cpuid, entry, &self.shared.memory)?;
                 Ok(vcpu)
             })
             .collect()
-    }
-
-    /// The CPUID leaves KVM supports: guests are never shown more.
-    fn supported_cpuid(&self) -> Result<CpuId, KvmError> {
-        /// Newest kernels may report more than the 80 entries that older ones allowed.
-        const MOST_ENTRIES: usize = 256;
-        match self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES) {
-            Err(error) if error.errno() == libc::E2BIG => self.kvm.get_supported_cpuid(MOST_ENTRIES),
-            result => result,
-        }
-        .map_err(|source| KvmError::Call("KVM_GET_SUPPORTED_CPUID", source))
-    }
-
-    fn check_address_bits(&self, supported: &CpuId) -> Result<(), KvmError> {
-        let bits = cpuid::physical_address_bits(supported);
-        let end = self.shared.memory.last_addr().raw_value();
-        if bits < 64 && end >> bits != 0 {
-            return Err(KvmError::AddressBits { end, bits });
-        }
-        Ok(())
     }
 }
 

@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use kvm_bindings::kvm_run;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use super::KvmError;
+use super::{KvmError, Shared};
 use crate::devices::bus::Bus;
 
 /// The real-time signal that makes a vCPU leave the guest.
@@ -106,15 +107,17 @@ pub struct Vcpu {
     index: u8,
     /// The page shared with KVM; it lives as long as `fd`.
     run: *mut kvm_run,
+    /// Keeps the guest's memory mapped as long as this processor may touch it.
+    _vm: Arc<Shared>,
 }
 
 // SAFETY: `run` points into the mapping that `fd` owns, which may be used from any thread.
 unsafe impl Send for Vcpu {}
 
 impl Vcpu {
-    pub(super) fn new(mut fd: VcpuFd, index: u8) -> Self {
+    pub(super) fn new(mut fd: VcpuFd, index: u8, vm: Arc<Shared>) -> Self {
         let run = &raw mut *fd.get_kvm_run();
-        Self { fd, index, run }
+        Self { fd, index, run, _vm: vm }
     }
 
     pub(super) fn fd(&self) -> &VcpuFd {
