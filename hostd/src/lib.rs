@@ -18,6 +18,8 @@
 //!   `--id` and `--api-sock`, never by a number in a file alone.
 //! - A server whose VMM does not run is started again only if its policy, its user, or a reboot of the host says so. After
 //!   a reboot of the host, what ran before is started again as it was.
+//! - VMMs are children in sessions of their own, but stay in this program's cgroup: a service manager must end the main
+//!   process only (systemd: `KillMode=process`).
 //! - Without the controller the last complete desired state holds.
 //!
 //! Decisions: docs/decisions/0008-host-agent.md.

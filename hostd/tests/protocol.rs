@@ -1,19 +1,11 @@
 //! The host protocol against a tiny controller on loopback.
 #![expect(clippy::unwrap_used, reason = "tests: what goes wrong shall stop them")]
 
-use std::{
-    collections::VecDeque,
-    convert::Infallible,
-    net::SocketAddr,
-    os::unix::fs::PermissionsExt,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+mod common;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt, Full};
-use hyper::{Request, Response, body::Incoming, service::service_fn};
-use hyper_util::rt::TokioIo;
+use std::{os::unix::fs::PermissionsExt, sync::Arc};
+
+use common::{PATIENCE, Script};
 use mote_host_api::{
     CloudId, DesiredState, HostId, HostRequest, HostRequestKind, JoinResponse, ObservedState, RequestId,
     ServerId,
@@ -32,97 +24,6 @@ use mote_hostd::{
 };
 use sha2::{Digest, Sha256};
 use tokio::{net::TcpListener, sync::watch};
-
-const PATIENCE: Duration = Duration::from_secs(60);
-
-/// One call as the controller saw it.
-#[derive(Debug, Clone)]
-struct Call {
-    line: String,
-    token: String,
-    body: Vec<u8>,
-}
-
-/// What it says, and how.
-type Answer = (u16, Vec<u8>);
-
-/// A controller that gives the answers that it was told, per kind of call, and then none for ever.
-#[derive(Default)]
-struct Script {
-    calls: Mutex<Vec<Call>>,
-    answers: Mutex<Vec<(&'static str, VecDeque<Answer>)>>,
-    changed: watch::Sender<u64>,
-}
-
-impl Script {
-    async fn start() -> (Arc<Self>, String) {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address: SocketAddr = listener.local_addr().unwrap();
-        let script = Arc::new(Self::default());
-        let this = script.clone();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let this = this.clone();
-                tokio::spawn(async move {
-                    let service = service_fn(|request| this.clone().serve(request));
-                    let _ = hyper::server::conn::http1::Builder::new()
-                        .serve_connection(TokioIo::new(stream), service)
-                        .await;
-                });
-            }
-        });
-        (script, format!("http://{address}"))
-    }
-
-    fn say(&self, part: &'static str, status: u16, body: impl Into<Vec<u8>>) {
-        let mut answers = self.answers.lock().unwrap();
-        let answer = (status, body.into());
-        match answers.iter_mut().find(|(of, _)| *of == part) {
-            Some((_, queue)) => queue.push_back(answer),
-            None => answers.push((part, [answer].into())),
-        }
-        self.changed.send_modify(|n| *n += 1);
-    }
-
-    async fn serve(self: Arc<Self>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-        let line = format!("{} {}", request.method(), request.uri());
-        let token = request.headers().get("authorization").map_or("", |v| v.to_str().unwrap()).to_owned();
-        let body = request.into_body().collect().await.unwrap().to_bytes().to_vec();
-        self.calls.lock().unwrap().push(Call { line: line.clone(), token, body });
-        self.changed.send_modify(|n| *n += 1);
-        let mut changes = self.changed.subscribe();
-        loop {
-            let next = {
-                let mut answers = self.answers.lock().unwrap();
-                let queue = answers.iter_mut().find(|(part, _)| line.contains(part));
-                queue.and_then(|(_, queue)| queue.pop_front())
-            };
-            if let Some((status, body)) = next {
-                let response = Response::builder().status(status).body(Full::new(Bytes::from(body)));
-                return Ok(response.unwrap());
-            }
-            let _ = changes.changed().await;
-        }
-    }
-
-    /// Waits for the n-th call (from 0) whose line contains `part`.
-    async fn call(&self, part: &str, n: usize) -> Call {
-        let mut changes = self.changed.subscribe();
-        let find = async {
-            loop {
-                let found =
-                    self.calls.lock().unwrap().iter().filter(|c| c.line.contains(part)).nth(n).cloned();
-                if let Some(call) = found {
-                    return call;
-                }
-                let _ = changes.changed().await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, find)
-            .await
-            .unwrap_or_else(|_| panic!("no call {n} of {part}: {:?}", self.calls.lock().unwrap()))
-    }
-}
 
 fn identity(url: &str) -> Identity {
     Identity {
