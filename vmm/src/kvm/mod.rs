@@ -34,7 +34,7 @@ pub enum KvmError {
     #[error("cannot open /dev/kvm: {}", open_hint(.0))]
     Open(#[source] Errno),
     /// KVM speaks another version of its interface.
-    #[error("KVM's API version is {0}, not {KVM_API_VERSION}")]
+    #[error("/dev/kvm is not a KVM of this kind: its API version is {0}, not {KVM_API_VERSION}")]
     ApiVersion(i32),
     /// KVM lacks something.
     #[error("this host's KVM lacks {0:?}, which is in every kernel since 5.10")]
