@@ -90,7 +90,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Daemon
     if !vmm.is_file() {
         return Err(DaemonError::NoVmm(vmm));
     }
-    let _lock = lock::acquire(&state)?;
+    let _lock = lock::acquire_soon(&state).await?;
     tracing::info!(identity = ?identity, "mote-hostd {}", env!("CARGO_PKG_VERSION"));
     files::create_private_dir(&run.servers())?;
     let kvm = kvm_check::check();

@@ -5,9 +5,16 @@ use std::{
     io::{self, Read, Seek, Write},
     os::unix::fs::OpenOptionsExt,
     path::PathBuf,
+    time::Duration,
 };
 
+use tokio::time::Instant;
+
 use crate::paths::StateDir;
+
+/// How long another holder is waited for, and how often it is looked.
+const PATIENCE: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// The lock, held as long as this lives (and by a child between its fork and exec, see [`crate::vmm`]).
 #[derive(Debug)]
@@ -65,6 +72,20 @@ pub fn acquire(state: &StateDir) -> Result<Lock, LockError> {
     };
     note(&mut file).map_err(error)?;
     Ok(Lock { _file: file })
+}
+
+/// [`acquire`], but waits a moment: a process that was just killed holds it until it is gone.
+///
+/// # Errors
+/// [`LockError`].
+pub async fn acquire_soon(state: &StateDir) -> Result<Lock, LockError> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match acquire(state) {
+            Err(LockError::Held { .. }) if Instant::now() < until => tokio::time::sleep(PAUSE).await,
+            result => return result,
+        }
+    }
 }
 
 #[cfg(test)]
