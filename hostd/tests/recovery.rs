@@ -354,3 +354,19 @@ async fn a_vmm_without_a_record_is_ended() {
     agent.until("nothing left", nothing(2)).await;
     assert!(world.running().is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hundreds_of_servers_come_and_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).unwrap();
+    let parts: Vec<_> = (0..300).map(|n| server_in_network(u8::try_from(n % 250).unwrap())).collect();
+    let begun = std::time::Instant::now();
+    let mut agent = Running::start(&world, Arc::new(PassThrough), &desired(1, &parts)).await;
+    agent.until("all running", all_run(1, &parts)).await;
+    let up = begun.elapsed();
+    agent.want(&desired(2, &[]));
+    agent.until("nothing left", nothing(2)).await;
+    eprintln!("300 servers: up after {up:?}, gone after {:?}", begun.elapsed() - up);
+    assert_eq!(world.launches(), 300);
+    assert_eq!(leftovers(dir.path()), BTreeSet::new());
+}
