@@ -453,7 +453,9 @@ pub fn outcome(record: &ServerRecord, ended: &Ended, policy: RestartPolicy, now:
             Outcome::Failed { message: format!("it cannot be started: {}", told()) }
         }
         Some(ExitReason::Crash) => {
-            failure(record, format!("the guest crashed: {}", told()), policy, lived, now)
+            let told = told();
+            let what = told.strip_prefix("guest crash: ").unwrap_or(&told);
+            failure(record, format!("the guest crashed: {what}"), policy, lived, now)
         }
         Some(ExitReason::HostError) => {
             failure(record, format!("its VMM failed: {}", told()), policy, lived, now)
