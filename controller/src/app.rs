@@ -29,6 +29,8 @@ pub struct App {
     pub images: mote_images::store::Store,
     /// Held while bytes and the record that names them are made or removed together.
     pub(crate) blob_turn: Arc<tokio::sync::Mutex<()>>,
+    /// Hosts that wait, and questions to them.
+    pub hub: hosts::Hub,
 }
 
 /// Why the controller's state could not be opened.
@@ -64,6 +66,7 @@ impl App {
             identity: Arc::new(identity),
             images,
             blob_turn: Arc::default(),
+            hub: hosts::Hub::default(),
         })
     }
 

@@ -4,7 +4,7 @@ use mote_host_api::HostId;
 use proptest::prelude::*;
 use uuid::Uuid;
 
-use super::*;
+use super::{Rng, *};
 
 fn host(number: u128, zone: &str) -> HostView {
     HostView {

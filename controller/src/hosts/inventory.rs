@@ -1,0 +1,102 @@
+//! What hosts have and what is promised of it: the scheduler's input, read in the transaction that decides.
+
+use std::collections::BTreeSet;
+
+use mote_host_api::HOST_DOWN_AFTER_S;
+use sqlx::{FromRow, SqliteConnection};
+
+use crate::{
+    db::now_us,
+    http::error::ApiError,
+    scheduler::{HostView, Policy, Resources},
+};
+
+/// The name of the policy in `settings`.
+const POLICY_SETTING: &str = "scheduler_policy";
+
+/// A host with the sums of its servers.
+#[derive(Debug, Clone, FromRow)]
+pub(super) struct HostRow {
+    pub(super) id: String,
+    pub(super) name: String,
+    pub(super) availability_zone: String,
+    pub(super) enabled: bool,
+    vcpus: i64,
+    memory_mib: i64,
+    disk_gib: i64,
+    pub(super) kernel: String,
+    pub(super) version: String,
+    traits: String,
+    last_seen_us: i64,
+    servers: i64,
+    used_vcpus: i64,
+    used_memory_mib: i64,
+    used_disk_gib: i64,
+}
+
+impl HostRow {
+    /// As the scheduler sees it.
+    pub(super) fn view(&self) -> Result<HostView, ApiError> {
+        Ok(HostView {
+            id: self.id.parse().map_err(ApiError::internal)?,
+            name: self.name.clone(),
+            zone: self.availability_zone.clone(),
+            up: is_up(self.last_seen_us),
+            enabled: self.enabled,
+            traits: serde_json::from_str::<BTreeSet<String>>(&self.traits).map_err(ApiError::internal)?,
+            capacity: resources(self.vcpus, self.memory_mib, self.disk_gib),
+            used: resources(self.used_vcpus, self.used_memory_mib, self.used_disk_gib),
+            servers: u32::try_from(self.servers).map_err(ApiError::internal)?,
+        })
+    }
+}
+
+fn resources(vcpus: i64, memory_mib: i64, disk_gib: i64) -> Resources {
+    let amount = |stored: i64| u64::try_from(stored).unwrap_or(0);
+    Resources { vcpus: amount(vcpus), memory_mib: amount(memory_mib), disk_gib: amount(disk_gib) }
+}
+
+/// Whether a host that reported at that time (µs since 1970) counts as up now.
+pub(crate) fn is_up(last_seen_us: i64) -> bool {
+    let silent_us = now_us().saturating_sub(last_seen_us);
+    silent_us <= i64::try_from(HOST_DOWN_AFTER_S).unwrap_or(i64::MAX).saturating_mul(1_000_000)
+}
+
+/// All hosts by name. A server counts from the moment that its row names the host until the host has removed it.
+pub(super) async fn rows(conn: &mut SqliteConnection) -> Result<Vec<HostRow>, ApiError> {
+    let sql = "SELECT h.id, h.name, h.availability_zone, h.enabled, h.vcpus, h.memory_mib, h.disk_gib, h.kernel,
+            h.version, h.traits, h.last_seen_us, COUNT(s.id) AS servers,
+            CAST(COALESCE(SUM(s.vcpus), 0) AS BIGINT) AS used_vcpus,
+            CAST(COALESCE(SUM(s.memory_mib), 0) AS BIGINT) AS used_memory_mib,
+            CAST(COALESCE(SUM(s.disk_claim_gib), 0) AS BIGINT) AS used_disk_gib
+        FROM hosts h LEFT JOIN servers s ON s.host_id = h.id GROUP BY h.id ORDER BY h.name";
+    Ok(sqlx::query_as(sql).fetch_all(conn).await?)
+}
+
+/// All hosts, as [`crate::scheduler::schedule`] takes them. Ask in the write transaction that makes the claim.
+pub(crate) async fn views(conn: &mut SqliteConnection) -> Result<Vec<HostView>, ApiError> {
+    rows(conn).await?.iter().map(HostRow::view).collect()
+}
+
+/// The cloud's policy of placement.
+pub(crate) async fn policy(conn: &mut SqliteConnection) -> Result<Policy, ApiError> {
+    let name: Option<String> = sqlx::query_scalar("SELECT value FROM settings WHERE name = $1")
+        .bind(POLICY_SETTING)
+        .fetch_optional(conn)
+        .await?;
+    match name {
+        None => Ok(Policy::default()),
+        Some(name) => Policy::from_name(&name)
+            .ok_or_else(|| ApiError::internal(format!("unknown scheduler policy '{name}' in the database"))),
+    }
+}
+
+/// Changes the policy; it counts from the next decision on.
+pub(super) async fn set_policy(conn: &mut SqliteConnection, policy: Policy) -> Result<(), ApiError> {
+    sqlx::query("INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = $2")
+        .bind(POLICY_SETTING)
+        .bind(policy.name())
+        .execute(conn)
+        .await?;
+    Ok(())
+}

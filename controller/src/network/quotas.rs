@@ -1,0 +1,175 @@
+//! Neutron's quotas: checked in the transaction that adds a resource.
+
+use axum::{Json, extract::{Path, State}};
+use http::StatusCode;
+use serde_json::{Map, Value, json};
+use sqlx::SqliteConnection;
+
+use super::{
+    attributes::{Attributes, invalid},
+    Id,
+};
+use crate::{
+    app::App,
+    http::{context::Ctx, error::ApiError, json::JsonBody},
+};
+
+/// What is counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Resource {
+    /// Networks.
+    Network,
+    /// Subnets.
+    Subnet,
+    /// Ports (those of servers, too; not the network's own service ports).
+    Port,
+}
+
+impl Resource {
+    const ALL: [Resource; 3] = [Resource::Network, Resource::Subnet, Resource::Port];
+
+    fn name(self) -> &'static str {
+        match self {
+            Resource::Network => "network",
+            Resource::Subnet => "subnet",
+            Resource::Port => "port",
+        }
+    }
+
+    /// Neutron's defaults (`quota_network`, `quota_subnet`, `quota_port`).
+    fn default_limit(self) -> i64 {
+        match self {
+            Resource::Network | Resource::Subnet => 100,
+            Resource::Port => 500,
+        }
+    }
+
+    fn count_sql(self) -> &'static str {
+        match self {
+            Resource::Network => "SELECT COUNT(*) FROM networks WHERE project_id = $1",
+            Resource::Subnet => "SELECT COUNT(*) FROM subnets WHERE project_id = $1",
+            Resource::Port => {
+                "SELECT COUNT(*) FROM ports WHERE project_id = $1 AND device_owner != 'network:distributed'"
+            }
+        }
+    }
+}
+
+/// Whether the project may have one more.
+///
+/// # Errors
+/// 409 `OverQuota`.
+pub(crate) async fn check(tx: &mut SqliteConnection, project: &str, resource: Resource) -> Result<(), ApiError> {
+    let limit = limit(tx, project, resource).await?;
+    let used: i64 = sqlx::query_scalar(resource.count_sql()).bind(project).fetch_one(tx).await?;
+    match limit >= 0 && used >= limit {
+        true => Err(ApiError::OverQuota(format!("Quota exceeded for resources: ['{}'].", resource.name()))),
+        false => Ok(()),
+    }
+}
+
+async fn limit(tx: &mut SqliteConnection, project: &str, resource: Resource) -> Result<i64, ApiError> {
+    let own: Option<i64> =
+        sqlx::query_scalar("SELECT hard_limit FROM quotas WHERE project_id = $1 AND resource = $2")
+            .bind(project)
+            .bind(resource.name())
+            .fetch_optional(tx)
+            .await?;
+    Ok(own.unwrap_or(resource.default_limit()))
+}
+
+async fn document(tx: &mut SqliteConnection, project: &str) -> Result<Value, ApiError> {
+    let mut quota = Map::new();
+    for resource in Resource::ALL {
+        quota.insert(resource.name().into(), limit(tx, project, resource).await?.into());
+    }
+    Ok(json!({"quota": quota}))
+}
+
+fn may_see(ctx: &Ctx, project: &str) -> Result<(), ApiError> {
+    match ctx.is_admin || ctx.require_project()? == project {
+        true => Ok(()),
+        false => Err(ApiError::Forbidden("Only an admin can see the quotas of other projects.".into())),
+    }
+}
+
+/// `GET /v2.0/quotas`: the projects whose limits differ from the defaults (admin).
+pub(super) async fn list(State(app): State<App>, ctx: Ctx) -> Result<Json<Value>, ApiError> {
+    ctx.require_admin()?;
+    let mut db = app.db.acquire().await?;
+    let projects: Vec<String> = sqlx::query_scalar(
+        "SELECT DISTINCT project_id FROM quotas WHERE resource IN ('network', 'subnet', 'port') ORDER BY project_id",
+    )
+    .fetch_all(&mut *db)
+    .await?;
+    let mut quotas = Vec::new();
+    for project in projects {
+        let mut quota = document(&mut db, &project).await?["quota"].take();
+        quota["project_id"] = json!(project);
+        quota["tenant_id"] = json!(project);
+        quotas.push(quota);
+    }
+    Ok(Json(json!({"quotas": quotas})))
+}
+
+/// `GET /v2.0/quotas/{project}`.
+pub(super) async fn show(State(app): State<App>, ctx: Ctx, Path(project): Id) -> Result<Json<Value>, ApiError> {
+    may_see(&ctx, &project)?;
+    let mut db = app.db.acquire().await?;
+    document(&mut db, &project).await.map(Json)
+}
+
+/// `GET /v2.0/quotas/{project}/default`.
+pub(super) async fn default(ctx: Ctx, Path(project): Id) -> Result<Json<Value>, ApiError> {
+    may_see(&ctx, &project)?;
+    let limits: Map<String, Value> =
+        Resource::ALL.into_iter().map(|resource| (resource.name().into(), resource.default_limit().into())).collect();
+    Ok(Json(json!({"quota": limits})))
+}
+
+/// `PUT /v2.0/quotas/{project}` (admin).
+pub(super) async fn update(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path(project): Id,
+    JsonBody(body): JsonBody<Value>,
+) -> Result<Json<Value>, ApiError> {
+    ctx.require_admin()?;
+    let mut body = Attributes::open(body, "quota")?;
+    let mut limits = Vec::new();
+    for resource in Resource::ALL {
+        let Some(limit) = body.integer(resource.name())? else { continue };
+        if limit < -1 {
+            return Err(invalid(resource.name(), format!("'{limit}' must be -1 (no limit) or more")));
+        }
+        limits.push((resource, limit));
+    }
+    body.finish()?;
+    let mut tx = app.begin().await?;
+    for (resource, limit) in limits {
+        sqlx::query(
+            "INSERT INTO quotas (project_id, resource, hard_limit) VALUES ($1, $2, $3)
+             ON CONFLICT (project_id, resource) DO UPDATE SET hard_limit = excluded.hard_limit",
+        )
+        .bind(&project)
+        .bind(resource.name())
+        .bind(limit)
+        .execute(&mut *tx)
+        .await?;
+    }
+    let document = document(&mut tx, &project).await?;
+    tx.commit().await?;
+    Ok(Json(document))
+}
+
+/// `DELETE /v2.0/quotas/{project}` (admin): back to the defaults.
+pub(super) async fn reset(State(app): State<App>, ctx: Ctx, Path(project): Id) -> Result<StatusCode, ApiError> {
+    ctx.require_admin()?;
+    let mut tx = app.begin().await?;
+    sqlx::query("DELETE FROM quotas WHERE project_id = $1 AND resource IN ('network', 'subnet', 'port')")
+        .bind(&project)
+        .execute(&mut *tx)
+        .await?;
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
