@@ -1,0 +1,304 @@
+//! Nova's quotas: `os-quota-sets`.
+//!
+//! Limited are instances, cores, RAM (MiB) of a project and key pairs of a user. Nova's other resources don't exist here
+//! or have a fixed limit, so they are neither shown nor taken.
+
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    routing::get,
+};
+use http::StatusCode;
+use serde_json::{Map, Value, json};
+use sqlx::{FromRow, SqliteConnection};
+
+use crate::{
+    app::App,
+    http::{context::Ctx, error::ApiError, json::JsonBody},
+};
+
+/// Nova's largest integer.
+const MAX_LIMIT: i64 = 0x7FFF_FFFF;
+
+/// What is limited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Resource {
+    /// Servers of a project.
+    Instances,
+    /// Their vCPUs.
+    Cores,
+    /// Their memory, MiB.
+    Ram,
+    /// Key pairs of a user.
+    KeyPairs,
+}
+
+impl Resource {
+    /// All of them.
+    pub(crate) const ALL: [Resource; 4] =
+        [Resource::Instances, Resource::Cores, Resource::Ram, Resource::KeyPairs];
+
+    /// Its name in the API and the database.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Resource::Instances => "instances",
+            Resource::Cores => "cores",
+            Resource::Ram => "ram",
+            Resource::KeyPairs => "key_pairs",
+        }
+    }
+
+    /// Nova's defaults.
+    fn default_limit(self) -> i64 {
+        match self {
+            Resource::Instances => 10,
+            Resource::Cores => 20,
+            Resource::Ram => 51_200,
+            Resource::KeyPairs => 100,
+        }
+    }
+}
+
+/// What the servers of a project use (those that are being deleted, too: they still hold it).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, FromRow)]
+pub(crate) struct Used {
+    /// Servers.
+    pub(crate) instances: i64,
+    /// vCPUs.
+    pub(crate) cores: i64,
+    /// Memory, MiB.
+    pub(crate) ram: i64,
+}
+
+impl Used {
+    /// Of one resource; key pairs count by user and are 0 here, as in Nova.
+    fn of(&self, resource: Resource) -> i64 {
+        match resource {
+            Resource::Instances => self.instances,
+            Resource::Cores => self.cores,
+            Resource::Ram => self.ram,
+            Resource::KeyPairs => 0,
+        }
+    }
+}
+
+/// The limit of a project, -1 for none.
+///
+/// # Errors
+/// Of the database.
+pub(crate) async fn limit(
+    conn: &mut SqliteConnection,
+    project: &str,
+    resource: Resource,
+) -> Result<i64, ApiError> {
+    let own: Option<i64> =
+        sqlx::query_scalar("SELECT hard_limit FROM quotas WHERE project_id = $1 AND resource = $2")
+            .bind(project)
+            .bind(resource.name())
+            .fetch_optional(conn)
+            .await?;
+    Ok(own.unwrap_or(resource.default_limit()))
+}
+
+/// What a project uses.
+///
+/// # Errors
+/// Of the database.
+pub(crate) async fn used(conn: &mut SqliteConnection, project: &str) -> Result<Used, ApiError> {
+    let sql = "SELECT COUNT(*) AS instances, CAST(COALESCE(SUM(vcpus), 0) AS BIGINT) AS cores,
+         CAST(COALESCE(SUM(memory_mib), 0) AS BIGINT) AS ram FROM servers WHERE project_id = $1";
+    Ok(sqlx::query_as(sql).bind(project).fetch_one(conn).await?)
+}
+
+/// The routes.
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+        .route("/os-quota-sets/{project}", get(show).put(update).delete(reset))
+        .route("/os-quota-sets/{project}/defaults", get(defaults))
+        .route("/os-quota-sets/{project}/detail", get(detail))
+}
+
+/// Own quotas for everybody, all for an admin.
+pub(super) fn may_see(ctx: &Ctx, project: &str) -> Result<(), ApiError> {
+    match ctx.is_admin || ctx.require_project()? == project {
+        true => Ok(()),
+        false => Err(ApiError::Forbidden("Only an admin can see the quotas of other projects.".into())),
+    }
+}
+
+async fn limits(conn: &mut SqliteConnection, project: &str) -> Result<Map<String, Value>, ApiError> {
+    let mut limits = Map::new();
+    for resource in Resource::ALL {
+        limits.insert(resource.name().into(), limit(conn, project, resource).await?.into());
+    }
+    Ok(limits)
+}
+
+async fn show(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path(project): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    may_see(&ctx, &project)?;
+    let mut quota = limits(&mut *app.db.acquire().await?, &project).await?;
+    quota.insert("id".into(), project.into());
+    Ok(Json(json!({"quota_set": quota})))
+}
+
+async fn defaults(ctx: Ctx, Path(project): Path<String>) -> Result<Json<Value>, ApiError> {
+    may_see(&ctx, &project)?;
+    let mut quota: Map<String, Value> = Resource::ALL
+        .into_iter()
+        .map(|resource| (resource.name().into(), resource.default_limit().into()))
+        .collect();
+    quota.insert("id".into(), project.into());
+    Ok(Json(json!({"quota_set": quota})))
+}
+
+async fn detail(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path(project): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    may_see(&ctx, &project)?;
+    let mut db = app.db.acquire().await?;
+    let used = used(&mut db, &project).await?;
+    let mut quota = Map::new();
+    for resource in Resource::ALL {
+        let limit = limit(&mut db, &project, resource).await?;
+        let value = json!({"limit": limit, "in_use": used.of(resource), "reserved": 0});
+        quota.insert(resource.name().into(), value);
+    }
+    quota.insert("id".into(), project.into());
+    Ok(Json(json!({"quota_set": quota})))
+}
+
+/// What an update sets.
+fn wanted(body: Value) -> Result<(Vec<(Resource, i64)>, bool), ApiError> {
+    let Value::Object(mut body) = body else {
+        return Err(ApiError::BadRequest("The body must be an object with quota_set.".into()));
+    };
+    let Some(Value::Object(mut quota)) = body.remove("quota_set") else {
+        return Err(ApiError::BadRequest("quota_set: an object is required.".into()));
+    };
+    let force = match quota.remove("force") {
+        None => false,
+        Some(Value::Bool(force)) => force,
+        Some(_) => return Err(ApiError::BadRequest("force: must be true or false.".into())),
+    };
+    quota.remove("tenant_id");
+    let mut limits = Vec::new();
+    for resource in Resource::ALL {
+        let Some(value) = quota.remove(resource.name()) else { continue };
+        let limit = value.as_i64().or_else(|| value.as_str()?.parse().ok());
+        let limit = limit.filter(|limit| (-1..=MAX_LIMIT).contains(limit)).ok_or_else(|| {
+            let name = resource.name();
+            ApiError::BadRequest(format!("{name}: must be a whole number from -1 (no limit) to {MAX_LIMIT}."))
+        })?;
+        limits.push((resource, limit));
+    }
+    if let Some(name) = quota.keys().chain(body.keys()).next() {
+        return Err(ApiError::BadRequest(format!("{name}: Mote has no such quota.")));
+    }
+    Ok((limits, force))
+}
+
+async fn update(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path(project): Path<String>,
+    JsonBody(body): JsonBody<Value>,
+) -> Result<Json<Value>, ApiError> {
+    ctx.require_admin()?;
+    let (limits_wanted, force) = wanted(body)?;
+    let mut tx = app.begin().await?;
+    let known: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM projects WHERE id = $1")
+        .bind(&project)
+        .fetch_one(&mut *tx)
+        .await?;
+    if known == 0 {
+        return Err(ApiError::BadRequest(format!("Project ID {project} is not a valid project.")));
+    }
+    let used = used(&mut tx, &project).await?;
+    for (resource, limit) in limits_wanted {
+        let in_use = used.of(resource);
+        if !force && limit >= 0 && limit < in_use {
+            let name = resource.name();
+            return Err(ApiError::BadRequest(format!(
+                "Quota limit {limit} for {name} must be greater than or equal to already used {in_use}."
+            )));
+        }
+        sqlx::query(
+            "INSERT INTO quotas (project_id, resource, hard_limit) VALUES ($1, $2, $3)
+             ON CONFLICT (project_id, resource) DO UPDATE SET hard_limit = excluded.hard_limit",
+        )
+        .bind(&project)
+        .bind(resource.name())
+        .bind(limit)
+        .execute(&mut *tx)
+        .await?;
+    }
+    let quota = limits(&mut tx, &project).await?;
+    tx.commit().await?;
+    Ok(Json(json!({"quota_set": quota})))
+}
+
+/// Back to the defaults.
+async fn reset(State(app): State<App>, ctx: Ctx, Path(project): Path<String>) -> Result<StatusCode, ApiError> {
+    ctx.require_admin()?;
+    let mut tx = app.begin().await?;
+    for resource in Resource::ALL {
+        sqlx::query("DELETE FROM quotas WHERE project_id = $1 AND resource = $2")
+            .bind(&project)
+            .bind(resource.name())
+            .execute(&mut *tx)
+            .await?;
+    }
+    tx.commit().await?;
+    Ok(StatusCode::ACCEPTED)
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+
+    use super::*;
+    use crate::testing::TestApp;
+
+    #[tokio::test]
+    async fn limits_have_defaults_are_changed_by_admins_and_reset() {
+        let test = TestApp::new().await;
+        let (project, token) = test.tenant("ada", "member").await;
+        let path = format!("/compute/v2.1/os-quota-sets/{project}");
+        let quota = test.get(&path, &token).await.expect(200);
+        let expected = json!({"id": project, "instances": 10, "cores": 20, "ram": 51200, "key_pairs": 100});
+        assert_eq!(quota["quota_set"], expected);
+        let change = json!({"quota_set": {"instances": 3, "cores": "-1", "force": false}});
+        test.call(Method::PUT, &path, &token, change.clone()).await.expect(403);
+        let admin = &test.admin_token;
+        let quota = test.call(Method::PUT, &path, admin, change).await.expect(200);
+        assert_eq!((&quota["quota_set"]["instances"], &quota["quota_set"]["cores"]), (&json!(3), &json!(-1)));
+        let mut db = test.app.db.acquire().await.unwrap();
+        assert_eq!(limit(&mut db, &project, Resource::Instances).await.unwrap(), 3);
+        let detail = test.get(&format!("{path}/detail"), &token).await.expect(200);
+        assert_eq!(detail["quota_set"]["instances"], json!({"limit": 3, "in_use": 0, "reserved": 0}));
+        test.delete(&path, admin).await.expect(202);
+        let defaults = test.get(&format!("{path}/defaults"), &token).await.expect(200);
+        assert_eq!(test.get(&path, &token).await.expect(200), defaults);
+    }
+
+    #[tokio::test]
+    async fn quotas_of_others_and_unknown_ones_are_refused() {
+        let test = TestApp::new().await;
+        let (_, token) = test.tenant("ada", "member").await;
+        let path = format!("/compute/v2.1/os-quota-sets/{}", test.admin.project_id);
+        test.get(&path, &token).await.expect(403);
+        for quota in [json!({"floating_ips": 3}), json!({"ram": -2}), json!({"ram": 1.5}), json!({"cores": null})]
+        {
+            let body = json!({"quota_set": quota});
+            test.call(Method::PUT, &path, &test.admin_token, body).await.expect(400);
+        }
+        let body = json!({"quota_set": {"ram": 5}});
+        test.call(Method::PUT, "/compute/v2.1/os-quota-sets/none", &test.admin_token, body).await.expect(400);
+    }
+}
