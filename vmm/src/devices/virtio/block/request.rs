@@ -1,0 +1,152 @@
+//! From descriptor chain to request to status (virtio 1.2 §5.2.6).
+
+use virtio_bindings::virtio_blk as abi;
+
+use super::file::is_unsupported;
+use super::{Disk, ID_BYTES, MAX_RANGE_SECTORS, SECTOR};
+use crate::devices::virtio::buffers::GuestBuffers;
+use crate::devices::virtio::queue::Chain;
+
+/// Length of type, reserved and sector.
+const HEADER_BYTES: usize = 16;
+/// Length of one range of a discard or write-zeroes.
+const RANGE_BYTES: usize = 16;
+/// Ranges that one discard or write-zeroes may name.
+pub const MAX_RANGES: u32 = 16;
+
+/// Why a request isn't done; becomes its status byte.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    Io,
+    Unsupported,
+}
+
+impl From<std::io::Error> for Refusal {
+    fn from(error: std::io::Error) -> Self {
+        if is_unsupported(&error) { Self::Unsupported } else { Self::Io }
+    }
+}
+
+/// A chain being served, and its status byte. Reused for every request.
+pub struct Request {
+    /// Filled from the queue.
+    pub chain: Chain,
+    status: GuestBuffers,
+}
+
+/// A chain that has no room for a status byte can't be answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unanswerable;
+
+impl Request {
+    /// Over an empty chain and empty buffers of the same memory.
+    pub const fn new(chain: Chain, status: GuestBuffers) -> Self {
+        Self { chain, status }
+    }
+
+    /// Serves the chain, whatever it holds, and returns how many bytes of its writable part were written.
+    ///
+    /// # Errors
+    /// The chain can't be answered; nothing was done.
+    pub fn serve(&mut self, disk: &Disk) -> Result<u32, Unanswerable> {
+        let room = self.chain.writable.bytes();
+        if !self.chain.tail_valid || room == 0 {
+            return Err(Unanswerable);
+        }
+        self.status.clear();
+        self.chain.writable.split_last(1, &mut self.status);
+        let (status, written) = match self.execute(disk) {
+            Ok(()) => (abi::VIRTIO_BLK_S_OK, room),
+            Err(Refusal::Io) => (abi::VIRTIO_BLK_S_IOERR, 1),
+            Err(Refusal::Unsupported) => (abi::VIRTIO_BLK_S_UNSUPP, 1),
+        };
+        self.status.write_at(0, &[status as u8]);
+        // A chain holds less than 4 GiB.
+        Ok(u32::try_from(written).unwrap_or(u32::MAX))
+    }
+
+    fn execute(&mut self, disk: &Disk) -> Result<(), Refusal> {
+        let Chain { readable, writable, faulty, .. } = &mut self.chain;
+        let mut header = [0; HEADER_BYTES];
+        if *faulty || readable.read_at(0, &mut header) < HEADER_BYTES {
+            return Err(Refusal::Io);
+        }
+        readable.skip_front(HEADER_BYTES);
+        let (kind, sector) = parse_header(&header);
+        match kind {
+            abi::VIRTIO_BLK_T_IN => {
+                let offset = byte_offset(disk, sector, writable.bytes())?;
+                Ok(disk.file.read(writable, offset)?)
+            }
+            abi::VIRTIO_BLK_T_OUT => {
+                let offset = byte_offset(disk, sector, readable.bytes())?;
+                refuse_read_only(disk)?;
+                Ok(disk.file.write(readable, offset)?)
+            }
+            abi::VIRTIO_BLK_T_FLUSH if disk.flush => Ok(disk.file.flush()?),
+            abi::VIRTIO_BLK_T_GET_ID => {
+                if writable.write_at(0, &disk.id) == ID_BYTES { Ok(()) } else { Err(Refusal::Io) }
+            }
+            abi::VIRTIO_BLK_T_DISCARD | abi::VIRTIO_BLK_T_WRITE_ZEROES => {
+                refuse_read_only(disk)?;
+                clear_ranges(disk, readable, kind == abi::VIRTIO_BLK_T_WRITE_ZEROES)
+            }
+            _ => Err(Refusal::Unsupported),
+        }
+    }
+}
+
+fn parse_header(header: &[u8; HEADER_BYTES]) -> (u32, u64) {
+    let [a, b, c, d, _, _, _, _, sector @ ..] = *header;
+    (u32::from_le_bytes([a, b, c, d]), u64::from_le_bytes(sector))
+}
+
+fn refuse_read_only(disk: &Disk) -> Result<(), Refusal> {
+    if disk.file.is_read_only() { Err(Refusal::Io) } else { Ok(()) }
+}
+
+/// Where `bytes` from `sector` on are, if they are whole sectors within the disk.
+fn byte_offset(disk: &Disk, sector: u64, bytes: usize) -> Result<u64, Refusal> {
+    let bytes = bytes as u64;
+    let end = sector.checked_add(bytes / SECTOR).ok_or(Refusal::Io)?;
+    if !bytes.is_multiple_of(SECTOR) || end > disk.file.sectors() {
+        return Err(Refusal::Io);
+    }
+    // The end is within the file's length, which is a u64 in bytes.
+    Ok(sector * SECTOR)
+}
+
+/// Discard or write zeroes: the data are up to [`MAX_RANGES`] of sector, number of sectors, flags.
+fn clear_ranges(disk: &Disk, data: &GuestBuffers, zeroes: bool) -> Result<(), Refusal> {
+    let count = data.bytes() / RANGE_BYTES;
+    if !data.bytes().is_multiple_of(RANGE_BYTES) || count == 0 || count > MAX_RANGES as usize {
+        return Err(Refusal::Io);
+    }
+    for index in 0..count {
+        let mut range = [0; RANGE_BYTES];
+        data.read_at(index * RANGE_BYTES, &mut range);
+        let [s0, s1, s2, s3, s4, s5, s6, s7, n0, n1, n2, n3, f0, f1, f2, f3] = range;
+        let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+        let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
+        let flags = u32::from_le_bytes([f0, f1, f2, f3]);
+        let unmap = flags & abi::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
+        // virtio 1.2 §5.2.6.2: unknown flags, and unmap on a discard, are unsupported.
+        if flags & !abi::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0 || (unmap && !zeroes) {
+            return Err(Refusal::Unsupported);
+        }
+        if sectors > MAX_RANGE_SECTORS {
+            return Err(Refusal::Io);
+        }
+        let bytes = u64::from(sectors) * SECTOR;
+        let offset = byte_offset(disk, sector, bytes as usize)?;
+        if sectors == 0 {
+            continue;
+        }
+        if zeroes {
+            disk.file.write_zeroes(offset, bytes, unmap)?;
+        } else {
+            disk.file.discard(offset, bytes)?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,286 @@
+//! Guest memory as I/O vectors, so that the kernel copies between a file or tap and the guest directly.
+//!
+//! The one place of the data path where guest memory is touched through raw pointers.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use vm_memory::{GuestAddress, GuestMemory as _, Permissions, VolatileSlice};
+
+use crate::memory::GuestMemory;
+
+/// Most segments of one transfer: the kernel's limit for one vectored call (`UIO_MAXIOV`).
+pub const MAX_SEGMENTS: usize = 1024;
+
+/// Why guest addresses don't make a buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum BufferError {
+    /// Not (wholly) guest memory.
+    #[error("{len} bytes at {address:#x} are not guest memory")]
+    NotMemory {
+        /// Guest physical address.
+        address: u64,
+        /// Length in bytes.
+        len: u32,
+    },
+    /// More than [`MAX_SEGMENTS`].
+    #[error("more than {MAX_SEGMENTS} segments in one transfer")]
+    TooManySegments,
+}
+
+/// A sequence of stretches of guest memory. Keeps the memory mapped; the guest may change the contents at any time.
+pub struct GuestBuffers {
+    /// Every vector points into a mapping that `mem` keeps alive.
+    iovecs: Vec<libc::iovec>,
+    bytes: usize,
+    mem: GuestMemory,
+}
+
+// SAFETY: the raw pointers point into mappings that `mem` (which is Send and Sync) keeps alive wherever they are sent;
+// the memory is shared with the guest anyway and only accessed by system calls and volatile copies.
+unsafe impl Send for GuestBuffers {}
+
+impl GuestBuffers {
+    /// Nothing yet, of `mem`.
+    pub const fn new(mem: GuestMemory) -> Self {
+        Self { iovecs: Vec::new(), bytes: 0, mem }
+    }
+
+    /// Forgets all segments, keeping the allocation.
+    pub fn clear(&mut self) {
+        self.iovecs.clear();
+        self.bytes = 0;
+    }
+
+    /// Length of all segments together.
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Number of segments.
+    pub fn segments(&self) -> usize {
+        self.iovecs.len()
+    }
+
+    /// Adds guest memory at the end.
+    ///
+    /// # Errors
+    /// The range isn't wholly memory, or there are too many segments; then nothing of it is added.
+    pub fn push(&mut self, address: GuestAddress, len: u32, access: Permissions) -> Result<(), BufferError> {
+        let refused = BufferError::NotMemory { address: address.0, len };
+        let before = self.iovecs.len();
+        let added = self.push_slices(address, len, access, refused);
+        if added.is_err() {
+            self.iovecs.truncate(before);
+        } else {
+            self.bytes += len as usize;
+        }
+        added
+    }
+
+    fn push_slices(
+        &mut self,
+        address: GuestAddress,
+        len: u32,
+        access: Permissions,
+        refused: BufferError,
+    ) -> Result<(), BufferError> {
+        for slice in self.mem.get_slices(address, len as usize, access).map_err(|_| refused)? {
+            let slice = slice.map_err(|_| refused)?;
+            if self.iovecs.len() == MAX_SEGMENTS {
+                return Err(BufferError::TooManySegments);
+            }
+            let guard = slice.ptr_guard_mut();
+            self.iovecs.push(libc::iovec { iov_base: guard.as_ptr().cast(), iov_len: guard.len() });
+        }
+        Ok(())
+    }
+
+    /// Moves all segments of `other` (of the same memory) to the end of this.
+    pub fn append(&mut self, other: &mut Self) {
+        self.iovecs.append(&mut other.iovecs);
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+
+    /// Drops the first `n` bytes, or all.
+    pub fn skip_front(&mut self, n: usize) {
+        let mut left = n.min(self.bytes);
+        self.bytes -= left;
+        let mut whole = 0;
+        for iovec in &mut self.iovecs {
+            if left < iovec.iov_len {
+                iovec.iov_base = iovec.iov_base.cast::<u8>().wrapping_add(left).cast();
+                iovec.iov_len -= left;
+                break;
+            }
+            left -= iovec.iov_len;
+            whole += 1;
+        }
+        self.iovecs.drain(..whole);
+    }
+
+    /// Drops the first `n` segments with the `bytes` they hold.
+    pub fn drop_segments(&mut self, n: usize) {
+        let bytes: usize = self.iovecs.drain(..n.min(self.iovecs.len())).map(|iovec| iovec.iov_len).sum();
+        self.bytes -= bytes;
+    }
+
+    /// Shortens to the first `n` bytes.
+    pub fn truncate(&mut self, n: usize) {
+        let mut left = n;
+        let mut keep = 0;
+        for iovec in &mut self.iovecs {
+            if left == 0 {
+                break;
+            }
+            iovec.iov_len = iovec.iov_len.min(left);
+            left -= iovec.iov_len;
+            keep += 1;
+        }
+        self.iovecs.truncate(keep);
+        self.bytes = self.bytes.min(n);
+    }
+
+    /// Moves the last `n` bytes (or all) to the front of `tail`, which must be of the same memory.
+    pub fn split_last(&mut self, n: usize, tail: &mut Self) {
+        let mut left = n.min(self.bytes);
+        self.bytes -= left;
+        tail.bytes += left;
+        while left > 0 {
+            let Some(last) = self.iovecs.last_mut() else { break };
+            let taken = last.iov_len.min(left);
+            last.iov_len -= taken;
+            let base = last.iov_base.cast::<u8>().wrapping_add(last.iov_len).cast();
+            tail.iovecs.insert(0, libc::iovec { iov_base: base, iov_len: taken });
+            if last.iov_len == 0 {
+                self.iovecs.pop();
+            }
+            left -= taken;
+        }
+    }
+
+    /// Copies `data` to the bytes from `offset` on; returns how many found room.
+    pub fn write_at(&self, offset: usize, data: &[u8]) -> usize {
+        self.each_from(offset, data.len(), |done, slice| {
+            let n = slice.len();
+            slice.copy_from(&data[done..done + n]);
+        })
+    }
+
+    /// Copies the bytes from `offset` on to `data`; returns how many there were.
+    pub fn read_at(&self, offset: usize, data: &mut [u8]) -> usize {
+        self.each_from(offset, data.len(), |done, slice| {
+            let n = slice.len();
+            slice.copy_to(&mut data[done..done + n]);
+        })
+    }
+
+    /// Calls `copy(bytes done, slice)` over at most `len` bytes from `offset` on; returns the bytes done.
+    fn each_from(&self, offset: usize, len: usize, mut copy: impl FnMut(usize, VolatileSlice<'_>)) -> usize {
+        let (mut skip, mut done) = (offset, 0);
+        for iovec in &self.iovecs {
+            if done == len {
+                break;
+            }
+            if skip >= iovec.iov_len {
+                skip -= iovec.iov_len;
+                continue;
+            }
+            let n = (iovec.iov_len - skip).min(len - done);
+            // SAFETY: the vector lies within a mapping that `self.mem` keeps alive, and `skip + n` is within it.
+            let slice = unsafe { VolatileSlice::new(iovec.iov_base.cast::<u8>().add(skip), n) };
+            copy(done, slice);
+            done += n;
+            skip = 0;
+        }
+        done
+    }
+
+    /// Number of segments that one vectored call may take.
+    fn iov_count(&self) -> libc::c_int {
+        self.iovecs.len().min(MAX_SEGMENTS) as libc::c_int
+    }
+
+    /// One `readv`.
+    ///
+    /// # Errors
+    /// As readv(2).
+    pub fn readv(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        // SAFETY: the vectors describe mappings that `self.mem` keeps alive; the kernel checks the access.
+        result(unsafe { libc::readv(fd.as_raw_fd(), self.iovecs.as_ptr(), self.iov_count()) })
+    }
+
+    /// One `writev`.
+    ///
+    /// # Errors
+    /// As writev(2).
+    pub fn writev(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        // SAFETY: as in `readv`; the kernel only reads.
+        result(unsafe { libc::writev(fd.as_raw_fd(), self.iovecs.as_ptr(), self.iov_count()) })
+    }
+
+    /// Fills all segments from `offset` of a file, and is empty afterwards.
+    ///
+    /// # Errors
+    /// As preadv(2); the end of the file is `UnexpectedEof`.
+    pub fn read_file(&mut self, fd: BorrowedFd<'_>, offset: u64) -> io::Result<()> {
+        self.transfer(offset, io::ErrorKind::UnexpectedEof, |buffers, offset| {
+            // SAFETY: as in `readv`.
+            unsafe { libc::preadv(fd.as_raw_fd(), buffers.iovecs.as_ptr(), buffers.iov_count(), offset) }
+        })
+    }
+
+    /// Writes all segments to `offset` of a file, and is empty afterwards.
+    ///
+    /// # Errors
+    /// As pwritev(2).
+    pub fn write_file(&mut self, fd: BorrowedFd<'_>, offset: u64) -> io::Result<()> {
+        self.transfer(offset, io::ErrorKind::WriteZero, |buffers, offset| {
+            // SAFETY: as in `writev`.
+            unsafe { libc::pwritev(fd.as_raw_fd(), buffers.iovecs.as_ptr(), buffers.iov_count(), offset) }
+        })
+    }
+
+    /// Repeats a partial transfer until all is done: each round moves at least a byte or ends.
+    fn transfer(
+        &mut self,
+        offset: u64,
+        nothing: io::ErrorKind,
+        call: impl Fn(&Self, libc::off_t) -> libc::ssize_t,
+    ) -> io::Result<()> {
+        let mut offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
+        while self.bytes > 0 {
+            match result(call(self, offset)) {
+                Ok(0) => return Err(nothing.into()),
+                Ok(n) => {
+                    self.skip_front(n);
+                    offset += n as libc::off_t;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills up to the first `limit` bytes with random bytes that never block after boot; returns how many.
+    pub fn fill_random(&self, limit: usize) -> usize {
+        let (mut done, mut segments) = (0, self.iovecs.iter());
+        while let Some(iovec) = segments.next().filter(|_| done < limit) {
+            let want = iovec.iov_len.min(limit - done);
+            // SAFETY: the vector lies within a mapping that `self.mem` keeps alive and `want` is within it; getrandom
+            // writes at most `want` bytes.
+            let n = unsafe { libc::getrandom(iovec.iov_base, want, 0) };
+            let Ok(n) = usize::try_from(n) else { break };
+            done += n;
+            if n < want {
+                break;
+            }
+        }
+        done
+    }
+}
+
+fn result(n: libc::ssize_t) -> io::Result<usize> {
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}

@@ -1,0 +1,259 @@
+//! The life of a virtio device, the same on every transport (virtio 1.2 §2.1, §3.1):
+//!
+//! ```text
+//!          ACKNOWLEDGE      DRIVER        FEATURES_OK (if acceptable)     DRIVER_OK (if queues are valid)
+//!  reset ────────────▶ ack ───────▶ driver ───────────────▶ features ──────────────────────▶ running
+//!    ▲                                                                                         │
+//!    └──────────────────────────── status := 0, from any state ◀───────────────────────────────┘
+//! ```
+//!
+//! FAILED may be set at any time; DEVICE_NEEDS_RESET is the device's own. A write may set several bits at once: each is
+//! taken in order, and a bit whose turn it isn't is ignored. Bits are never cleared but by a reset.
+
+use std::sync::Arc;
+
+use virtio_queue::{Queue, QueueT};
+use vm_memory::GuestAddress;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
+
+use super::queue::VirtQueue;
+use super::{Activation, COMMON_FEATURES, F_EVENT_IDX, F_VERSION_1, Interrupt, VirtioDevice};
+use crate::devices::{DeviceError, report};
+use crate::memory::GuestMemory;
+
+/// Bits of the device status field (virtio 1.2 §2.1).
+pub mod status {
+    /// The guest has noticed the device.
+    pub const ACKNOWLEDGE: u8 = 1;
+    /// The guest has a driver.
+    pub const DRIVER: u8 = 2;
+    /// The driver runs.
+    pub const DRIVER_OK: u8 = 4;
+    /// Features are agreed on.
+    pub const FEATURES_OK: u8 = 8;
+    /// The device can't go on.
+    pub const NEEDS_RESET: u8 = 64;
+    /// The driver has given up.
+    pub const FAILED: u8 = 128;
+}
+
+/// The status after the driver wrote `written` (not 0) over `current`: each new bit is taken if its predecessor is set.
+/// `features_ok` says whether the features the driver wants are acceptable.
+pub fn next_status(current: u8, written: u8, features_ok: bool) -> u8 {
+    let mut status = current | (written & (status::ACKNOWLEDGE | status::FAILED));
+    if status & status::FAILED != 0 {
+        return status;
+    }
+    for (bit, before, allowed) in [
+        (status::DRIVER, status::ACKNOWLEDGE, true),
+        (status::FEATURES_OK, status::DRIVER, features_ok),
+        (status::DRIVER_OK, status::FEATURES_OK, true),
+    ] {
+        if written & bit != 0 && status & before != 0 && allowed {
+            status |= bit;
+        }
+    }
+    status
+}
+
+/// What the driver has said about one queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueSetup {
+    /// Number of descriptors.
+    pub size: u32,
+    /// The driver has enabled it.
+    pub ready: bool,
+    /// Guest physical address of the descriptor table.
+    pub desc_table: u64,
+    /// Of the available ring.
+    pub avail_ring: u64,
+    /// Of the used ring.
+    pub used_ring: u64,
+}
+
+impl QueueSetup {
+    const fn new(max_size: u16) -> Self {
+        Self { size: max_size as u32, ready: false, desc_table: 0, avail_ring: 0, used_ring: 0 }
+    }
+}
+
+/// A device and where it is in its life.
+pub struct Lifecycle {
+    device: Box<dyn VirtioDevice>,
+    mem: GuestMemory,
+    interrupt: Arc<Interrupt>,
+    /// One per queue, whether or not the device serves inline.
+    notifiers: Vec<Arc<EventFd>>,
+    status: u8,
+    driver_features: u64,
+    queues: Vec<QueueSetup>,
+    active: bool,
+}
+
+impl Lifecycle {
+    /// A device that was just reset.
+    ///
+    /// # Errors
+    /// No eventfd could be made.
+    pub fn new(
+        device: Box<dyn VirtioDevice>,
+        mem: GuestMemory,
+        interrupt: Arc<Interrupt>,
+    ) -> Result<Self, DeviceError> {
+        let notifiers = if device.serves_inline() { 0 } else { device.queue_max_sizes().len() };
+        let notifiers = (0..notifiers)
+            .map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Arc::new).map_err(DeviceError::EventFd))
+            .collect::<Result<_, _>>()?;
+        let queues = device.queue_max_sizes().iter().map(|&max| QueueSetup::new(max)).collect();
+        Ok(Self { device, mem, interrupt, notifiers, status: 0, driver_features: 0, queues, active: false })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &dyn VirtioDevice {
+        self.device.as_ref()
+    }
+
+    /// The device, for writes to its configuration space.
+    pub fn device_mut(&mut self) -> &mut dyn VirtioDevice {
+        self.device.as_mut()
+    }
+
+    /// An eventfd for each queue, in order; none if the device serves its queues inline.
+    pub fn notifiers(&self) -> &[Arc<EventFd>] {
+        &self.notifiers
+    }
+
+    /// Every feature on offer.
+    pub fn offered_features(&self) -> u64 {
+        self.device.features() | COMMON_FEATURES
+    }
+
+    /// Sets half of the features the driver wants; ignored once they are agreed on (virtio 1.2 §3.1.1).
+    pub fn set_driver_features(&mut self, half: u32, value: u32) {
+        if self.status & status::FEATURES_OK != 0 {
+            return;
+        }
+        match half {
+            0 => self.driver_features = self.driver_features & !0xffff_ffff | u64::from(value),
+            1 => self.driver_features = self.driver_features & 0xffff_ffff | (u64::from(value) << 32),
+            // Feature bits past 63 don't exist here. Asking for one makes the set unacceptable only on real devices
+            // that offer them; a zero written to higher halves is common, anything else is not ours.
+            _ => {}
+        }
+    }
+
+    /// The device status, with what the device itself has to say.
+    pub fn status(&self) -> u8 {
+        if self.interrupt.needs_reset() { self.status | status::NEEDS_RESET } else { self.status }
+    }
+
+    /// The driver writes the device status: 0 resets, DRIVER_OK activates.
+    pub fn set_status(&mut self, written: u8) {
+        if written == 0 {
+            self.reset();
+            return;
+        }
+        let wanted = self.driver_features;
+        let features_ok = wanted & !self.offered_features() == 0 && wanted & F_VERSION_1 != 0;
+        let before = self.status;
+        self.status = next_status(before, written, features_ok);
+        if self.status & !before & status::DRIVER_OK != 0 {
+            self.activate();
+        }
+    }
+
+    /// Whether the driver may change queues now: after the features, before running (virtio 1.2 §3.1.1).
+    fn queues_settable(&self) -> bool {
+        self.status & (status::FEATURES_OK | status::DRIVER_OK | status::FAILED) == status::FEATURES_OK
+    }
+
+    /// What was set for queue `index`, if there is one.
+    pub fn queue(&self, index: u32) -> Option<&QueueSetup> {
+        self.queues.get(usize::try_from(index).ok()?)
+    }
+
+    /// Changes queue `index` if there is one and it may be changed now.
+    pub fn update_queue(&mut self, index: u32, change: impl FnOnce(&mut QueueSetup)) {
+        if self.queues_settable()
+            && let Some(queue) = usize::try_from(index).ok().and_then(|index| self.queues.get_mut(index))
+        {
+            change(queue);
+        }
+    }
+
+    /// The driver notifies a queue through the transport (rather than by an ioeventfd).
+    pub fn notify(&mut self, queue: u32) {
+        if !self.active || self.interrupt.needs_reset() {
+            return;
+        }
+        let Ok(index) = u16::try_from(queue) else { return };
+        if usize::from(index) >= self.queues.len() {
+            return;
+        }
+        if self.device.serves_inline() {
+            self.device.notify(index);
+        } else if let Some(notifier) = self.notifiers.get(usize::from(index)) {
+            // Fails only if the counter is full, and then the worker is being notified anyway.
+            let _ = notifier.write(1);
+        }
+    }
+
+    fn activate(&mut self) {
+        let activated = self.running_queues().ok_or(()).and_then(|queues| {
+            let activation = Activation {
+                mem: self.mem.clone(),
+                features: self.driver_features,
+                queues,
+                interrupt: self.interrupt.clone(),
+            };
+            self.device.activate(activation).map_err(|error| {
+                report(&format!("virtio device of type {}", self.device.device_type()), &error);
+            })
+        });
+        match activated {
+            Ok(()) => self.active = true,
+            Err(()) => self.interrupt.set_needs_reset(),
+        }
+    }
+
+    /// The queues as the driver set them up; None unless every one of them is usable.
+    fn running_queues(&self) -> Option<Vec<VirtQueue>> {
+        let event_idx = self.driver_features & F_EVENT_IDX != 0;
+        let max_sizes = self.device.queue_max_sizes();
+        let mut running = Vec::with_capacity(self.queues.len());
+        for (index, (setup, max_size)) in self.queues.iter().zip(max_sizes).enumerate() {
+            let mut queue = Queue::new(*max_size).ok()?;
+            queue.try_set_size(u16::try_from(setup.size).ok()?).ok()?;
+            queue.try_set_desc_table_address(GuestAddress(setup.desc_table)).ok()?;
+            queue.try_set_avail_ring_address(GuestAddress(setup.avail_ring)).ok()?;
+            queue.try_set_used_ring_address(GuestAddress(setup.used_ring)).ok()?;
+            queue.set_event_idx(event_idx);
+            queue.set_ready(setup.ready);
+            if !queue.is_valid(&self.mem) {
+                return None;
+            }
+            let notifier = self.notifiers.get(index).cloned();
+            let index = u16::try_from(index).ok()?;
+            running.push(VirtQueue::new(queue, self.mem.clone(), index, notifier, self.interrupt.clone()));
+        }
+        Some(running)
+    }
+
+    fn reset(&mut self) {
+        // Also a device whose activation failed may hold something.
+        self.device.reset();
+        self.active = false;
+        self.interrupt.clear_needs_reset();
+        self.status = 0;
+        self.driver_features = 0;
+        for (queue, max) in self.queues.iter_mut().zip(self.device.queue_max_sizes()) {
+            *queue = QueueSetup::new(*max);
+        }
+    }
+}
+
+impl Drop for Lifecycle {
+    fn drop(&mut self) {
+        self.device.reset();
+    }
+}

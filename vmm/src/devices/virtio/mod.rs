@@ -1,0 +1,157 @@
+//! Virtio 1.2 devices: what a device is to its transport, and what a transport gives to a device.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | [`lifecycle`] | the state machine every transport shares: status, features, queue set-up, activation, reset |
+//! | [`mmio`] | the memory-mapped transport: registers only |
+//! | [`queue`], [`buffers`] | a running virtqueue, and guest buffers as I/O vectors (the only unsafe part of the data path) |
+//! | [`worker`] | a device's thread |
+//! | [`block`], [`net`], [`rng`] | the devices |
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::DeviceError;
+use crate::memory::GuestMemory;
+
+pub mod block;
+pub mod buffers;
+pub mod lifecycle;
+pub mod mmio;
+pub mod net;
+pub mod queue;
+pub mod rng;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod worker;
+
+use queue::VirtQueue;
+
+/// Device ids, virtio 1.2 §5.
+pub mod device_type {
+    /// Network card.
+    pub const NET: u32 = 1;
+    /// Block device.
+    pub const BLOCK: u32 = 2;
+    /// Entropy source.
+    pub const RNG: u32 = 4;
+}
+
+/// `VIRTIO_F_INDIRECT_DESC`, virtio 1.2 §6.
+pub const F_INDIRECT_DESC: u64 = 1 << 28;
+/// `VIRTIO_F_EVENT_IDX`.
+pub const F_EVENT_IDX: u64 = 1 << 29;
+/// `VIRTIO_F_VERSION_1`.
+pub const F_VERSION_1: u64 = 1 << 32;
+/// What every device offers in addition to its own features.
+pub const COMMON_FEATURES: u64 = F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1;
+
+/// A virtio device as its transport sees it.
+pub trait VirtioDevice: Send {
+    /// One of [`device_type`].
+    fn device_type(&self) -> u32;
+
+    /// The largest size of each queue, powers of two; the length is the number of queues.
+    fn queue_max_sizes(&self) -> &[u16];
+
+    /// The device's own features; the transport adds [`COMMON_FEATURES`].
+    fn features(&self) -> u64;
+
+    /// Reads the configuration space; what lies past its end reads as zeros.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+
+    /// Writes the configuration space. Devices without writable fields ignore it.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+
+    /// Changes whenever the configuration space has changed in a way that a driver could read torn.
+    fn config_generation(&self) -> u32 {
+        0
+    }
+
+    /// The driver is ready: start serving the queues.
+    ///
+    /// # Errors
+    /// The device can't run; the transport then sets DEVICE_NEEDS_RESET.
+    fn activate(&mut self, activation: Activation) -> Result<(), DeviceError>;
+
+    /// Stops serving: when this returns, nothing of the device touches guest memory any more, and the device can be
+    /// activated again.
+    fn reset(&mut self);
+
+    /// Whether the device serves its queues in [`VirtioDevice::notify`], on the vCPU that notified, rather than in a
+    /// thread that waits for the queue's eventfd. Such a device must bound the work of one notification.
+    fn serves_inline(&self) -> bool {
+        false
+    }
+
+    /// A queue was notified; called only while active, and only if [`VirtioDevice::serves_inline`].
+    fn notify(&mut self, _queue: u16) {}
+}
+
+/// What a device is given to run with.
+pub struct Activation {
+    /// The guest's memory.
+    pub mem: GuestMemory,
+    /// The features that driver and device agreed on.
+    pub features: u64,
+    /// The queues in order, each valid, with its notifier and its way to interrupt.
+    pub queues: Vec<VirtQueue>,
+    /// For configuration changes and DEVICE_NEEDS_RESET.
+    pub interrupt: Arc<Interrupt>,
+}
+
+/// How a transport interrupts the guest.
+pub trait InterruptLine: Send + Sync {
+    /// Buffers of this queue were used.
+    fn used_buffers(&self, queue: u16);
+    /// The configuration space or the device status changed.
+    fn config_changed(&self);
+}
+
+/// A device's way to its driver: interrupts, and the one bit of the device status that a device sets by itself.
+pub struct Interrupt {
+    line: Box<dyn InterruptLine>,
+    needs_reset: AtomicBool,
+}
+
+impl Interrupt {
+    /// Over a transport's line.
+    pub fn new(line: Box<dyn InterruptLine>) -> Self {
+        Self { line, needs_reset: AtomicBool::new(false) }
+    }
+
+    /// Buffers of this queue were used and the driver wants to know.
+    pub fn used_buffers(&self, queue: u16) {
+        self.line.used_buffers(queue);
+    }
+
+    /// The configuration space changed.
+    pub fn config_changed(&self) {
+        self.line.config_changed();
+    }
+
+    /// The driver broke the rules in a way the device can't answer: sets DEVICE_NEEDS_RESET and says so
+    /// (virtio 1.2 §2.1.2).
+    pub fn set_needs_reset(&self) {
+        self.needs_reset.store(true, Ordering::SeqCst);
+        self.line.config_changed();
+    }
+
+    /// Whether DEVICE_NEEDS_RESET is set.
+    pub fn needs_reset(&self) -> bool {
+        self.needs_reset.load(Ordering::SeqCst)
+    }
+
+    /// The driver has reset the device.
+    pub fn clear_needs_reset(&self) {
+        self.needs_reset.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Copies the part of `config` at `offset` to `data`, zeros past its end.
+pub fn read_config_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0);
+    let Some(from) = usize::try_from(offset).ok().and_then(|offset| config.get(offset..)) else { return };
+    let n = from.len().min(data.len());
+    data[..n].copy_from_slice(&from[..n]);
+}

@@ -1,0 +1,166 @@
+//! virtio-net (virtio 1.2 §5.1) over a tap: one pair of queues, checksum and segmentation offloads in both directions,
+//! mergeable receive buffers, MAC and MTU.
+//!
+//! One thread, started when the driver activates the device, serves both directions: frames go between tap and guest
+//! memory by vectored reads and writes without a copy.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mote_vmm_api::NetworkInterface;
+use virtio_bindings::virtio_net as abi;
+use vmm_sys_util::epoll::EventSet;
+
+use super::queue::VirtQueue;
+use super::worker::{Poller, Worker};
+use super::{Activation, VirtioDevice, device_type, read_config_bytes};
+use crate::devices::DeviceError;
+
+mod receive;
+mod server;
+mod tap;
+mod transmit;
+
+use server::Server;
+pub use tap::{HEADER_BYTES, NetError, Tap};
+
+const QUEUE_SIZE: u16 = 256;
+/// Longest thing that passes a tap: header, Ethernet header with a VLAN tag, 64 KiB of IP.
+const MAX_FRAME: usize = HEADER_BYTES + 18 + 65_535;
+/// virtio 1.2 §5.1.4.1.
+const MIN_MTU: u16 = 68;
+
+const fn bit(feature: u32) -> u64 {
+    1 << feature
+}
+
+/// Features of every interface: offloads that a tap does, both ways, and mergeable buffers.
+const FEATURES: u64 = bit(abi::VIRTIO_NET_F_CSUM)
+    | bit(abi::VIRTIO_NET_F_GUEST_CSUM)
+    | bit(abi::VIRTIO_NET_F_GUEST_TSO4)
+    | bit(abi::VIRTIO_NET_F_GUEST_TSO6)
+    | bit(abi::VIRTIO_NET_F_GUEST_UFO)
+    | bit(abi::VIRTIO_NET_F_HOST_TSO4)
+    | bit(abi::VIRTIO_NET_F_HOST_TSO6)
+    | bit(abi::VIRTIO_NET_F_HOST_UFO)
+    | bit(abi::VIRTIO_NET_F_MRG_RXBUF);
+
+/// A virtio network device.
+pub struct Net {
+    tap: Arc<Mutex<Tap>>,
+    config: [u8; 12],
+    features: u64,
+    worker: Option<Worker>,
+}
+
+impl Net {
+    /// Opens the tap, so that one that can't be opened is refused when it is configured.
+    ///
+    /// # Errors
+    /// The tap can't be had, or MAC or MTU are no such thing.
+    pub fn open(interface: &NetworkInterface) -> Result<Self, DeviceError> {
+        let iface = &interface.iface_id;
+        let mut features = FEATURES;
+        let mut config = [0; 12];
+        if let Some(mac) = &interface.guest_mac {
+            let bad = || NetError::BadMac { iface: iface.clone(), mac: mac.clone() };
+            config[0..6].copy_from_slice(&parse_mac(mac).ok_or_else(bad)?);
+            features |= bit(abi::VIRTIO_NET_F_MAC);
+        }
+        if let Some(mtu) = interface.mtu {
+            if mtu < MIN_MTU {
+                return Err(NetError::BadMtu { iface: iface.clone(), mtu }.into());
+            }
+            config[10..12].copy_from_slice(&mtu.to_le_bytes());
+            features |= bit(abi::VIRTIO_NET_F_MTU);
+        }
+        let name = &interface.host_dev_name;
+        let tap = match interface.tap_fd {
+            Some(fd) => Tap::from_inherited_fd(iface, name, fd)?,
+            None => Tap::open(iface, name)?,
+        };
+        Ok(Self { tap: Arc::new(Mutex::new(tap)), config, features, worker: None })
+    }
+}
+
+/// `aa:bb:cc:dd:ee:ff`, not a group address.
+fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2)?;
+        if !part.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return None;
+        }
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    (parts.next().is_none() && mac[0] & 1 == 0).then_some(mac)
+}
+
+/// What the tap may hand over, from what the guest can take.
+fn offloads(features: u64) -> libc::c_uint {
+    [
+        (abi::VIRTIO_NET_F_GUEST_CSUM, libc::TUN_F_CSUM),
+        (abi::VIRTIO_NET_F_GUEST_TSO4, libc::TUN_F_TSO4),
+        (abi::VIRTIO_NET_F_GUEST_TSO6, libc::TUN_F_TSO6),
+        (abi::VIRTIO_NET_F_GUEST_UFO, libc::TUN_F_UFO),
+    ]
+    .into_iter()
+    .filter(|(feature, _)| features & bit(*feature) != 0)
+    // Segmentation offloads need checksum offload (virtio 1.2 §5.1.3.1, and the kernel).
+    .filter(|_| features & bit(abi::VIRTIO_NET_F_GUEST_CSUM) != 0)
+    .fold(0, |flags, (_, flag)| flags | flag)
+}
+
+impl VirtioDevice for Net {
+    fn device_type(&self) -> u32 {
+        device_type::NET
+    }
+
+    fn queue_max_sizes(&self) -> &[u16] {
+        &[QUEUE_SIZE, QUEUE_SIZE]
+    }
+
+    fn features(&self) -> u64 {
+        self.features
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        read_config_bytes(&self.config, offset, data);
+    }
+
+    fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
+        let given = activation.queues.len();
+        let Ok([receive, transmit]) = <[VirtQueue; 2]>::try_from(activation.queues) else {
+            return Err(DeviceError::QueueCount { device: "net", given });
+        };
+        let features = activation.features;
+        let tap = self.tap.clone();
+        let mut poller = {
+            let tap = tap.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = tap.set_offload(offloads(features)) {
+                // A tap that was removed: the device works and nothing comes or goes, as with a pulled cable.
+                crate::devices::report("set the offloads of a tap", &error);
+            }
+            Poller::new(&[
+                (receive.notifier_fd(), EventSet::IN),
+                (transmit.notifier_fd(), EventSet::IN),
+                (std::os::fd::AsRawFd::as_raw_fd(&tap.as_fd()), EventSet::IN | EventSet::OUT),
+            ])
+            .map_err(DeviceError::EventFd)?
+        };
+        let mergeable = features & bit(abi::VIRTIO_NET_F_MRG_RXBUF) != 0;
+        let mut server = Server::new(receive, transmit, mergeable);
+        self.worker = Some(Worker::spawn("net", move |stop| {
+            let tap = tap.lock().unwrap_or_else(PoisonError::into_inner);
+            server.run(&tap, &mut poller, stop);
+        })?);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.worker = None;
+    }
+}
+
+#[cfg(test)]
+mod tests;

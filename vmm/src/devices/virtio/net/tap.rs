@@ -1,0 +1,223 @@
+//! The backend: a tap device, by name or as an inherited descriptor.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+
+use crate::devices::virtio::buffers::GuestBuffers;
+
+/// Length of the header before each frame: `virtio_net_hdr_v1` (virtio 1.2 §5.1.6).
+pub const HEADER_BYTES: usize = 12;
+/// Flags that every tap must have: Ethernet frames with a virtio header and nothing else before them.
+const TAP_FLAGS: libc::c_int = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
+
+/// Why a network interface can't be made.
+#[derive(Debug, thiserror::Error)]
+pub enum NetError {
+    /// /dev/net/tun isn't there or not allowed.
+    #[error("open /dev/net/tun for network interface {iface}")]
+    OpenTun {
+        /// The interface.
+        iface: String,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// Not a name that a network device could have.
+    #[error("network interface {iface}: host_dev_name {name:?} is not 1 to 15 characters without '/'")]
+    BadName {
+        /// The interface.
+        iface: String,
+        /// The name.
+        name: String,
+    },
+    /// `tap_fd` isn't open or is one of the standard descriptors.
+    #[error("network interface {iface}: tap_fd {fd} is not an inherited file descriptor")]
+    BadFd {
+        /// The interface.
+        iface: String,
+        /// The number.
+        fd: RawFd,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// `tap_fd` is a tap of another mode.
+    #[error("network interface {iface}: tap_fd {fd} is not a tap opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR")]
+    WrongMode {
+        /// The interface.
+        iface: String,
+        /// The number.
+        fd: RawFd,
+    },
+    /// The tap can't be set up.
+    #[error("{operation} on tap {name} of network interface {iface}")]
+    Tap {
+        /// The interface.
+        iface: String,
+        /// The tap.
+        name: String,
+        /// Name of the ioctl.
+        operation: &'static str,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// `guest_mac` isn't the address of a network card.
+    #[error(
+        "network interface {iface}: guest_mac {mac:?} is not a unicast address of the form aa:bb:cc:dd:ee:ff"
+    )]
+    BadMac {
+        /// The interface.
+        iface: String,
+        /// What was given.
+        mac: String,
+    },
+    /// virtio 1.2 §5.1.4.1 allows no MTU under 68.
+    #[error("network interface {iface}: mtu {mtu} is less than 68")]
+    BadMtu {
+        /// The interface.
+        iface: String,
+        /// What was given.
+        mtu: u16,
+    },
+}
+
+/// An open tap: reads and writes are frames, each after its header. Non-blocking.
+pub struct Tap {
+    fd: OwnedFd,
+}
+
+impl Tap {
+    /// Attaches to the tap `name` of this network namespace; made if there is none and the process may.
+    ///
+    /// # Errors
+    /// As [`NetError`].
+    pub fn open(iface: &str, name: &str) -> Result<Self, NetError> {
+        let bytes = name.as_bytes();
+        if bytes.is_empty() || bytes.len() >= libc::IFNAMSIZ || bytes.iter().any(|b| matches!(b, b'/' | 0)) {
+            return Err(NetError::BadName { iface: iface.to_owned(), name: name.to_owned() });
+        }
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+            .open("/dev/net/tun")
+            .map_err(|source| NetError::OpenTun { iface: iface.to_owned(), source })?;
+        let tap = Self { fd: file.into() };
+        let mut request = interface_request(TAP_FLAGS as libc::c_short);
+        for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
+            *to = *from as libc::c_char;
+        }
+        tap.ioctl(libc::TUNSETIFF, &raw mut request)
+            .and_then(|()| tap.set_header_size())
+            .map_err(|(operation, source)| tap_error(iface, name, operation, source))?;
+        Ok(tap)
+    }
+
+    /// Takes over the inherited descriptor `fd`, which must be an attached tap with a virtio header.
+    ///
+    /// # Errors
+    /// As [`NetError`].
+    pub fn from_inherited_fd(iface: &str, name: &str, fd: RawFd) -> Result<Self, NetError> {
+        let bad = |source| NetError::BadFd { iface: iface.to_owned(), fd, source };
+        if fd <= libc::STDERR_FILENO {
+            return Err(bad(io::ErrorKind::InvalidInput.into()));
+        }
+        // SAFETY: no pointers are passed; an invalid descriptor is an error.
+        let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+        if flags < 0 {
+            return Err(bad(io::Error::last_os_error()));
+        }
+        // SAFETY: the configuration names this descriptor as one that was inherited for this interface, so that nothing
+        // else in the process owns it; it is open, as was just seen.
+        let tap = Self { fd: unsafe { OwnedFd::from_raw_fd(fd) } };
+        let mut request = interface_request(0);
+        let mode = tap.ioctl(libc::TUNGETIFF, &raw mut request).map(|()| {
+            // SAFETY: the kernel has filled the flags.
+            libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags })
+        });
+        if !mode.is_ok_and(|mode| mode & TAP_FLAGS == TAP_FLAGS) {
+            return Err(NetError::WrongMode { iface: iface.to_owned(), fd });
+        }
+        // SAFETY: no pointers are passed and the descriptor is ours.
+        let set = unsafe {
+            libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) == 0
+                && libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) == 0
+        };
+        if !set {
+            return Err(bad(io::Error::last_os_error()));
+        }
+        tap.set_header_size().map_err(|(operation, source)| tap_error(iface, name, operation, source))?;
+        Ok(tap)
+    }
+
+    fn set_header_size(&self) -> Result<(), (&'static str, io::Error)> {
+        let mut size = HEADER_BYTES as libc::c_int;
+        self.ioctl(libc::TUNSETVNETHDRSZ, &raw mut size)
+    }
+
+    /// Says which offloads (`TUN_F_*`) the guest can take: what may come unsegmented or without a checksum.
+    ///
+    /// # Errors
+    /// As the ioctl.
+    pub fn set_offload(&self, flags: libc::c_uint) -> io::Result<()> {
+        // SAFETY: the argument is a number.
+        if unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::TUNSETOFFLOAD, libc::c_ulong::from(flags)) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    /// Calls an ioctl that takes a pointer to `T`, with the name of the ioctl in the error.
+    fn ioctl<T>(&self, request: libc::Ioctl, argument: *mut T) -> Result<(), (&'static str, io::Error)> {
+        let operation = match request {
+            libc::TUNSETIFF => "TUNSETIFF",
+            libc::TUNGETIFF => "TUNGETIFF",
+            _ => "TUNSETVNETHDRSZ",
+        };
+        // SAFETY: the callers in this file pass a pointer to a live value of the type that the ioctl takes.
+        if unsafe { libc::ioctl(self.fd.as_raw_fd(), request, argument) } < 0 {
+            return Err((operation, io::Error::last_os_error()));
+        }
+        Ok(())
+    }
+
+    /// The descriptor, to poll.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// Receives one frame straight into guest memory.
+    ///
+    /// # Errors
+    /// As readv(2): `WouldBlock` if there is none.
+    pub fn receive(&self, buffers: &GuestBuffers) -> io::Result<usize> {
+        buffers.readv(self.fd.as_fd())
+    }
+
+    /// Receives one frame into host memory.
+    ///
+    /// # Errors
+    /// As read(2).
+    pub fn receive_bounced(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        nix::unistd::read(&self.fd, buffer).map_err(io::Error::from)
+    }
+
+    /// Sends one frame straight from guest memory.
+    ///
+    /// # Errors
+    /// As writev(2).
+    pub fn send(&self, buffers: &GuestBuffers) -> io::Result<usize> {
+        buffers.writev(self.fd.as_fd())
+    }
+}
+
+fn tap_error(iface: &str, name: &str, operation: &'static str, source: io::Error) -> NetError {
+    NetError::Tap { iface: iface.to_owned(), name: name.to_owned(), operation, source }
+}
+
+fn interface_request(flags: libc::c_short) -> libc::ifreq {
+    libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags } }
+}
