@@ -6,6 +6,7 @@ use std::{
     io::IsTerminal,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use anyhow::{Context, bail};
@@ -14,6 +15,7 @@ use mote_controller::{
     app::{self, App},
     config::Config,
     db,
+    hosts::{DEFAULT_TOKEN_LIFETIME, TokenWish, make_join_token},
     identity::bootstrap,
     image, server,
 };
@@ -42,6 +44,10 @@ enum Command {
     /// Can be repeated: what is there stays. The password is read from the environment variable MOTE_ADMIN_PASSWORD;
     /// without it, a random one is made and printed.
     Bootstrap(Bootstrap),
+    /// Make a token with which hosts can join, and print it.
+    ///
+    /// For `mote-hostd join URL --token TOKEN`. Works also while the controller runs.
+    JoinToken(JoinToken),
 }
 
 #[derive(Debug, Args)]
@@ -75,6 +81,18 @@ struct Bootstrap {
     reset_password: bool,
 }
 
+#[derive(Debug, Args)]
+struct JoinToken {
+    #[command(flatten)]
+    common: Common,
+    /// How many hosts may join with it [default: any number].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    uses: Option<u32>,
+    /// How long it can be used, in seconds.
+    #[arg(long, default_value_t = DEFAULT_TOKEN_LIFETIME.as_secs())]
+    lifetime: u64,
+}
+
 fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
     tracing_subscriber::fmt()
@@ -90,6 +108,7 @@ fn main() -> std::process::ExitCode {
                 match cli.command {
                     Command::Run(args) => run(args).await,
                     Command::Bootstrap(args) => bootstrap(args).await,
+                    Command::JoinToken(args) => join_token(args).await,
                 }
             })
         });
@@ -142,6 +161,25 @@ async fn bootstrap(args: Bootstrap) -> anyhow::Result<()> {
     };
     let credentials = bootstrap::bootstrap(&app, password, args.reset_password).await?;
     println!("{}", serde_json::to_string_pretty(&credentials)?);
+    Ok(())
+}
+
+/// Only writes a row: the controller that may be running finds it there.
+async fn join_token(args: JoinToken) -> anyhow::Result<()> {
+    let dir = &args.common.state_dir;
+    if !dir.join("mote.db").is_file() {
+        bail!("there is no database of a controller in {} (wrong --state-dir?)", dir.display());
+    }
+    let pools = db::open(dir).await?;
+    let wish = TokenWish {
+        description: "made by mote-controller join-token".into(),
+        uses: args.uses,
+        lifetime: Duration::from_secs(args.lifetime),
+    };
+    let mut tx = db::begin_immediate(&pools.write).await.context("can't write to the database")?;
+    let made = make_join_token(&mut tx, &wish).await?;
+    tx.commit().await.context("can't write to the database")?;
+    println!("{}", made.token);
     Ok(())
 }
 

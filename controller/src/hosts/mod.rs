@@ -1,21 +1,64 @@
 //! Hosts: the protocol that they speak (`mote_host_api`) and Mote's own API, below `/mote/v1`.
+//!
+//! | Call | By | |
+//! |---|---|---|
+//! | `POST /join-tokens` `{description?, uses?, lifetime_s?}` | admin | → 201 `{token, expires_at}` |
+//! | `GET /hosts` | admin | → `{hosts: [{id, name, availability_zone, state, enabled, inventory, usage}]}` |
+//! | `GET`, `PUT`, `DELETE /hosts/{id}` | admin | show, `{enabled, disabled_reason?}`, delete one without servers |
+//! | `GET`, `PUT /scheduler` | admin | `{policy}` |
+//! | `GET /servers/{id}/console?offset=&wait_ms=` | project | → `{next_offset, data}`, data in base64 |
+//! | `POST /servers/{id}/console` `{data}` | project | → 204 |
+//! | `POST /hosts`, `/hosts/{id}/{desired, observed, images, requests}` | hosts | see `mote_host_api` |
+//!
+//! Desired state is never stored as such: [`desired`] computes it from the rows, and a change of those bumps the host's
+//! generation in the same transaction ([`touch`]). [`observed`] is where reports move servers.
 
-use axum::Router;
+use axum::{
+    Router,
+    extract::DefaultBodyLimit,
+    routing::{get, post, put},
+};
 use mote_host_api::HostId;
 use sqlx::SqliteConnection;
 
 use crate::{app::App, http::error::ApiError};
 
+mod admin;
+mod console;
+mod desired;
 mod hub;
 mod inventory;
+mod join;
+mod observed;
+mod protocol;
+mod secrets;
+#[cfg(test)]
+mod tests;
 
+pub(crate) use console::ask;
 pub use hub::Hub;
-pub(crate) use hub::Touched;
+pub(crate) use hub::{AskError, Touched};
 pub(crate) use inventory::{is_up, policy, views};
+pub(crate) use observed::finish_deletion;
+pub use secrets::{DEFAULT_TOKEN_LIFETIME, JoinToken, TokenWish, make_join_token};
+
+/// Largest report or answer of a host: thousands of servers, or a console log of which every byte is escaped.
+const MAX_HOST_BODY_BYTES: usize = 8 << 20;
 
 /// The routes.
 pub fn router() -> Router<App> {
+    let large = DefaultBodyLimit::max(MAX_HOST_BODY_BYTES);
     Router::new()
+        .route("/join-tokens", post(admin::create_token))
+        .route("/hosts", get(admin::list).post(join::join))
+        .route("/hosts/{id}", get(admin::show).put(admin::update).delete(admin::delete))
+        .route("/hosts/{id}/desired", get(desired::poll))
+        .route("/hosts/{id}/observed", put(observed::report).layer(large))
+        .route("/hosts/{id}/images/{sha256}", get(protocol::image))
+        .route("/hosts/{id}/requests", get(protocol::requests))
+        .route("/hosts/{id}/requests/{request_id}", post(protocol::reply).layer(large))
+        .route("/scheduler", get(admin::policy).put(admin::set_policy))
+        .route("/servers/{id}/console", get(console::read).post(console::write))
 }
 
 /// Bumps the generation of a host's desired state; to be called in the transaction that changes it. Returns the new

@@ -17,7 +17,7 @@
 mod attributes;
 pub mod blobs;
 pub mod boot;
-mod data;
+pub(crate) mod data;
 mod index;
 mod info;
 mod members;

@@ -1,0 +1,193 @@
+//! What a host reports, and what that makes of its servers.
+
+use std::collections::HashMap;
+
+use axum::extract::State;
+use http::StatusCode;
+use mote_host_api::{BootSpec, DesiredPower, ObservedServer, ObservedState};
+use sqlx::{FromRow, SqliteConnection};
+
+use super::{Touched, desired, join, secrets::Speaker, touch};
+use crate::{
+    app::App,
+    compute::state::{self, Change, Known, TaskState, VmState},
+    db::now_us,
+    http::{error::ApiError, json::JsonBody},
+    image,
+    network::ports,
+};
+
+/// Longest stored reason of a failure in characters.
+const MAX_FAULT: usize = 1024;
+/// Code of a fault that a host reports, as Nova's.
+const FAULT_CODE: i64 = 500;
+
+/// `PUT /hosts/{id}/observed`.
+pub(super) async fn report(
+    speaker: Speaker,
+    State(app): State<App>,
+    JsonBody(observed): JsonBody<ObservedState>,
+) -> Result<StatusCode, ApiError> {
+    if observed.host_id != speaker.id {
+        return Err(ApiError::BadRequest("This is the report of another host.".into()));
+    }
+    let mut tx = app.begin().await?;
+    let outcome = take(&mut tx, &speaker.key, &observed).await?;
+    tx.commit().await?;
+    app.hub.wake_all(outcome.touched);
+    if let Err(error) = image::blobs::release(&app, &outcome.released).await {
+        tracing::error!(%error, "the bytes of images stay until the next start");
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// What is left to do after the commit.
+#[derive(Debug, Default)]
+struct Outcome {
+    touched: Option<Touched>,
+    released: Vec<String>,
+}
+
+#[derive(FromRow)]
+struct Row {
+    id: String,
+    vm_state: String,
+    task_state: Option<String>,
+    desired_power: String,
+    run_generation: i64,
+    changed_generation: i64,
+    deleting: bool,
+}
+
+impl Row {
+    fn known(&self) -> Result<Known, ApiError> {
+        let unknown = |word: &str| ApiError::internal(format!("unknown state '{word}' of server {}", self.id));
+        let task_state = match &self.task_state {
+            Some(word) => Some(TaskState::from_word(word).ok_or_else(|| unknown(word))?),
+            None => None,
+        };
+        Ok(Known {
+            vm_state: VmState::from_word(&self.vm_state).ok_or_else(|| unknown(&self.vm_state))?,
+            task_state,
+            desired_power: desired::power(&self.desired_power)?,
+            run_generation: u64::try_from(self.run_generation).map_err(ApiError::internal)?,
+            changed_generation: u64::try_from(self.changed_generation).map_err(ApiError::internal)?,
+            deleting: self.deleting,
+        })
+    }
+}
+
+async fn take(
+    tx: &mut SqliteConnection,
+    host: &str,
+    observed: &ObservedState,
+) -> Result<Outcome, ApiError> {
+    let generation: Option<i64> = sqlx::query_scalar("SELECT generation FROM hosts WHERE id = $1")
+        .bind(host)
+        .fetch_optional(&mut *tx)
+        .await?;
+    let generation = generation.ok_or(ApiError::Unauthorized)?;
+    // A generation that was never given out is of a database that was put back since: it says nothing here.
+    let applied = i64::try_from(observed.applied_generation).ok().filter(|applied| *applied <= generation);
+    let applied = applied.unwrap_or(0);
+    join::store_inventory(tx, host, &observed.inventory).await?;
+    sqlx::query("UPDATE hosts SET applied_generation = $2 WHERE id = $1")
+        .bind(host)
+        .bind(applied)
+        .execute(&mut *tx)
+        .await?;
+    let rows: Vec<Row> = sqlx::query_as(
+        "SELECT id, vm_state, task_state, desired_power, run_generation, changed_generation, deleting
+         FROM servers WHERE host_id = $1 ORDER BY id",
+    )
+    .bind(host)
+    .fetch_all(&mut *tx)
+    .await?;
+    let seen: HashMap<String, &ObservedServer> =
+        observed.servers.iter().map(|server| (server.id.to_string(), server)).collect();
+    let mut outcome = Outcome::default();
+    for row in rows {
+        match (row.deleting, seen.get(&row.id)) {
+            (true, None) if row.changed_generation <= applied => {
+                outcome.released.extend(finish_deletion(tx, &row.id).await?);
+            }
+            (false, Some(server)) => {
+                let known = row.known()?;
+                let Some(change) = state::observe(&known, server, applied.unsigned_abs()) else { continue };
+                if change.desired_power != known.desired_power {
+                    let (touched, generation) = touch(tx, host).await?;
+                    outcome.touched = Some(touched);
+                    store_wish(tx, &row.id, change.desired_power, generation).await?;
+                }
+                store(tx, &row.id, &change).await?;
+            }
+            _ => {}
+        }
+    }
+    Ok(outcome)
+}
+
+async fn store(tx: &mut SqliteConnection, id: &str, change: &Change) -> Result<(), ApiError> {
+    let now = now_us();
+    let fault: Option<String> = change.fault.as_ref().map(|text| text.chars().take(MAX_FAULT).collect());
+    let launched = (change.vm_state == VmState::Active).then_some(now);
+    sqlx::query(
+        "UPDATE servers SET vm_state = $2, task_state = $3, fault_message = $4, fault_code = $5, fault_us = $6,
+             updated_us = $7, launched_us = COALESCE(launched_us, $8) WHERE id = $1",
+    )
+    .bind(id)
+    .bind(change.vm_state.word())
+    .bind(change.task_state.map(TaskState::word))
+    .bind(&fault)
+    .bind(fault.as_ref().map(|_| FAULT_CODE))
+    .bind(fault.as_ref().map(|_| now))
+    .bind(now)
+    .bind(launched)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// The guest has changed what is wanted, by powering itself off.
+async fn store_wish(
+    tx: &mut SqliteConnection,
+    id: &str,
+    power: DesiredPower,
+    generation: i64,
+) -> Result<(), ApiError> {
+    let word = match power {
+        DesiredPower::Running => "running",
+        DesiredPower::Stopped => "stopped",
+    };
+    sqlx::query("UPDATE servers SET desired_power = $2, changed_generation = $3 WHERE id = $1")
+        .bind(id)
+        .bind(word)
+        .bind(generation)
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// Ends the life of a server that no host has (any more): its ports go or are free, its usage is written, its row goes.
+/// Returns the digests of what it booted: hand them to [`image::blobs::release`] after the commit.
+pub(crate) async fn finish_deletion(tx: &mut SqliteConnection, id: &str) -> Result<Vec<String>, ApiError> {
+    ports::server::release(tx, id).await?;
+    // One that never ran was used for no time.
+    sqlx::query(
+        "INSERT INTO server_usage (server_id, project_id, name, flavor_name, vcpus, memory_mib, disk_gib,
+             started_us, ended_us)
+         SELECT id, project_id, name, flavor_name, vcpus, memory_mib, disk_gib, COALESCE(launched_us, $2), $2
+         FROM servers WHERE id = $1",
+    )
+    .bind(id)
+    .bind(now_us())
+    .execute(&mut *tx)
+    .await?;
+    let boot: String = sqlx::query_scalar("DELETE FROM servers WHERE id = $1 RETURNING boot")
+        .bind(id)
+        .fetch_one(tx)
+        .await?;
+    let boot: BootSpec = serde_json::from_str(&boot).map_err(ApiError::internal)?;
+    let images = [Some(boot.disk), Some(boot.kernel), boot.ramdisk];
+    Ok(images.into_iter().flatten().map(|image| image.sha256).collect())
+}
