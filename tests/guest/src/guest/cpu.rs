@@ -1,0 +1,261 @@
+//! Ports, MMIO, processor and interrupt controllers, from CPL 3.
+
+use core::arch::{asm, x86_64};
+use core::cell::UnsafeCell;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use crate::{power, println};
+
+const LAPIC: u64 = 0xfee0_0000;
+const LAPIC_SPURIOUS: u64 = LAPIC + 0xf0;
+const LAPIC_TIMER: u64 = LAPIC + 0x320;
+const LAPIC_LINT0: u64 = LAPIC + 0x350;
+const LAPIC_TIMER_INITIAL: u64 = LAPIC + 0x380;
+const LAPIC_TIMER_CURRENT: u64 = LAPIC + 0x390;
+const LAPIC_TIMER_DIVIDE: u64 = LAPIC + 0x3e0;
+const IOAPIC_SELECT: u64 = 0xfec0_0000;
+const IOAPIC_WINDOW: u64 = 0xfec0_0010;
+/// Redirection entries of an 82093AA.
+pub const IOAPIC_PINS: u32 = 24;
+
+/// First interrupt vector; interrupt `n` of the I/O APIC gets vector `FIRST_VECTOR + n`.
+const FIRST_VECTOR: u32 = 32;
+const TIMER_VECTOR: u32 = FIRST_VECTOR + 30;
+const SPURIOUS_VECTOR: u32 = FIRST_VECTOR + 31;
+/// That of INT3: a KVM that emulates CPL 0 doesn't take other software interrupts from CPL 3.
+const SERVICE_VECTOR: usize = 3;
+
+/// KVM's local APIC timer counts nanoseconds (`APIC_BUS_CYCLE_NS`).
+const LAPIC_TIMER_PER_US: u32 = 1_000;
+/// How long the TSC is compared with the local APIC's timer.
+const CALIBRATION_US: u32 = 500;
+
+/// Written by the entry code: physical address of the boot protocol's structure.
+#[unsafe(no_mangle)]
+pub static BOOT_POINTER: AtomicU64 = AtomicU64::new(0);
+/// Written by the entry code: 1 Linux, 2 PVH.
+#[unsafe(no_mangle)]
+pub static BOOT_PROTOCOL: AtomicU32 = AtomicU32::new(0);
+/// Written by the interrupt stubs, which never run at the same time as code at CPL 3.
+#[unsafe(no_mangle)]
+static IRQ_COUNTS: [AtomicU32; 32] = [const { AtomicU32::new(0) }; 32];
+#[unsafe(no_mangle)]
+static IRQ_PENDING: AtomicU32 = AtomicU32::new(0);
+/// Vector, error code, RIP, CR2 of the last fault.
+#[unsafe(no_mangle)]
+static FAULT: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+#[unsafe(no_mangle)]
+static IDT: Table<256> = Table(UnsafeCell::new([[0; 2]; 256]));
+static TSC_PER_MS: AtomicU64 = AtomicU64::new(0);
+
+#[repr(C, align(4096))]
+struct Table<const ENTRIES: usize>(UnsafeCell<[[u64; 2]; ENTRIES]>);
+
+// SAFETY: the guest has one thread on one processor; entries are written by it only, with the processor as reader.
+unsafe impl<const ENTRIES: usize> Sync for Table<ENTRIES> {}
+
+unsafe extern "C" {
+    safe fn service_gate();
+    safe fn fault_stubs();
+    safe fn interrupt_stubs();
+    static page_directories: UnsafeCell<[u64; 3 * 512]>;
+}
+
+/// Reads a byte from an I/O port.
+pub fn inb(port: u16) -> u8 {
+    let value;
+    // SAFETY: the TSS allows every port; port reads don't touch memory.
+    unsafe { asm!("in al, dx", out("al") value, in("dx") port, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// Writes a byte to an I/O port.
+pub fn outb(port: u16, value: u8) {
+    // SAFETY: as in `inb`; what a device does to memory, it does through addresses that the drivers gave it.
+    unsafe { asm!("out dx, al", in("al") value, in("dx") port, options(nostack, preserves_flags)) };
+}
+
+/// Writes 16 bits to an I/O port.
+pub fn outw(port: u16, value: u16) {
+    // SAFETY: as in `outb`.
+    unsafe { asm!("out dx, ax", in("ax") value, in("dx") port, options(nostack, preserves_flags)) };
+}
+
+/// Reads a device register of `T`'s width at a physical address that is no RAM.
+///
+/// # Panics
+/// Below the image's end plus heap, that is where the guest's own memory could be.
+pub fn mmio_read<T: Copy>(address: u64) -> T {
+    assert!(address >= 0xc000_0000, "MMIO below 3 GiB");
+    // SAFETY: identity-mapped (see `map_all`), never RAM of this guest (checked by boot::heap), so no Rust object is there;
+    // x86 permits unaligned access.
+    unsafe {
+        let pointer = address as *const T;
+        if pointer.is_aligned() { pointer.read_volatile() } else { pointer.read_unaligned() }
+    }
+}
+
+/// Writes a device register of `T`'s width.
+///
+/// # Panics
+/// As [`mmio_read`].
+pub fn mmio_write<T: Copy>(address: u64, value: T) {
+    assert!(address >= 0xc000_0000, "MMIO below 3 GiB");
+    // SAFETY: as in `mmio_read`.
+    unsafe {
+        let pointer = address as *mut T;
+        if pointer.is_aligned() { pointer.write_volatile(value) } else { pointer.write_unaligned(value) }
+    }
+}
+
+/// The time stamp counter.
+pub fn tsc() -> u64 {
+    // SAFETY: CR4.TSD is clear, so RDTSC works at CPL 3.
+    unsafe { x86_64::_rdtsc() }
+}
+
+/// CPUID leaf `leaf`, subleaf 0: EAX, EBX, ECX, EDX.
+pub fn cpuid(leaf: u32) -> [u32; 4] {
+    let r = x86_64::__cpuid_count(leaf, 0);
+    [r.eax, r.ebx, r.ecx, r.edx]
+}
+
+/// Adds 1–4 GiB to the mapping; the image's own tables cover the first.
+pub fn map_all() {
+    // SAFETY: the tables are reserved by the entry code, nothing in Rust refers to them, and entries only go from
+    // "not present" to present, which needs no TLB flush (SDM vol. 3 §4.10.4.3).
+    let tables = unsafe { &mut *page_directories.get() };
+    for (number, entry) in tables.iter_mut().enumerate() {
+        *entry = ((512 + number as u64) << 21) | 0x87;
+    }
+}
+
+fn service(number: u64) {
+    // SAFETY: the gate (see `entry`) changes RAX at most, and runs on its own stack.
+    unsafe { asm!("int3", inout("rax") number => _) };
+}
+
+fn gate(vector: usize, handler: u64, dpl: u64) {
+    let low =
+        (handler & 0xffff) | (0x08 << 16) | ((0x8e00 | (dpl << 13)) << 32) | ((handler & 0xffff_0000) << 32);
+    // SAFETY: `vector` < 256 by the callers; the one thread writes, see `Table`.
+    unsafe { (*IDT.0.get())[vector] = [low, handler >> 32] };
+}
+
+/// Fills the IDT: faults are reported from now on, and services work.
+pub fn set_gates() {
+    for vector in 0..32 {
+        gate(vector, fault_stubs as *const () as u64 + 16 * vector as u64, 0);
+        gate(32 + vector, interrupt_stubs as *const () as u64 + 64 * vector as u64, 0);
+    }
+    gate(SERVICE_VECTOR, service_gate as *const () as u64, 3);
+}
+
+/// Empties the IDT and faults: a triple fault.
+pub fn triple_fault() -> ! {
+    // SAFETY: nothing runs after this.
+    unsafe {
+        (*IDT.0.get()) = [[0; 2]; 256];
+        asm!("ud2", options(noreturn))
+    }
+}
+
+/// Turns on the local APIC and interrupts at CPL 3; the old interrupt controllers are masked.
+pub fn enable_interrupts() {
+    outb(0x21, 0xff);
+    outb(0xa1, 0xff);
+    mmio_write(LAPIC_LINT0, 1u32 << 16);
+    mmio_write(LAPIC_SPURIOUS, 0x100 | SPURIOUS_VECTOR);
+    service(1);
+}
+
+/// Routes I/O APIC pin `pin` to its vector, edge-triggered and active high, on the processor that runs.
+pub fn route_irq(pin: u32) {
+    assert!(pin < IOAPIC_PINS, "interrupt {pin} has no pin");
+    let destination = mmio_read::<u32>(LAPIC + 0x20) & 0xff00_0000;
+    mmio_write(IOAPIC_SELECT, 0x11 + 2 * pin);
+    mmio_write(IOAPIC_WINDOW, destination);
+    mmio_write(IOAPIC_SELECT, 0x10 + 2 * pin);
+    mmio_write(IOAPIC_WINDOW, FIRST_VECTOR + pin);
+}
+
+/// How often the interrupt of I/O APIC pin `pin` came.
+pub fn irq_count(pin: u32) -> u32 {
+    IRQ_COUNTS[pin as usize].load(Ordering::Relaxed)
+}
+
+/// Forgets earlier interrupts: [`sleep`] from now on returns at once only if one came after this.
+pub fn clear_pending() {
+    IRQ_PENDING.store(0, Ordering::Relaxed);
+}
+
+/// Halts until an interrupt comes or came since [`clear_pending`], or `us` microseconds passed.
+pub fn sleep(us: u32) {
+    mmio_write(LAPIC_TIMER_DIVIDE, 0xbu32);
+    mmio_write(LAPIC_TIMER, TIMER_VECTOR);
+    mmio_write(LAPIC_TIMER_INITIAL, us.saturating_mul(LAPIC_TIMER_PER_US).max(1));
+    service(0);
+    mmio_write(LAPIC_TIMER_INITIAL, 0u32);
+}
+
+/// Halts with interrupts off.
+pub fn halt() -> ! {
+    service(2);
+    spin()
+}
+
+/// Never returns and never exits.
+pub fn spin() -> ! {
+    loop {
+        core::hint::spin_loop();
+    }
+}
+
+/// Does at CPL 0 what a KVM without hardware support cannot emulate, then jumps to where no memory is.
+pub fn internal_error() {
+    service(3);
+}
+
+/// Compares the TSC with the local APIC's timer.
+pub fn calibrate() {
+    mmio_write(LAPIC_TIMER_DIVIDE, 0xbu32);
+    mmio_write(LAPIC_TIMER, 1u32 << 16);
+    mmio_write(LAPIC_TIMER_INITIAL, u32::MAX);
+    let (start, from) = (mmio_read::<u32>(LAPIC_TIMER_CURRENT), tsc());
+    let mut elapsed = 0;
+    while elapsed < CALIBRATION_US * LAPIC_TIMER_PER_US {
+        elapsed = start.wrapping_sub(mmio_read::<u32>(LAPIC_TIMER_CURRENT));
+    }
+    let ticks = tsc() - from;
+    mmio_write(LAPIC_TIMER_INITIAL, 0u32);
+    TSC_PER_MS.store(ticks * u64::from(1_000 * LAPIC_TIMER_PER_US) / u64::from(elapsed), Ordering::Relaxed);
+}
+
+/// Microseconds since the TSC was zero. [`calibrate`] comes first.
+pub fn now_us() -> u64 {
+    let per_ms = TSC_PER_MS.load(Ordering::Relaxed).max(1);
+    let ticks = tsc();
+    ticks / per_ms * 1_000 + ticks % per_ms * 1_000 / per_ms
+}
+
+/// Waits until `condition` holds, at most `us` microseconds; tells whether it came to hold.
+pub fn wait_until(us: u64, mut condition: impl FnMut() -> bool) -> bool {
+    let end = now_us() + us;
+    loop {
+        if condition() {
+            return true;
+        }
+        if now_us() >= end {
+            return false;
+        }
+        core::hint::spin_loop();
+    }
+}
+
+/// Where the fault stubs return to, on a stack of its own.
+#[unsafe(no_mangle)]
+extern "C" fn fault_entry() -> ! {
+    let [vector, error, rip, address] = [0, 1, 2, 3].map(|n: usize| FAULT[n].load(Ordering::Relaxed));
+    println!("FAIL mote-guest: fault {vector} error {error:#x} at {rip:#x} address {address:#x}");
+    power::reset()
+}
