@@ -36,5 +36,5 @@ need_basics() {
 # Programs and the conformance guest, into one target directory.
 build_all() {
   cargo build --release --workspace --exclude mote-guest --bins
-  cargo build -p mote-guest --features freestanding --profile guest
+  cargo build -p mote-guest --no-default-features --features freestanding --profile guest
 }

@@ -50,7 +50,7 @@ fn check() -> anyhow::Result<()> {
     cargo(&all)?;
     cargo(&["clippy", "-q", "--release", "-p", "mote-guest", "--all-targets", "--", "-D", "warnings"])?;
     let bare_metal =
-        ["clippy", "-q", "--profile", "guest", "-p", "mote-guest", "--features", "freestanding", "--bins"];
+        ["clippy", "-q", "--profile", "guest", "-p", "mote-guest", "--no-default-features", "--features", "freestanding", "--bins"];
     cargo(&[&bare_metal[..], &["--", "-D", "warnings"]].concat())
 }
 

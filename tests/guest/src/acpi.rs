@@ -169,7 +169,7 @@ fn s5_type(dsdt: &[u8]) -> Option<u8> {
     let at = dsdt
         .windows(6)
         .position(|w| matches!(w, [0x08, b'_', b'S', b'5', b'_', 0x12]) || w == b"\x08\\_S5_")?;
-    let package = &dsdt[at..].iter().position(|&byte| byte == 0x12)? + at;
+    let package = dsdt[at..].iter().position(|&byte| byte == 0x12)? + at;
     let extra_length_bytes = usize::from(*dsdt.get(package + 1)? >> 6);
     let element = package + 3 + extra_length_bytes;
     match *dsdt.get(element)? {
