@@ -76,11 +76,5 @@ pub(crate) fn report(device: &str, error: &dyn std::error::Error) {
     if counted.is_err() {
         return;
     }
-    let mut message = format!("mote-vmm: {device}: {error}");
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        message.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    eprintln!("{message}");
+    crate::log::error!("{device}: {}", crate::error_chain(error));
 }

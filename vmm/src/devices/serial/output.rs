@@ -20,7 +20,7 @@ const PIPE_BUF: usize = 4096;
 /// `log_limit_bytes` by default.
 const DEFAULT_LIMIT: u64 = 1 << 20;
 /// The least limit: what is written at a time always fits.
-const MIN_LIMIT: u64 = 4096;
+const MIN_LIMIT: u64 = 8192;
 
 /// A receiver of output.
 pub enum Output {

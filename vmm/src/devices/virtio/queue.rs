@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
-use virtio_queue::desc::split::VirtqUsedElem;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress, Permissions};
 use vmm_sys_util::eventfd::EventFd;
@@ -21,6 +20,8 @@ use crate::memory::GuestMemory;
 
 /// Bytes before the elements of the used ring: flags and index.
 const USED_RING_HEADER: u64 = 4;
+/// Bytes of an element of the used ring.
+const USED_ELEMENT: u64 = 8;
 /// Bytes before the elements of the available ring.
 const AVAIL_RING_HEADER: u64 = 4;
 
@@ -190,7 +191,7 @@ impl VirtQueue {
             }
             // struct virtq_used_elem (virtio 1.2 §2.7.8): id, then length, both little-endian.
             let element = (u64::from(written) << 32 | u64::from(head)).to_le();
-            let at = USED_RING_HEADER + u64::from(index % size) * size_of::<VirtqUsedElem>() as u64;
+            let at = USED_RING_HEADER + u64::from(index % size) * USED_ELEMENT;
             self.mem
                 .write_obj(element, GuestAddress(self.queue.used_ring() + at))
                 .map_err(virtio_queue::Error::GuestMemory)
