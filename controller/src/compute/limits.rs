@@ -1,0 +1,61 @@
+//! `GET /limits`: what a project may use and uses.
+
+use axum::{Json, Router, extract::State, routing::get};
+use serde_json::{Value, json};
+
+use super::quotas::{self, Resource};
+use crate::{
+    app::App,
+    http::{context::Ctx, error::ApiError, query::Params},
+};
+
+/// The routes.
+pub(super) fn routes() -> Router<App> {
+    Router::new().route("/limits", get(show))
+}
+
+async fn show(State(app): State<App>, ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
+    let project = match params.get("tenant_id") {
+        Some(project) => project,
+        None => ctx.require_project()?,
+    };
+    quotas::may_see(&ctx, project)?;
+    let mut db = app.db.acquire().await?;
+    let used = quotas::used(&mut db, project).await?;
+    Ok(Json(json!({"limits": {"rate": [], "absolute": {
+        "maxTotalInstances": quotas::limit(&mut db, project, Resource::Instances).await?,
+        "maxTotalCores": quotas::limit(&mut db, project, Resource::Cores).await?,
+        "maxTotalRAMSize": quotas::limit(&mut db, project, Resource::Ram).await?,
+        "maxTotalKeypairs": quotas::limit(&mut db, project, Resource::KeyPairs).await?,
+        "totalInstancesUsed": used.instances,
+        "totalCoresUsed": used.cores,
+        "totalRAMUsed": used.ram,
+    }}})))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{compute::fixtures, testing::TestApp};
+
+    #[tokio::test]
+    async fn limits_show_what_the_servers_of_the_project_use() {
+        let test = TestApp::new().await;
+        let (project, token) = test.tenant("ada", "reader").await;
+        let host = fixtures::host(&test.app, "h1", "nova").await;
+        fixtures::server(&test.app, &project, Some(&host), "active").await;
+        fixtures::server(&test.app, &project, None, "error").await;
+        fixtures::server(&test.app, "another", Some(&host), "active").await;
+        let limits = test.get("/compute/v2.1/limits", &token).await.expect(200);
+        let absolute = &limits["limits"]["absolute"];
+        assert_eq!(absolute["maxTotalRAMSize"], 51_200);
+        assert_eq!(
+            (&absolute["totalInstancesUsed"], &absolute["totalCoresUsed"], &absolute["totalRAMUsed"]),
+            (&json!(2), &json!(4), &json!(1024))
+        );
+        test.get("/compute/v2.1/limits?tenant_id=another", &token).await.expect(403);
+        let path = "/compute/v2.1/limits?tenant_id=another";
+        let other = test.get(path, &test.admin_token).await.expect(200);
+        assert_eq!(other["limits"]["absolute"]["totalInstancesUsed"], 1);
+    }
+}
