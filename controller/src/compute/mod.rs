@@ -1,12 +1,35 @@
-//! Routes of `compute`.
+//! Nova v2.1 below `/compute`: servers and what they need. Microversion 2.1 only.
 
-use axum::Router;
+use axum::{Router, middleware::from_fn};
 
 use crate::app::App;
 
+pub(crate) mod defaults;
+#[cfg(test)]
+mod fixtures;
+pub(crate) mod flavors;
+mod hypervisors;
+pub(crate) mod keypairs;
+mod limits;
+pub(crate) mod quotas;
+mod servers;
+mod services;
 pub(crate) mod state;
+mod usage;
+mod versions;
+mod zones;
 
 /// The routes.
 pub fn router() -> Router<App> {
-    Router::new()
+    let v2_1 = Router::new()
+        .merge(servers::routes())
+        .merge(flavors::routes())
+        .merge(keypairs::routes())
+        .merge(limits::routes())
+        .merge(quotas::routes())
+        .merge(zones::routes())
+        .merge(hypervisors::routes())
+        .merge(services::routes())
+        .merge(usage::routes());
+    Router::new().merge(versions::routes()).nest("/v2.1", v2_1).layer(from_fn(versions::negotiate))
 }

@@ -1,0 +1,438 @@
+//! The body of `POST /servers`: what it may say, checked before anything is read or written. Pure.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use serde_json::{Map, Value};
+use uuid::Uuid;
+
+use crate::{http::error::ApiError, network::ports::server::NicWish};
+
+/// Most servers of one request, whatever the quota.
+const MAX_SERVERS: u64 = 100;
+/// Most NICs of one server.
+const MAX_NICS: usize = 8;
+/// Nova's limit for names and for keys and values of metadata, in characters.
+const MAX_NAME: usize = 255;
+/// Nova's limit for `user_data`, in characters of base64.
+const MAX_USER_DATA: usize = 65_535;
+/// Nova's default quota of metadata items.
+const MAX_METADATA: usize = 128;
+/// How much of a wrong value a message shows, in characters.
+const MAX_SHOWN: usize = 128;
+
+/// The metadata key that says what happens when a VMM dies.
+pub(super) const RESTART_POLICY: &str = "mote:restart_policy";
+
+/// Which NICs are wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Nics {
+    /// One on the only network of the project.
+    Auto,
+    /// None.
+    None,
+    /// These.
+    These(Vec<NicWish>),
+}
+
+/// Where servers shall run.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Zone.
+    pub(super) zone: Option<String>,
+    /// Host in it (admins only).
+    pub(super) host: Option<String>,
+}
+
+/// A valid request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Wanted {
+    pub(super) name: String,
+    pub(super) image_id: String,
+    pub(super) flavor_id: String,
+    pub(super) nics: Nics,
+    pub(super) key_name: Option<String>,
+    pub(super) user_data: Option<String>,
+    pub(super) metadata: BTreeMap<String, String>,
+    pub(super) place: Place,
+    pub(super) min_count: u64,
+    pub(super) max_count: u64,
+}
+
+/// What happens when a server's VMM dies, as its metadata says; the word is that of
+/// `mote_host_api::RestartPolicy` in JSON, which is what the database keeps.
+pub(super) fn restart_policy(metadata: &BTreeMap<String, String>) -> Result<&'static str, ApiError> {
+    match metadata.get(RESTART_POLICY).map(String::as_str) {
+        None | Some("never") => Ok("never"),
+        Some("on-failure") => Ok("on_failure"),
+        Some(other) => Err(invalid(RESTART_POLICY, &other.into(), "is not one of never, on-failure")),
+    }
+}
+
+/// Nova's message about a wrong field.
+pub(super) fn invalid(field: &str, value: &Value, why: &str) -> ApiError {
+    let field: String = field.chars().take(MAX_SHOWN).collect();
+    let value: String = value.to_string().chars().take(MAX_SHOWN).collect();
+    ApiError::BadRequest(format!("Invalid input for field/attribute {field}. Value: {value}. {value} {why}."))
+}
+
+/// A JSON object whose fields are taken one by one; what is left at the end is unknown.
+pub(super) struct Fields(Map<String, Value>);
+
+impl Fields {
+    /// Opens `{"<name>": {…}}`; `others` are further members that must be empty.
+    pub(super) fn open(body: Value, name: &str, others: &[&str]) -> Result<Self, ApiError> {
+        let Value::Object(mut body) = body else {
+            return Err(ApiError::BadRequest(format!("The body must be an object with '{name}'.")));
+        };
+        let inner = body.remove(name);
+        for other in others {
+            if body.get(*other).is_some_and(|value| *value == Value::Object(Map::new())) {
+                body.remove(*other);
+            }
+        }
+        Self(body).finish()?;
+        match inner {
+            Some(Value::Object(fields)) => Ok(Self(fields)),
+            Some(other) => Err(invalid(name, &other, "is not an object")),
+            None => Err(ApiError::BadRequest(format!("Invalid input: '{name}' is a required property."))),
+        }
+    }
+
+    /// A field; `null` counts as absent.
+    pub(super) fn take(&mut self, name: &str) -> Option<Value> {
+        self.0.remove(name).filter(|value| !value.is_null())
+    }
+
+    /// All that is left.
+    pub(super) fn into_inner(self) -> Map<String, Value> {
+        self.0
+    }
+
+    fn string(&mut self, name: &str) -> Result<Option<String>, ApiError> {
+        match self.take(name) {
+            None => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(other) => Err(invalid(name, &other, "is not a string")),
+        }
+    }
+
+    fn uuid(&mut self, name: &str) -> Result<Option<String>, ApiError> {
+        let Some(text) = self.string(name)? else { return Ok(None) };
+        match Uuid::parse_str(&text) {
+            Ok(id) => Ok(Some(id.hyphenated().to_string())),
+            Err(_) => Err(invalid(name, &text.into(), "is not a 'uuid'")),
+        }
+    }
+
+    fn list(&mut self, name: &str) -> Result<Vec<Value>, ApiError> {
+        match self.take(name) {
+            None => Ok(Vec::new()),
+            Some(Value::Array(list)) => Ok(list),
+            Some(other) => Err(invalid(name, &other, "is not a list")),
+        }
+    }
+
+    /// A number from 1, as such or as text (Nova takes both).
+    fn count(&mut self, name: &str) -> Result<Option<u64>, ApiError> {
+        let Some(value) = self.take(name) else { return Ok(None) };
+        match number(&value).filter(|count| (1..=MAX_SERVERS).contains(count)) {
+            Some(count) => Ok(Some(count)),
+            None => Err(invalid(name, &value, &format!("is not a number from 1 to {MAX_SERVERS}"))),
+        }
+    }
+
+    /// A field that may have one value only.
+    fn only(&mut self, name: &str, allowed: &[Value]) -> Result<(), ApiError> {
+        match self.take(name) {
+            Some(value) if !allowed.contains(&value) => Err(invalid(name, &value, "is not supported here")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses what was not taken.
+    pub(super) fn finish(self) -> Result<(), ApiError> {
+        let Some(name) = self.0.keys().next() else { return Ok(()) };
+        let name: String = name.chars().take(MAX_SHOWN).collect();
+        Err(ApiError::BadRequest(format!(
+            "Invalid input: Additional properties are not allowed ('{name}' was unexpected)."
+        )))
+    }
+}
+
+/// A whole number, as such or as text.
+pub(super) fn number(value: &Value) -> Option<u64> {
+    match value {
+        Value::String(text) => text.parse().ok(),
+        other => other.as_u64(),
+    }
+}
+
+/// Reads the body.
+///
+/// # Errors
+/// 400 that names the field.
+pub(super) fn parse(body: Value) -> Result<Wanted, ApiError> {
+    let mut fields = Fields::open(body, "server", &["os:scheduler_hints", "OS-SCH-HNT:scheduler_hints"])?;
+    let name = server_name(&mut fields)?;
+    let required = |name| ApiError::BadRequest(format!("Invalid input: '{name}' is a required property."));
+    let flavor_id = match fields.take("flavorRef") {
+        // Nova takes links, too: their last part is the id.
+        Some(Value::String(text)) => text.rsplit('/').next().unwrap_or_default().to_owned(),
+        Some(Value::Number(number)) => number.to_string(),
+        Some(other) => return Err(invalid("flavorRef", &other, "is not a flavor's id")),
+        None => return Err(required("flavorRef")),
+    };
+    let image_id = image(&mut fields)?.ok_or_else(|| required("imageRef"))?;
+    let nics = nics(&mut fields)?;
+    let (min, max) = (fields.count("min_count")?, fields.count("max_count")?);
+    let min_count = min.unwrap_or(1);
+    let max_count = max.unwrap_or(min_count);
+    if min_count > max_count {
+        return Err(ApiError::BadRequest("min_count must be <= max_count".into()));
+    }
+    let metadata = metadata(fields.take("metadata"))?;
+    restart_policy(&metadata)?;
+    let wanted = Wanted {
+        name,
+        image_id,
+        flavor_id,
+        nics,
+        key_name: fields.string("key_name")?,
+        user_data: user_data(&mut fields)?,
+        metadata,
+        place: place(fields.string("availability_zone")?)?,
+        min_count,
+        max_count,
+    };
+    let default_groups = serde_json::json!([{"name": "default"}]);
+    fields.only("security_groups", &[default_groups, Value::Array(Vec::new())])?;
+    fields.only("config_drive", &[false.into(), "".into(), "false".into(), "False".into()])?;
+    fields.only("OS-DCF:diskConfig", &["MANUAL".into()])?;
+    fields.only("personality", &[Value::Array(Vec::new())])?;
+    fields.finish()?;
+    Ok(wanted)
+}
+
+/// The name, required.
+pub(super) fn server_name(fields: &mut Fields) -> Result<String, ApiError> {
+    let value = fields.take("name").unwrap_or(Value::Null);
+    let name = value.as_str().map(str::trim).unwrap_or_default();
+    let fits = !name.is_empty() && name.chars().count() <= MAX_NAME && !name.chars().any(char::is_control);
+    match fits {
+        true => Ok(name.to_owned()),
+        false => Err(invalid("name", &value, &format!("is not a text of 1 to {MAX_NAME} printable characters"))),
+    }
+}
+
+/// `imageRef`, and the block device mapping that the openstack client sends with it (which says the same).
+fn image(fields: &mut Fields) -> Result<Option<String>, ApiError> {
+    if fields.0.get("imageRef").is_some_and(|value| *value == "") {
+        fields.take("imageRef");
+    }
+    let image = fields.uuid("imageRef")?;
+    let devices = fields.list("block_device_mapping_v2")?;
+    let Some(device) = devices.first() else { return Ok(image) };
+    let refused = |why: &str| invalid("block_device_mapping_v2", &Value::Array(devices.clone()), why);
+    if devices.len() > 1 {
+        return Err(refused("has more than one device; volumes are not there"));
+    }
+    let Value::Object(device) = device.clone() else { return Err(refused("is not a list of objects")) };
+    let mut device = Fields(device);
+    let booted = device.uuid("uuid")?;
+    let disk = device.take("source_type") == Some("image".into())
+        && device.take("destination_type").is_none_or(|to| to == "local")
+        && device.take("boot_index").is_none_or(|index| number(&index) == Some(0))
+        && device.take("delete_on_termination").is_none_or(|delete| delete == true)
+        && booted.is_some();
+    device.finish()?;
+    if !disk {
+        return Err(refused("is not the one local disk made of an image that goes with its server"));
+    }
+    match image.is_some() && image != booted {
+        true => Err(refused("names another image than imageRef")),
+        false => Ok(booted),
+    }
+}
+
+fn nics(fields: &mut Fields) -> Result<Nics, ApiError> {
+    match fields.0.get("networks").and_then(Value::as_str) {
+        Some("auto") => {
+            fields.take("networks");
+            return Ok(Nics::Auto);
+        }
+        Some("none") => {
+            fields.take("networks");
+            return Ok(Nics::None);
+        }
+        _ => {}
+    }
+    let list = fields.list("networks")?;
+    if list.is_empty() {
+        return Ok(Nics::Auto);
+    }
+    if list.len() > MAX_NICS {
+        return Err(ApiError::BadRequest(format!("networks: a server can have {MAX_NICS} NICs at most.")));
+    }
+    list.into_iter().map(nic).collect::<Result<_, _>>().map(Nics::These)
+}
+
+fn nic(value: Value) -> Result<NicWish, ApiError> {
+    let Value::Object(fields) = value.clone() else {
+        return Err(invalid("networks", &value, "is not an object"));
+    };
+    let mut fields = Fields(fields);
+    let (network, port) = (fields.uuid("uuid")?, fields.uuid("port")?);
+    let fixed_ip = match fields.string("fixed_ip")? {
+        Some(text) => match text.parse::<Ipv4Addr>() {
+            Ok(ip) => Some(ip),
+            Err(_) => return Err(invalid("fixed_ip", &text.into(), "is not an IPv4 address")),
+        },
+        None => None,
+    };
+    fields.finish()?;
+    match (network, port) {
+        (_, Some(_)) if fixed_ip.is_some() => {
+            Err(invalid("networks", &value, "has a port, whose address can't be chosen here"))
+        }
+        (_, Some(id)) => Ok(NicWish::Port { id }),
+        (Some(id), None) => Ok(NicWish::Network { id, fixed_ip }),
+        (None, None) => Err(invalid("networks", &value, "has neither uuid nor port")),
+    }
+}
+
+fn user_data(fields: &mut Fields) -> Result<Option<String>, ApiError> {
+    let Some(text) = fields.string("user_data")? else { return Ok(None) };
+    let text: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
+    let refused = |why: &str| invalid("user_data", &text.as_str().into(), why);
+    if text.len() > MAX_USER_DATA {
+        return Err(refused(&format!("is longer than {MAX_USER_DATA} characters")));
+    }
+    match STANDARD.decode(&text) {
+        Ok(_) => Ok(Some(text).filter(|text| !text.is_empty())),
+        Err(_) => Err(refused("is not base64")),
+    }
+}
+
+/// Strings by key.
+pub(super) fn metadata(value: Option<Value>) -> Result<BTreeMap<String, String>, ApiError> {
+    let items = match value {
+        None => return Ok(BTreeMap::new()),
+        Some(Value::Object(items)) => items,
+        Some(other) => return Err(invalid("metadata", &other, "is not an object")),
+    };
+    let items = items.into_iter().map(metadata_item).collect::<Result<_, _>>()?;
+    check_count(&items)?;
+    Ok(items)
+}
+
+/// Whether a server may have so many items.
+pub(super) fn check_count(items: &BTreeMap<String, String>) -> Result<(), ApiError> {
+    match items.len() > MAX_METADATA {
+        true => Err(ApiError::BadRequest(format!("metadata: more than {MAX_METADATA} items."))),
+        false => Ok(()),
+    }
+}
+
+fn metadata_item((key, value): (String, Value)) -> Result<(String, String), ApiError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || "-_:. ".contains(c);
+    if key.is_empty() || key.len() > MAX_NAME || !key.chars().all(allowed) {
+        return Err(invalid("metadata", &key.into(), "is not a key of 1 to 255 of a-z A-Z 0-9 - _ : . and space"));
+    }
+    if key.starts_with("mote:") && key != RESTART_POLICY {
+        return Err(invalid("metadata", &key.into(), "is not a key that Mote knows"));
+    }
+    match value {
+        Value::String(text) if text.chars().count() <= MAX_NAME => Ok((key, text)),
+        other => Err(invalid(&key, &other, &format!("is not a string of {MAX_NAME} characters at most"))),
+    }
+}
+
+fn place(zone: Option<String>) -> Result<Place, ApiError> {
+    let Some(text) = zone else { return Ok(Place::default()) };
+    let named = |part: &str| Some(part.to_owned()).filter(|part| !part.is_empty());
+    let mut parts = text.split(':');
+    let (zone, host) = (parts.next().and_then(named), parts.next().map(named));
+    match (host, parts.next()) {
+        (Some(None), _) | (_, Some(_)) => {
+            Err(invalid("availability_zone", &text.as_str().into(), "is neither zone nor zone:host"))
+        }
+        (None, None) if zone.is_none() => {
+            Err(invalid("availability_zone", &text.as_str().into(), "is no name of a zone"))
+        }
+        (host, None) => Ok(Place { zone, host: host.flatten() }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    const ID: &str = "6dbd8f5b-0000-4000-8000-000000000001";
+
+    fn server(more: Value) -> Value {
+        let mut server = json!({"name": "s", "imageRef": ID, "flavorRef": "1"});
+        for (key, value) in more.as_object().unwrap() {
+            server[key] = value.clone();
+        }
+        json!({"server": server})
+    }
+
+    #[test]
+    fn the_openstack_clients_request_is_understood() {
+        let device = json!({"uuid": ID, "boot_index": "0", "source_type": "image", "destination_type": "local",
+                            "delete_on_termination": true});
+        let wanted = parse(server(json!({
+            "imageRef": "", "flavorRef": 1, "min_count": 1, "max_count": "3", "networks": [{"uuid": ID}],
+            "block_device_mapping_v2": [device], "security_groups": [{"name": "default"}],
+            "availability_zone": "a:h", "user_data": "aGVs\nbG8=",
+        })))
+        .unwrap();
+        assert_eq!((wanted.image_id.as_str(), wanted.flavor_id.as_str()), (ID, "1"));
+        assert_eq!((wanted.min_count, wanted.max_count), (1, 3));
+        assert_eq!(wanted.place, Place { zone: Some("a".into()), host: Some("h".into()) });
+        assert_eq!(wanted.user_data.as_deref(), Some("aGVsbG8="));
+        assert_eq!(wanted.nics, Nics::These(vec![NicWish::Network { id: ID.into(), fixed_ip: None }]));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (more, says) in [
+            (json!({"name": ""}), "name"),
+            (json!({"name": 7}), "name"),
+            (json!({"imageRef": "no-uuid"}), "imageRef"),
+            (json!({"networks": "some"}), "networks"),
+            (json!({"networks": [{"uuid": "x"}]}), "uuid"),
+            (json!({"networks": [{}]}), "networks"),
+            (json!({"networks": [{"uuid": ID, "fixed_ip": "::1"}]}), "fixed_ip"),
+            (json!({"user_data": "not base64!"}), "user_data"),
+            (json!({"metadata": {"a": 1}}), "a"),
+            (json!({"metadata": {RESTART_POLICY: "sometimes"}}), RESTART_POLICY),
+            (json!({"metadata": {"mote:restart-policy": "never"}}), "mote:restart-policy"),
+            (json!({"min_count": 0}), "min_count"),
+            (json!({"min_count": 3, "max_count": 2}), "min_count"),
+            (json!({"config_drive": true}), "config_drive"),
+            (json!({"security_groups": [{"name": "web"}]}), "security_groups"),
+            (json!({"availability_zone": "a:b:c"}), "availability_zone"),
+            (json!({"block_device_mapping_v2": [{"source_type": "volume"}]}), "block_device_mapping_v2"),
+            (json!({"no_such_field": 1}), "no_such_field"),
+        ] {
+            let error = parse(server(more.clone())).unwrap_err();
+            assert!(matches!(error, ApiError::BadRequest(_)) && error.to_string().contains(says), "{more}: {error}");
+        }
+        assert!(parse(json!([])).is_err() && parse(json!({"server": 1})).is_err());
+        let hints = json!({"server": {}, "os:scheduler_hints": {"group": "x"}});
+        assert!(parse(hints).unwrap_err().to_string().contains("scheduler_hints"));
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_in_a_field_panics(text in ".{0,300}", field in 0..8usize) {
+            let names = ["name", "imageRef", "flavorRef", "networks", "user_data", "availability_zone", "min_count", "metadata"];
+            let _ = parse(server(json!({names[field]: text})));
+        }
+    }
+}

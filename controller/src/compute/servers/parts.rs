@@ -1,0 +1,270 @@
+//! Parts of one server: addresses, NICs, metadata, what was done to it.
+
+use std::collections::BTreeMap;
+
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    routing::get,
+};
+use http::StatusCode;
+use serde_json::{Value, json};
+use sqlx::{FromRow, SqliteConnection};
+
+use super::{
+    super::state::VmState,
+    input::{self, Fields},
+    row::{self, ServerRow},
+    view,
+};
+use crate::{
+    app::App,
+    db::{now_us, rfc3339_us},
+    hosts::{self, Touched},
+    http::{context::Ctx, error::ApiError, json::JsonBody},
+    network::ports::server::{self, ServerAddress},
+};
+
+/// The routes.
+pub(super) fn routes() -> Router<App> {
+    Router::new()
+        .route("/servers/{id}/ips", get(ips))
+        .route("/servers/{id}/ips/{network}", get(ips_of))
+        .route("/servers/{id}/metadata", get(metadata).post(add_metadata).put(replace_metadata))
+        .route(
+            "/servers/{id}/metadata/{key}",
+            get(metadata_item).put(set_metadata_item).delete(delete_metadata_item),
+        )
+        .route("/servers/{id}/os-interface", get(interfaces))
+        .route("/servers/{id}/os-instance-actions", get(actions))
+        .route("/servers/{id}/os-instance-actions/{request}", get(action))
+        .route("/servers/{id}/os-volume_attachments", get(volumes))
+        .route("/servers/{id}/os-security-groups", get(security_groups))
+}
+
+type Id = Path<String>;
+
+async fn find(app: &App, ctx: &Ctx, id: &str) -> Result<(ServerRow, Vec<ServerAddress>), ApiError> {
+    let mut db = app.db.acquire().await?;
+    let row = row::visible(&mut db, ctx, id).await?;
+    let addresses = server::addresses(&mut db, Some(&row.id), None).await?;
+    Ok((row, addresses))
+}
+
+async fn ips(State(app): State<App>, ctx: Ctx, Path(id): Id) -> Result<Json<Value>, ApiError> {
+    let (_, addresses) = find(&app, &ctx, &id).await?;
+    Ok(Json(json!({"addresses": short(&addresses)})))
+}
+
+async fn ips_of(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path((id, network)): Path<(String, String)>,
+) -> Result<Json<Value>, ApiError> {
+    let (_, addresses) = find(&app, &ctx, &id).await?;
+    let list = short(&addresses)[&network].take();
+    match list.is_null() {
+        true => Err(ApiError::NotFound("Instance is not a member of specified network".into())),
+        false => Ok(Json(json!({ network: list }))),
+    }
+}
+
+/// Addresses without the extensions' fields.
+fn short(addresses: &[ServerAddress]) -> Value {
+    let mut networks = view::addresses(addresses);
+    let entries = networks.as_object_mut().into_iter().flat_map(|networks| networks.values_mut());
+    for entry in entries.filter_map(Value::as_array_mut).flatten().filter_map(Value::as_object_mut) {
+        entry.retain(|name, _| !name.contains(':'));
+    }
+    networks
+}
+
+async fn interfaces(State(app): State<App>, ctx: Ctx, Path(id): Id) -> Result<Json<Value>, ApiError> {
+    let (row, addresses) = find(&app, &ctx, &id).await?;
+    let state = if row.vm_state() == VmState::Active { "ACTIVE" } else { "DOWN" };
+    let mut attachments: Vec<Value> = Vec::new();
+    for address in &addresses {
+        let ip = address.ip().map(|ip| json!({"subnet_id": address.subnet_id, "ip_address": ip.to_string()}));
+        match attachments.last_mut().filter(|last| last["port_id"] == address.port_id.as_str()) {
+            Some(last) => last["fixed_ips"].as_array_mut().into_iter().for_each(|ips| ips.extend(ip.clone())),
+            None => attachments.push(json!({
+                "net_id": address.network_id, "port_id": address.port_id, "mac_addr": address.mac_address,
+                "port_state": state, "fixed_ips": ip.into_iter().collect::<Vec<_>>(),
+            })),
+        }
+    }
+    Ok(Json(json!({"interfaceAttachments": attachments})))
+}
+
+async fn volumes(State(app): State<App>, ctx: Ctx, Path(id): Id) -> Result<Json<Value>, ApiError> {
+    find(&app, &ctx, &id).await?;
+    Ok(Json(json!({"volumeAttachments": []})))
+}
+
+async fn security_groups(State(app): State<App>, ctx: Ctx, Path(id): Id) -> Result<Json<Value>, ApiError> {
+    find(&app, &ctx, &id).await?;
+    Ok(Json(json!({"security_groups": []})))
+}
+
+#[derive(Debug, FromRow)]
+struct ActionRow {
+    request_id: String,
+    server_id: String,
+    action: String,
+    project_id: String,
+    user_id: String,
+    started_us: i64,
+}
+
+impl ActionRow {
+    fn document(&self) -> Value {
+        json!({
+            "action": self.action, "instance_uuid": self.server_id, "request_id": self.request_id,
+            "project_id": self.project_id, "user_id": self.user_id, "message": null,
+            "start_time": rfc3339_us(self.started_us).trim_end_matches('Z'),
+        })
+    }
+}
+
+async fn action_rows(app: &App, ctx: &Ctx, id: &str) -> Result<Vec<ActionRow>, ApiError> {
+    let mut db = app.db.acquire().await?;
+    let row = row::visible(&mut db, ctx, id).await?;
+    let sql = "SELECT * FROM server_actions WHERE server_id = $1 ORDER BY started_us DESC";
+    Ok(sqlx::query_as(sql).bind(&row.id).fetch_all(&mut *db).await?)
+}
+
+async fn actions(State(app): State<App>, ctx: Ctx, Path(id): Id) -> Result<Json<Value>, ApiError> {
+    let rows = action_rows(&app, &ctx, &id).await?;
+    Ok(Json(json!({"instanceActions": rows.iter().map(ActionRow::document).collect::<Vec<_>>()})))
+}
+
+async fn action(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path((id, request)): Path<(String, String)>,
+) -> Result<Json<Value>, ApiError> {
+    let rows = action_rows(&app, &ctx, &id).await?;
+    let found = rows.iter().find(|row| row.request_id == request);
+    let found = found.ok_or_else(|| ApiError::NotFound("Action for this request could not be found.".into()))?;
+    let mut document = found.document();
+    document["events"] = json!([]);
+    Ok(Json(json!({"instanceAction": document})))
+}
+
+async fn metadata(State(app): State<App>, ctx: Ctx, Path(id): Id) -> Result<Json<Value>, ApiError> {
+    let (row, _) = find(&app, &ctx, &id).await?;
+    Ok(Json(json!({"metadata": row.metadata()?})))
+}
+
+async fn metadata_item(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path((id, key)): Path<(String, String)>,
+) -> Result<Json<Value>, ApiError> {
+    let (row, _) = find(&app, &ctx, &id).await?;
+    let value = row.metadata()?.remove(&key).ok_or_else(no_item)?;
+    Ok(Json(json!({"meta": {key: value}})))
+}
+
+fn no_item() -> ApiError {
+    ApiError::NotFound("Metadata item was not found".into())
+}
+
+type Items = BTreeMap<String, String>;
+
+/// `{"metadata": {…}}`.
+fn items(body: Value) -> Result<Items, ApiError> {
+    input::metadata(Some(Value::Object(Fields::open(body, "metadata", &[])?.into_inner())))
+}
+
+async fn add_metadata(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path(id): Id,
+    JsonBody(body): JsonBody<Value>,
+) -> Result<Json<Value>, ApiError> {
+    let new = items(body)?;
+    let all = change(&app, &ctx, &id, |mut all| {
+        all.extend(new);
+        Ok(all)
+    });
+    Ok(Json(json!({"metadata": all.await?})))
+}
+
+async fn replace_metadata(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path(id): Id,
+    JsonBody(body): JsonBody<Value>,
+) -> Result<Json<Value>, ApiError> {
+    let new = items(body)?;
+    Ok(Json(json!({"metadata": change(&app, &ctx, &id, |_| Ok(new)).await?})))
+}
+
+async fn set_metadata_item(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path((id, key)): Path<(String, String)>,
+    JsonBody(body): JsonBody<Value>,
+) -> Result<Json<Value>, ApiError> {
+    let new = input::metadata(Some(Value::Object(Fields::open(body, "meta", &[])?.into_inner())))?;
+    if new.len() != 1 || !new.contains_key(&key) {
+        return Err(ApiError::BadRequest("Request body and URI mismatch".into()));
+    }
+    let meta = json!({"meta": new});
+    change(&app, &ctx, &id, |mut all| {
+        all.extend(new);
+        Ok(all)
+    })
+    .await?;
+    Ok(Json(meta))
+}
+
+async fn delete_metadata_item(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path((id, key)): Path<(String, String)>,
+) -> Result<StatusCode, ApiError> {
+    change(&app, &ctx, &id, |mut all| {
+        all.remove(&key).ok_or_else(no_item)?;
+        Ok(all)
+    })
+    .await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Changes the metadata; its host hears of it, since guests read it and the restart policy is part of it.
+async fn change(
+    app: &App,
+    ctx: &Ctx,
+    id: &str,
+    how: impl FnOnce(Items) -> Result<Items, ApiError>,
+) -> Result<Items, ApiError> {
+    ctx.require_writer()?;
+    let mut tx = app.begin().await?;
+    let row = row::visible(&mut tx, ctx, id).await?;
+    let items = how(row.metadata()?)?;
+    input::check_count(&items)?;
+    let touched = write_metadata(&mut tx, &row, &items).await?;
+    tx.commit().await?;
+    app.hub.wake_all(touched);
+    Ok(items)
+}
+
+async fn write_metadata(
+    tx: &mut SqliteConnection,
+    row: &ServerRow,
+    items: &Items,
+) -> Result<Option<Touched>, ApiError> {
+    sqlx::query("UPDATE servers SET metadata = $2, restart_policy = $3, updated_us = $4 WHERE id = $1")
+        .bind(&row.id)
+        .bind(serde_json::to_string(items).map_err(ApiError::internal)?)
+        .bind(input::restart_policy(items)?)
+        .bind(now_us())
+        .execute(&mut *tx)
+        .await?;
+    match &row.host_id {
+        Some(host) => Ok(Some(hosts::touch(tx, host).await?.0)),
+        None => Ok(None),
+    }
+}
