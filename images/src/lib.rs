@@ -15,6 +15,7 @@ pub mod digest;
 pub mod disk;
 pub mod format;
 pub mod kernel;
+mod kernel_payload;
 pub mod store;
 
 pub use digest::Digest;

@@ -2,7 +2,7 @@
 //! tenant network → delete → nothing is left.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -25,6 +25,40 @@ pub struct ImageFiles {
     pub ramdisk: Option<PathBuf>,
     /// Properties such as `os_command_line`.
     pub properties: Vec<(String, String)>,
+}
+
+impl ImageFiles {
+    /// The conformance guest as a server; its empty disk is made in `scratch`.
+    ///
+    /// # Errors
+    /// If the disk can't be made.
+    pub fn guest(name: &str, guest: &Path, scratch: &Path) -> anyhow::Result<Self> {
+        let disk = scratch.join("guest.raw");
+        std::fs::write(&disk, vec![0; 1 << 20]).context("making a disk")?;
+        let properties = vec![("os_command_line".into(), "mote.serve".into())];
+        Ok(Self { name: name.into(), disk, kernel: guest.into(), ramdisk: None, properties })
+    }
+
+    /// What `mote-image` made in a directory.
+    ///
+    /// # Errors
+    /// If there is no complete image.
+    pub fn bundle(name: &str, dir: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read(dir.join("image.json"))
+            .with_context(|| format!("reading {}/image.json", dir.display()))?;
+        let bundle: Value = serde_json::from_slice(&text).context("reading image.json")?;
+        let file = |key: &str| {
+            bundle[key].as_str().map(|f| dir.join(f)).with_context(|| format!("image.json names no {key}"))
+        };
+        let properties = bundle["properties"].as_object().into_iter().flatten();
+        Ok(Self {
+            name: name.into(),
+            disk: file("disk")?,
+            kernel: file("kernel")?,
+            ramdisk: Some(file("ramdisk")?),
+            properties: properties.map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().into())).collect(),
+        })
+    }
 }
 
 /// What to travel with.
@@ -102,6 +136,20 @@ pub async fn network(client: &Client, name: &str, cidr: &str) -> anyhow::Result<
 }
 
 impl Journey {
+    /// With the conformance guest on this machine.
+    pub fn guest(image_id: String, dirs: Vec<String>) -> Self {
+        Self {
+            flavor: "m1.nano".into(),
+            image_id,
+            place: Place::Here,
+            zone: None,
+            dirs,
+            console_mark: "mote-guest: serving on".into(),
+            patience: Duration::from_secs(60),
+            ssh_key: None,
+        }
+    }
+
     /// Asks for a server on a network and waits until it is ACTIVE.
     pub async fn server(
         &self,
@@ -244,7 +292,7 @@ impl Journey {
         Ok(())
     }
 
-    fn ssh(&self, server: &Server, key: &std::path::Path) -> anyhow::Result<String> {
+    fn ssh(&self, server: &Server, key: &Path) -> anyhow::Result<String> {
         let namespace = self.namespace(server)?;
         let output = self.place.sh(&format!(
             "cp {key} /run/mote-ssh-key && chmod 600 /run/mote-ssh-key && ip netns exec {namespace} ssh -i /run/mote-ssh-key \

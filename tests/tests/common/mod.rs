@@ -1,13 +1,12 @@
 //! What the end-to-end tests share: the conformance guest as an image and as a journey.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
-use std::{io::Write as _, time::Duration};
+use std::io::Write as _;
 
 use mote::client::Client;
 use mote_tests::{
     cloud::Cloud,
     journey::{self, ImageFiles, Journey},
-    place::Place,
     programs,
 };
 
@@ -47,14 +46,5 @@ pub async fn guest_image(client: &Client, mode: &str) -> anyhow::Result<String> 
 
 /// A journey with the conformance guest on this machine.
 pub async fn guest_journey(cloud: &Cloud, client: &Client, mode: &str) -> anyhow::Result<Journey> {
-    Ok(Journey {
-        flavor: "m1.nano".into(),
-        image_id: guest_image(client, mode).await?,
-        place: Place::Here,
-        zone: None,
-        dirs: cloud.server_dirs(),
-        console_mark: "mote-guest: serving on".into(),
-        patience: Duration::from_secs(60),
-        ssh_key: None,
-    })
+    Ok(Journey::guest(guest_image(client, mode).await?, cloud.server_dirs()))
 }
