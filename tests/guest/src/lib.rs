@@ -3,7 +3,7 @@
 //! The binary `mote-guest` (feature `freestanding`, see `src/guest`) is the guest. This library holds what is pure and
 //! therefore tested on the host, [`acpi`], [`cmdline`], [`json`] and [`routes`], and for programs on the host [`host`]:
 //! writing a configuration, starting the guest under a VMM, reading its report.
-#![no_std]
+#![cfg_attr(feature = "freestanding", no_std)]
 #![deny(unsafe_code)]
 
 extern crate alloc;

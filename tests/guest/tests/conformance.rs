@@ -1,121 +1,178 @@
-//! The conformance guest under mote-vmm on this machine's KVM: every device, a hostile guest, every way to end.
-#![cfg(feature = "host")]
+//! The conformance guest under mote-vmm on this machine's /dev/kvm. Skipped where /dev/kvm is absent or the programs
+//! aren't built. `MOTE_VMM` and `MOTE_GUEST` name them, `MOTE_REPEAT=N` runs the device test N times in a row.
 
-use std::{fs, path::PathBuf, process::Command};
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Duration;
 
-use mote_guest::host::{self, Ended, Run};
+use mote_guest::host::{self, Monitor, Outcome, Unavailable};
+use mote_vmm_api::{ExitReason, VmConfig};
 
-/// The programs, or why the test can't run here.
-fn programs() -> Result<(PathBuf, PathBuf), String> {
-    let exe = std::env::current_exe().expect("a test has a path");
-    let release = exe.parent().and_then(|p| p.parent()).expect("…/release/deps/test").to_owned();
-    let path = |key: &str, default: PathBuf| std::env::var_os(key).map_or(default, PathBuf::from);
-    let vmm = path("MOTE_VMM", release.join("mote-vmm"));
-    let guest = path("MOTE_GUEST", release.with_file_name("guest").join("mote-guest"));
-    for file in [&vmm, &guest] {
-        if !file.exists() {
-            return Err(format!("{} is not built", file.display()));
-        }
-    }
-    fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .map_err(|e| format!("needs /dev/kvm: {e}"))?;
-    Ok((vmm, guest))
+const TIMEOUT: Duration = Duration::from_secs(60);
+const MAC: &str = "06:00:ac:10:00:02";
+const DISK_BYTES: u64 = 8 << 20;
+const SMALL_DISK_BYTES: u64 = 1 << 20;
+const SECTOR_BYTES: u64 = 512;
+
+fn programs() -> Result<(Monitor, PathBuf), Unavailable> {
+    host::kvm_usable()?;
+    Ok((Monitor::Mote(host::vmm_path()?), host::guest_path()?))
 }
 
-macro_rules! run_or_skip {
-    ($command_line:expr) => {
+/// The programs, or a line that says why the test is skipped.
+macro_rules! programs_or_skip {
+    () => {
         match programs() {
-            Ok((vmm, guest)) => Run::new(&vmm, &guest, $command_line),
-            Err(reason) => {
-                eprintln!("SKIPPED: {reason}");
-                return;
-            }
+            Ok(programs) => programs,
+            Err(why) => return eprintln!("SKIPPED: {why}"),
         }
     };
 }
 
-fn passes(ended: &Ended, at_least: usize) {
-    let report = host::report(&ended.output);
-    assert_eq!(report.failed, Vec::<String>::new(), "{ended:?}");
-    assert!(report.complete && report.passed.len() >= at_least, "{ended:?}");
-    assert_eq!(ended.code, Some(0), "{ended:?}");
+fn run(monitor: &Monitor, config: &VmConfig) -> Outcome {
+    host::run(monitor, config, TIMEOUT).unwrap_or_else(|error| panic!("{error}"))
 }
 
-#[test]
-fn every_device_follows_the_rules_again_and_again() {
-    let mut run =
-        run_or_skip!("mote.test mote.expect=0,2,1 mote.memory_mib=64 mote.processors=2 mote.read_only=1");
-    let dir = tempfile::tempdir().expect("a directory");
-    for name in ["rw", "ro"] {
-        let path = dir.path().join(name);
-        fs::write(&path, vec![0u8; 4 << 20]).expect("a disk");
-        run.disks.push((name.into(), path, name == "ro"));
-    }
-    run.rng = true;
-    run.vcpus = 2;
-    let times = std::env::var("MOTE_REPEAT").ok().and_then(|n| n.parse().ok()).unwrap_or(3);
-    for _ in 0..times {
-        passes(&run.run().expect("it starts"), 20);
-    }
+fn disk(directory: &Path, name: &str, bytes: u64) -> PathBuf {
+    let path = directory.join(name);
+    let file = File::create(&path).expect("a file in a temporary directory");
+    file.set_len(bytes).expect("a sparse file");
+    file.write_all_at(b"mote", 0).expect("a small write");
+    path
 }
 
-#[test]
-fn a_network_device_carries_frames_of_every_size() {
-    if !nix::unistd::geteuid().is_root() {
-        eprintln!("SKIPPED: needs root (a tap)");
-        return;
-    }
-    let mut run = run_or_skip!("mote.test mote.expect=1,0,0 mote.net=192.0.2.2/24,192.0.2.1");
-    // The tap is in a network namespace of its own, in which the VMM runs, too.
-    let namespace = format!("mg{}", std::process::id());
-    let script = format!(
-        "ip netns add {namespace} && ip -n {namespace} tuntap add tap0 mode tap vnet_hdr &&
-         ip -n {namespace} addr add 192.0.2.1/24 dev tap0 && ip -n {namespace} link set tap0 up"
+/// All device types; without network if that can't be had here.
+fn full_config(guest: &Path, mode: &str, directory: &Path, network: bool) -> VmConfig {
+    let nets = u8::from(network);
+    let net = if network { format!("mote.net=10.77.0.2/24,10.77.0.1 mote.mac={MAC}") } else { String::new() };
+    let line = format!(
+        "{mode} mote.expect={nets},2,1 mote.memory_mib={} mote.processors=1 mote.read_only=1 mote.block_ids=disk,fixed {net}",
+        host::MEMORY_MIB
     );
-    assert!(Command::new("sh").args(["-c", &script]).status().expect("sh runs").success());
-    let wrapper = tempfile::tempdir().expect("a directory");
-    let program = wrapper.path().join("vmm");
-    let text = format!("#!/bin/sh\nexec nsenter --net=/run/netns/{namespace} {} \"$@\"\n", run.vmm.display());
-    fs::write(&program, text).expect("a script");
-    fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("executable");
-    run.vmm = program;
-    run.taps.push("tap0".into());
-    let ended = run.run();
-    let removed = Command::new("ip").args(["netns", "delete", &namespace]).status().expect("ip runs");
-    assert!(removed.success());
-    passes(&ended.expect("it starts"), 8);
+    let mut config = host::config(guest, &line);
+    host::add_drive(&mut config, "disk", &disk(directory, "disk", DISK_BYTES), false);
+    host::add_drive(&mut config, "fixed", &disk(directory, "fixed", SMALL_DISK_BYTES), true);
+    host::add_rng(&mut config);
+    if network {
+        host::add_tap(&mut config, "tap0", MAC);
+    }
+    config
 }
 
-#[test]
-fn a_hostile_guest_harms_nobody() {
-    let mut run = run_or_skip!("mote.hostile");
-    let disk = tempfile::NamedTempFile::new().expect("a disk");
-    disk.as_file().set_len(4 << 20).expect("a size");
-    run.disks.push(("d".into(), disk.path().to_owned(), false));
-    run.rng = true;
-    passes(&run.run().expect("it starts"), 50);
-}
-
-#[test]
-fn every_way_to_end_has_its_exit_code() {
-    let mut run = run_or_skip!("");
-    for (mode, code) in [
-        ("mote.hello", 0),
-        ("mote.off", 0),
-        ("mote.reboot", 3),
-        ("mote.reboot=acpi", 3),
-        ("mote.reboot=cf9", 3),
-        ("mote.crash", 4),
-        ("mote.internal-error", 4),
-    ] {
-        run.command_line = mode.into();
-        let ended = run.run().expect("it starts");
-        assert_eq!(ended.code, Some(code), "{mode}: {ended:?}");
-        if code == 4 {
-            assert!(!ended.errors.is_empty(), "a crash says why: {ended:?}");
+/// Runs `test` in a thread that has a network of its own, or without one where that's impossible.
+fn with_network(test: impl FnOnce(bool) + Send) {
+    thread::scope(|scope| {
+        let outcome = scope
+            .spawn(|| {
+                let network = host::enter_network(&["10.77.0.1/24"]);
+                if let Err(why) = &network {
+                    eprintln!("SKIPPED the network part: {why}");
+                }
+                test(network.is_ok());
+            })
+            .join();
+        if let Err(panic) = outcome {
+            std::panic::resume_unwind(panic);
         }
+    });
+}
+
+/// What the guest leaves in the first and last 32 sectors (tests/guest/src/guest/test/mod.rs, `pattern`).
+fn assert_pattern(disk: &Path) {
+    let mut file = File::open(disk).expect("the disk");
+    let sectors = DISK_BYTES / SECTOR_BYTES;
+    for sector in (0..32).chain(sectors - 32..sectors) {
+        let mut bytes = [0; SECTOR_BYTES as usize];
+        file.seek(SeekFrom::Start(sector * SECTOR_BYTES)).expect("a seek");
+        file.read_exact(&mut bytes).expect("a sector");
+        for (word, found) in bytes.chunks_exact(8).enumerate() {
+            let expected = (sector * 64 + word as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            assert_eq!(found, expected.to_le_bytes(), "word {word} of sector {sector}");
+        }
+    }
+}
+
+fn device_test(monitor: &Monitor, guest: &Path, mode: &str) {
+    with_network(|network| {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let config = full_config(guest, mode, directory.path(), network);
+        let outcome = run(monitor, &config);
+        if let Err(why) = outcome.report().verdict() {
+            panic!("{why}\n{}\n{}", outcome.output, outcome.log);
+        }
+        assert_eq!(outcome.code, Some(0), "{}", outcome.log);
+        if mode.starts_with("mote.test") {
+            assert_pattern(&directory.path().join("disk"));
+        }
+    });
+}
+
+#[test]
+fn the_guest_passes_entered_by_pvh() {
+    let (monitor, guest) = programs_or_skip!();
+    device_test(&monitor, &guest, "mote.test mote.protocol=pvh");
+}
+
+#[test]
+fn the_guest_passes_entered_by_the_linux_boot_protocol() {
+    let (monitor, guest) = programs_or_skip!();
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let image = host::without_pvh(&std::fs::read(&guest).expect("the guest")).expect("a PVH note");
+    let other = directory.path().join("guest");
+    std::fs::write(&other, image).expect("a file in a temporary directory");
+    device_test(&monitor, &other, "mote.test mote.protocol=linux");
+}
+
+#[test]
+fn the_monitor_survives_a_hostile_guest() {
+    let (monitor, guest) = programs_or_skip!();
+    device_test(&monitor, &guest, "mote.hostile");
+}
+
+#[test]
+fn the_guest_passes_again_and_again() {
+    let (monitor, guest) = programs_or_skip!();
+    let count: u32 = std::env::var("MOTE_REPEAT").ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    if count == 0 {
+        return eprintln!("SKIPPED: MOTE_REPEAT is not set");
+    }
+    for _ in 0..count {
+        device_test(&monitor, &guest, "mote.test");
+    }
+}
+
+#[test]
+fn every_end_has_its_exit_code() {
+    let (monitor, guest) = programs_or_skip!();
+    let ends = [
+        ("mote.hello", ExitReason::PowerOff),
+        ("mote.off", ExitReason::PowerOff),
+        ("mote.reboot", ExitReason::Reboot),
+        ("mote.reboot=acpi", ExitReason::Reboot),
+        ("mote.reboot=cf9", ExitReason::Reboot),
+        ("mote.crash", ExitReason::Crash),
+        ("mote.internal-error", ExitReason::Crash),
+    ];
+    for (mode, reason) in ends {
+        let outcome = run(&monitor, &host::config(&guest, mode));
+        assert_eq!(outcome.code, Some(i32::from(reason.code())), "{mode}: {}", outcome.log);
+        assert_eq!(outcome.exit.map(|exit| exit.reason), Some(reason), "{mode}");
+    }
+}
+
+#[test]
+fn a_guest_that_never_ends_is_ended_by_sigterm() {
+    let (monitor, guest) = programs_or_skip!();
+    for (mode, line) in [("mote.spin", "spinning"), ("mote.halt", "halting")] {
+        let mut running =
+            host::Running::start(&monitor, &host::config(&guest, mode)).expect("the monitor starts");
+        running.wait_for_line(line, TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
+        running.terminate();
+        let outcome = running.finish(TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(outcome.code, Some(i32::from(ExitReason::Terminated.code())), "{mode}: {}", outcome.log);
+        assert_eq!(outcome.exit.map(|exit| exit.reason), Some(ExitReason::Terminated), "{mode}");
     }
 }

@@ -6,7 +6,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
-use core::sync::atomic::{Ordering, fence};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
 use virtio_drivers::device::rng::VirtIORng;
@@ -61,19 +61,25 @@ impl Case {
     }
 }
 
-/// Memory that devices are pointed at. A device may write to it at any time, so it is never freed, and it is written
-/// before the device hears of it and not read.
+/// Memory that devices are pointed at. A device may write to it at any time, so it is never freed and never read.
 #[repr(C, align(4096))]
-struct Arena([u8; 0x4000]);
+struct Arena([u8; ARENA_BYTES]);
 
+const ARENA_BYTES: usize = 0x4000;
 const AVAILABLE: usize = 0x1000;
 const USED: usize = 0x2000;
 const DATA: usize = 0x3000;
 
+/// Arenas are used in turn: more than the cases of one queue need, so that none is used again while a case is shown.
+const ARENAS: usize = 256;
+static POOL: [AtomicU64; ARENAS] = [const { AtomicU64::new(0) }; ARENAS];
+static NEXT_ARENA: AtomicUsize = AtomicUsize::new(0);
+
 impl Arena {
+    /// An arena with the case's rings; returns its address.
     fn filled(case: &Case) -> u64 {
-        let mut arena = Box::new(Self([0; 0x4000]));
-        let mut put = |at: usize, bytes: &[u8]| arena.0[at..at + bytes.len()].copy_from_slice(bytes);
+        let mut content = vec![0; ARENA_BYTES];
+        let mut put = |at: usize, bytes: &[u8]| content[at..at + bytes.len()].copy_from_slice(bytes);
         for (number, d) in case.table.iter().enumerate() {
             put(16 * number, &d.address.to_le_bytes());
             put(16 * number + 8, &d.length.to_le_bytes());
@@ -84,7 +90,15 @@ impl Arena {
         for (number, head) in case.heads.iter().enumerate() {
             put(AVAILABLE + 4 + 2 * number, &head.to_le_bytes());
         }
-        let address = &raw const *Box::leak(arena) as u64;
+        let slot = &POOL[NEXT_ARENA.fetch_add(1, Ordering::Relaxed) % ARENAS];
+        if slot.load(Ordering::Relaxed) == 0 {
+            let fresh = Box::leak(Box::new(Self([0; ARENA_BYTES])));
+            slot.store(&raw mut *fresh as u64, Ordering::Relaxed);
+        }
+        let address = slot.load(Ordering::Relaxed);
+        // SAFETY: a leaked arena of this size, to which no reference is kept; a device that writes to it at the same
+        // time changes bytes that the guest never reads.
+        unsafe { core::ptr::copy_nonoverlapping(content.as_ptr(), address as *mut u8, ARENA_BYTES) };
         fence(Ordering::SeqCst);
         address
     }
@@ -295,8 +309,7 @@ fn table_cases(data: u64, top: u64) -> Vec<Case> {
     ]
 }
 
-/// Indirect tables are in the arena's own table page, from entry 8 on, which needs its address: the case's first
-/// descriptor points at a copy in another arena.
+/// The indirect tables are in arenas of their own.
 fn indirect_cases(data: u64) -> Vec<Case> {
     let table_of = |table: Vec<Descriptor>| Arena::filled(&Case::new("", table));
     let endless = table_of(vec![descriptor(data, 64, NEXT, 1), descriptor(data, 64, NEXT | WRITE, 0)]);

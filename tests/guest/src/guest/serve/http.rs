@@ -12,11 +12,11 @@ use smoltcp::time::Duration;
 use super::stack::Stack;
 use crate::cpu;
 
-/// Connections at once; more wait for their SYN to be sent again.
-const CONNECTIONS: usize = 8;
+/// Connections at once; more are refused.
+const CONNECTIONS: usize = 32;
 const PORT: u16 = 80;
-const MAX_REQUEST_BYTES: usize = 4096;
-const SEND_BUFFER_BYTES: usize = 8 << 10;
+const MAX_REQUEST_BYTES: usize = 2048;
+const SEND_BUFFER_BYTES: usize = 4 << 10;
 /// How long a connection may take from its first packet to its end.
 const CONNECTION_US: u64 = 10_000_000;
 const LONGEST_WAIT_US: u64 = 1_000_000;

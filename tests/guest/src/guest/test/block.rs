@@ -157,7 +157,7 @@ fn in_flight(device: &mut Block) -> TestResult {
     let mut done = 0;
     while done < IN_FLIGHT {
         if !cpu::wait_until(FLIGHT_TIMEOUT_US, || device.peek_used().is_some()) {
-            requests.into_iter().for_each(|request| core::mem::forget(request));
+            requests.into_iter().for_each(core::mem::forget);
             return Err(format!("{done} of {IN_FLIGHT} requests completed"));
         }
         let token = device.peek_used().unwrap_or(u16::MAX);
