@@ -4,7 +4,7 @@ use serde::Serialize;
 use sqlx::SqliteConnection;
 
 use super::{assignments, domains::DEFAULT_DOMAIN, new_id};
-use crate::{app::App, config::REGION, db, http::error::ApiError};
+use crate::{app::App, compute, config::REGION, db, http::error::ApiError};
 
 /// The built-in roles; of the first four each implies those after it.
 pub const ROLES: [&str; 5] = ["admin", "manager", "member", "reader", "service"];
@@ -59,6 +59,7 @@ pub async fn bootstrap(
         sqlx::query_scalar("SELECT id FROM roles WHERE name = $1").bind(ADMIN).fetch_one(&mut *tx).await?;
     assignments::assign(&mut tx, &user_id, &role, "project", &project_id).await?;
     assignments::assign(&mut tx, &user_id, &role, "domain", DEFAULT_DOMAIN).await?;
+    compute::defaults::bootstrap(&mut tx, &project_id).await?;
     tx.commit().await?;
     Ok(Credentials {
         auth_url: format!("{}/identity/v3", app.config.public_url),
