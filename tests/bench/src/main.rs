@@ -1,2 +1,70 @@
-//! Stub.
-fn main() {}
+//! Benchmarks of mote-vmm beside its peers. They measure and print; they don't pass or fail.
+#![forbid(unsafe_code)]
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+mod candidate;
+mod measure;
+mod startup;
+mod table;
+
+/// Measures mote-vmm beside its peers.
+#[derive(Debug, Parser)]
+#[command(name = "mote-bench", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Time and memory to start the conformance guest
+    ///
+    /// Starts the guest's `mote.hello` (one line on the serial port, then power-off) under each monitor in turn, run by
+    /// run, so that what disturbs the machine disturbs all alike. Then a few starts of a guest that waits before it
+    /// powers off, in which memory is read from /proc.
+    Startup(StartupArguments),
+}
+
+/// What `startup` measures.
+#[derive(Debug, clap::Args)]
+struct StartupArguments {
+    /// mote-vmm
+    #[arg(long, value_name = "PATH")]
+    vmm: Option<PathBuf>,
+    /// Firecracker
+    #[arg(long, value_name = "PATH")]
+    firecracker: Option<PathBuf>,
+    /// Cloud Hypervisor
+    #[arg(long, value_name = "PATH")]
+    cloud_hypervisor: Option<PathBuf>,
+    /// The floor program [default: mote-floor beside this program]
+    #[arg(long, value_name = "PATH")]
+    floor: Option<PathBuf>,
+    /// The conformance guest
+    #[arg(long, value_name = "PATH")]
+    guest: PathBuf,
+    /// Timed starts of each
+    #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    runs: u32,
+    /// Guest memory in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 128, value_parser = clap::value_parser!(u32).range(16..=3072))]
+    memory_mib: u32,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+fn main() -> Result<()> {
+    let Command::Startup(arguments) = Arguments::parse().command;
+    let results = startup::run(&arguments)?;
+    if arguments.json {
+        println!("{}", serde_json::to_string_pretty(&results)?);
+    } else {
+        print!("{}", table::render(&results));
+    }
+    Ok(())
+}

@@ -1,0 +1,64 @@
+//! The programs that are compared, and how each starts the guest.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use mote_guest::host::{self, Monitor};
+
+/// Name of the floor program in results.
+pub const FLOOR: &str = "floor";
+/// Name of Firecracker in results.
+pub const FIRECRACKER: &str = "firecracker";
+
+/// A program that starts the guest.
+#[derive(Debug)]
+pub enum Candidate {
+    /// The minimal sequence of KVM calls.
+    Floor(PathBuf),
+    /// mote-vmm or Firecracker, which read the same configuration file.
+    Monitor(&'static str, Monitor),
+    /// Cloud Hypervisor.
+    CloudHypervisor(PathBuf),
+}
+
+impl Candidate {
+    /// Name in results.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Floor(_) => FLOOR,
+            Self::Monitor(name, _) => name,
+            Self::CloudHypervisor(_) => "cloud-hypervisor",
+        }
+    }
+
+    /// The command that starts `guest` with this command line, one processor and no devices but the serial port, whose
+    /// output is the command's stdout. A configuration file is put into `directory`.
+    pub fn command(&self, guest: &Path, line: &str, memory_mib: u32, directory: &Path) -> Result<Command> {
+        match self {
+            Self::Floor(program) => {
+                let mut command = Command::new(program);
+                command.arg(guest).arg(line).arg(memory_mib.to_string());
+                Ok(command)
+            }
+            Self::Monitor(name, monitor) => {
+                let mut config = host::config(guest, line);
+                config.machine_config.mem_size_mib = memory_mib as usize;
+                let file = directory.join(format!("{name}.json"));
+                fs::write(&file, serde_json::to_vec(&config)?)
+                    .with_context(|| format!("write {}", file.display()))?;
+                let mut command = Command::new(monitor.program());
+                command.args(monitor.arguments(&file));
+                Ok(command)
+            }
+            Self::CloudHypervisor(program) => {
+                let mut command = Command::new(program);
+                command.arg("--kernel").arg(guest).arg("--cmdline").arg(line);
+                command.args(["--cpus", "boot=1", "--memory", &format!("size={memory_mib}M")]);
+                command.args(["--serial", "tty", "--console", "off"]);
+                Ok(command)
+            }
+        }
+    }
+}
