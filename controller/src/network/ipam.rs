@@ -34,8 +34,6 @@ impl Pool {
 pub(super) struct Range {
     /// Subnet.
     pub(super) subnet_id: String,
-    /// Network (for messages).
-    pub(super) network_id: String,
     /// All addresses.
     pub(super) cidr: Ipv4Net,
     /// Those for ports that don't ask for a certain one.

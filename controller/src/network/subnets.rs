@@ -152,7 +152,6 @@ impl SubnetRow {
         let config = self.config()?;
         Ok(Range {
             subnet_id: self.id.clone(),
-            network_id: self.network_id.clone(),
             cidr: config.cidr,
             pools: config.pools,
             next: u32::try_from(self.next_ip).unwrap_or(0),
