@@ -43,8 +43,7 @@ const KEYBOARD_IDENTIFY: u8 = 0xf2;
 const KEYBOARD_RESET: u8 = 0xff;
 
 /// Ctrl, Alt, Del pressed and released, in scan code set 2 (what a keyboard sends)…
-const CTRL_ALT_DEL_SET_2: [u8; 11] =
-    [0x14, 0x11, 0xe0, 0x71, 0xe0, 0xf0, 0x71, 0xf0, 0x11, 0xf0, 0x14];
+const CTRL_ALT_DEL_SET_2: [u8; 11] = [0x14, 0x11, 0xe0, 0x71, 0xe0, 0xf0, 0x71, 0xf0, 0x11, 0xf0, 0x14];
 /// … and in set 1 (what the controller makes of it when told to translate).
 const CTRL_ALT_DEL_SET_1: [u8; 8] = [0x1d, 0x38, 0xe0, 0x53, 0xe0, 0xd3, 0xb8, 0x9d];
 
@@ -82,11 +81,8 @@ impl I8042 {
     /// # Errors
     /// The guest hasn't read earlier keys.
     pub fn send_ctrl_alt_del(&mut self) -> Result<(), KeyboardBusy> {
-        let keys: &[u8] = if self.config & CONFIG_TRANSLATE == 0 {
-            &CTRL_ALT_DEL_SET_2
-        } else {
-            &CTRL_ALT_DEL_SET_1
-        };
+        let keys: &[u8] =
+            if self.config & CONFIG_TRANSLATE == 0 { &CTRL_ALT_DEL_SET_2 } else { &CTRL_ALT_DEL_SET_1 };
         if !self.buffer.is_empty() {
             return Err(KeyboardBusy);
         }

@@ -213,8 +213,9 @@ impl Port {
         let output = Output::open(config)?;
         let console = config.socket_path.as_deref().map(Console::listen).transpose()?;
         let epoll = Epoll::new().map_err(SerialError::Watch)?;
-        let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)
-            .map_err(|error| SerialError::Watch(error.into()))?;
+        let timer =
+            TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)
+                .map_err(|error| SerialError::Watch(error.into()))?;
         let mut port = Self {
             uart: Uart::new(Irq(irq), Collected::default()),
             silent: true,

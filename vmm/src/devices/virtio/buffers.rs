@@ -125,22 +125,6 @@ impl GuestBuffers {
         self.bytes -= bytes;
     }
 
-    /// Shortens to the first `n` bytes.
-    pub fn truncate(&mut self, n: usize) {
-        let mut left = n;
-        let mut keep = 0;
-        for iovec in &mut self.iovecs {
-            if left == 0 {
-                break;
-            }
-            iovec.iov_len = iovec.iov_len.min(left);
-            left -= iovec.iov_len;
-            keep += 1;
-        }
-        self.iovecs.truncate(keep);
-        self.bytes = self.bytes.min(n);
-    }
-
     /// Moves the last `n` bytes (or all) to the front of `tail`, which must be of the same memory.
     pub fn split_last(&mut self, n: usize, tail: &mut Self) {
         let mut left = n.min(self.bytes);
@@ -283,4 +267,119 @@ impl GuestBuffers {
 
 fn result(n: libc::ssize_t) -> io::Result<usize> {
     usize::try_from(n).map_err(|_| io::Error::last_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use proptest::prelude::*;
+    use vm_memory::Bytes;
+
+    use super::*;
+    use crate::devices::virtio::testing::{HIGH, MEMORY_BYTES, memory};
+
+    /// Buffers of these lengths, one after the other from 0x1000 on with a gap of 8 bytes, and their contents.
+    fn buffers(lengths: &[u32]) -> (GuestBuffers, Vec<u8>) {
+        let mem = memory();
+        let (mut buffers, mut model, mut at) = (GuestBuffers::new(mem.clone()), Vec::new(), 0x1000);
+        for (index, len) in lengths.iter().enumerate() {
+            let bytes: Vec<u8> =
+                (0..*len).map(|n| (n as u8).wrapping_mul(7).wrapping_add(index as u8)).collect();
+            mem.write_slice(&bytes, GuestAddress(at)).unwrap();
+            buffers.push(GuestAddress(at), *len, Permissions::ReadWrite).unwrap();
+            model.extend(bytes);
+            at += u64::from(*len) + 8;
+        }
+        (buffers, model)
+    }
+
+    fn contents(buffers: &GuestBuffers) -> Vec<u8> {
+        let mut bytes = vec![0; buffers.bytes()];
+        assert_eq!(buffers.read_at(0, &mut bytes), bytes.len());
+        bytes
+    }
+
+    #[test]
+    fn what_is_not_wholly_memory_is_refused_and_leaves_nothing() {
+        let mut buffers = GuestBuffers::new(memory());
+        let end = MEMORY_BYTES as u64;
+        for (address, len) in
+            [(end, 1), (end - 1, 2), (u64::MAX, 1), (u64::MAX - 3, 8), (0, u32::MAX), (HIGH - 1, 1)]
+        {
+            let refused = Err(BufferError::NotMemory { address, len });
+            assert_eq!(buffers.push(GuestAddress(address), len, Permissions::Write), refused);
+            assert_eq!((buffers.bytes(), buffers.segments()), (0, 0));
+        }
+        buffers.push(GuestAddress(end - 1), 1, Permissions::Write).unwrap();
+    }
+
+    #[test]
+    fn segments_are_limited() {
+        let mut buffers = GuestBuffers::new(memory());
+        for _ in 0..MAX_SEGMENTS {
+            buffers.push(GuestAddress(0), 1, Permissions::Read).unwrap();
+        }
+        let refused = Err(BufferError::TooManySegments);
+        assert_eq!(buffers.push(GuestAddress(0), 1, Permissions::Read), refused);
+        assert_eq!(buffers.bytes(), MAX_SEGMENTS);
+    }
+
+    #[test]
+    fn a_file_that_ends_early_is_an_error_and_others_move_wholly() {
+        let mut file = tempfile::tempfile().unwrap();
+        io::Write::write_all(&mut file, &[5; 100]).unwrap();
+        let (mut some, _) = buffers(&[30, 60]);
+        some.read_file(file.as_fd(), 10).unwrap();
+        assert_eq!(some.bytes(), 0);
+        let (mut many, _) = buffers(&[30, 60]);
+        let ended = many.read_file(file.as_fd(), 11).unwrap_err();
+        assert_eq!(ended.kind(), io::ErrorKind::UnexpectedEof);
+        let (mut data, model) = buffers(&[30, 60]);
+        data.write_file(file.as_fd(), 1000).unwrap();
+        let mut back = vec![0; 90];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut back, 1000).unwrap();
+        assert_eq!(back, model);
+    }
+
+    #[test]
+    fn random_bytes_stop_at_the_limit() {
+        let (buffers, _) = buffers(&[10, 100]);
+        buffers.write_at(0, &[0; 110]);
+        assert_eq!(buffers.fill_random(64), 64);
+        let bytes = contents(&buffers);
+        assert!(bytes[..64].iter().any(|byte| *byte != 0));
+        assert_eq!(bytes[64..], [0; 46]);
+        assert_eq!(buffers.fill_random(usize::MAX), 110);
+    }
+
+    proptest! {
+        /// Every way of taking parts off agrees with the same on a vector of bytes.
+        #[test]
+        fn parts_agree_with_bytes(
+            lengths in proptest::collection::vec(0u32..40, 0..8),
+            front in 0usize..200, back in 0usize..200, at in 0usize..200, patch in proptest::collection::vec(any::<u8>(), 0..50),
+        ) {
+            let (mut buffers, mut model) = buffers(&lengths);
+            buffers.skip_front(front);
+            model.drain(..front.min(model.len()));
+            prop_assert_eq!(contents(&buffers), model.clone());
+
+            let mut tail = GuestBuffers::new(memory());
+            buffers.split_last(back, &mut tail);
+            let split = model.split_off(model.len() - back.min(model.len()));
+            prop_assert_eq!(contents(&buffers), model.clone());
+            prop_assert_eq!(contents(&tail), split.clone());
+
+            let room = model.len().saturating_sub(at).min(patch.len());
+            prop_assert_eq!(buffers.write_at(at, &patch), room);
+            if room > 0 {
+                model[at..at + room].copy_from_slice(&patch[..room]);
+            }
+            buffers.append(&mut tail);
+            model.extend(split);
+            prop_assert_eq!(contents(&buffers), model);
+            prop_assert_eq!((tail.bytes(), tail.segments()), (0, 0));
+        }
+    }
 }

@@ -257,3 +257,63 @@ impl Drop for Lifecycle {
         self.device.reset();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::status::{ACKNOWLEDGE, DRIVER, DRIVER_OK, FAILED, FEATURES_OK};
+    use super::*;
+
+    #[test]
+    fn status_bits_are_taken_in_order_one_by_one_or_together() {
+        let all = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
+        for (current, written, features_ok, want) in [
+            (0, ACKNOWLEDGE, false, ACKNOWLEDGE),
+            (0, ACKNOWLEDGE | DRIVER, false, ACKNOWLEDGE | DRIVER),
+            (0, all, true, all),
+            // A bit whose turn it isn't.
+            (0, DRIVER, true, 0),
+            (0, DRIVER_OK, true, 0),
+            (ACKNOWLEDGE, ACKNOWLEDGE | FEATURES_OK, true, ACKNOWLEDGE),
+            (ACKNOWLEDGE | DRIVER, ACKNOWLEDGE | DRIVER | DRIVER_OK, true, ACKNOWLEDGE | DRIVER),
+            // Features that the device doesn't take, also together with what comes after.
+            (ACKNOWLEDGE | DRIVER, all, false, ACKNOWLEDGE | DRIVER),
+            // Bits are not cleared.
+            (all, ACKNOWLEDGE, true, all),
+            (all, FAILED, true, all | FAILED),
+            // Nothing after failure.
+            (FAILED, all, true, FAILED | ACKNOWLEDGE),
+            // NEEDS_RESET and unknown bits are not the driver's.
+            (0, status::NEEDS_RESET | 0x30, true, 0),
+        ] {
+            assert_eq!(
+                next_status(current, written, features_ok),
+                want,
+                "{current:#x} {written:#x} {features_ok}"
+            );
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_written_the_status_stays_one_that_can_be_reached(
+            writes in proptest::collection::vec((1u8.., any::<bool>()), 0..16),
+        ) {
+            let mut status = 0;
+            let mut features_were_ok = false;
+            for (written, features_ok) in writes {
+                let before = status;
+                status = next_status(before, written, features_ok);
+                features_were_ok |= features_ok;
+                prop_assert_eq!(status & before, before);
+                prop_assert_eq!(status & !(written | before), 0);
+                for (bit, needs) in [(DRIVER, ACKNOWLEDGE), (FEATURES_OK, DRIVER), (DRIVER_OK, FEATURES_OK)] {
+                    prop_assert!(status & bit == 0 || status & needs != 0);
+                }
+                prop_assert!(status & FEATURES_OK == 0 || features_were_ok);
+                prop_assert_eq!(status & status::NEEDS_RESET, 0);
+            }
+        }
+    }
+}

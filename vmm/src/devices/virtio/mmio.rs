@@ -115,7 +115,10 @@ impl MmioTransport {
     /// 0 for a queue that isn't there.
     fn queue_max_size(&self) -> u32 {
         let sizes = self.lifecycle.device().queue_max_sizes();
-        usize::try_from(self.queue_select).ok().and_then(|index| sizes.get(index)).map_or(0, |&max| max.into())
+        usize::try_from(self.queue_select)
+            .ok()
+            .and_then(|index| sizes.get(index))
+            .map_or(0, |&max| max.into())
     }
 
     fn write_register(&mut self, offset: u64, value: u32) {
@@ -184,3 +187,6 @@ impl BusDevice for MmioTransport {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -256,3 +256,6 @@ impl VirtQueue {
         self.interrupt.set_needs_reset();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,10 +26,7 @@ impl Worker {
     ///
     /// # Errors
     /// No eventfd or no thread could be made.
-    pub fn spawn(
-        name: &str,
-        run: impl FnOnce(BorrowedFd<'_>) + Send + 'static,
-    ) -> Result<Self, DeviceError> {
+    pub fn spawn(name: &str, run: impl FnOnce(BorrowedFd<'_>) + Send + 'static) -> Result<Self, DeviceError> {
         let failed = |source| DeviceError::Worker { name: name.to_owned(), source };
         let stop = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(DeviceError::EventFd)?;
         let stop_seen = stop.try_clone().map_err(DeviceError::EventFd)?;

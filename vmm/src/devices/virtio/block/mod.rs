@@ -117,8 +117,7 @@ impl VirtioDevice for Block {
         let Ok([queue]) = <[VirtQueue; 1]>::try_from(activation.queues) else {
             return Err(DeviceError::QueueCount { device: "block", given });
         };
-        let mut poller =
-            Poller::new(&[(queue.notifier_fd(), EventSet::IN)]).map_err(DeviceError::EventFd)?;
+        let mut poller = Poller::new(&[(queue.notifier_fd(), EventSet::IN)]).map_err(DeviceError::EventFd)?;
         let request = Request::new(queue.new_chain(), queue.new_buffers());
         let disk = self.disk.clone();
         self.worker = Some(Worker::spawn("block", move |stop| {
@@ -195,7 +194,9 @@ impl Server {
                 self.queue.signal()?;
             }
             // A driver that always adds one more must not outlive a reset, either.
-            if !self.queue.enable_notification()? || !poller.wait(false, |_, _| {}).map_err(ServeError::Wait)? {
+            if !self.queue.enable_notification()?
+                || !poller.wait(false, |_, _| {}).map_err(ServeError::Wait)?
+            {
                 return Ok(());
             }
         }

@@ -85,7 +85,11 @@ impl Request {
             }
             abi::VIRTIO_BLK_T_FLUSH if disk.flush => Ok(disk.file.flush()?),
             abi::VIRTIO_BLK_T_GET_ID => {
-                if writable.write_at(0, &disk.id) == ID_BYTES { Ok(()) } else { Err(Refusal::Io) }
+                if writable.write_at(0, &disk.id) == ID_BYTES {
+                    Ok(())
+                } else {
+                    Err(Refusal::Io)
+                }
             }
             abi::VIRTIO_BLK_T_DISCARD | abi::VIRTIO_BLK_T_WRITE_ZEROES => {
                 refuse_read_only(disk)?;

@@ -44,7 +44,9 @@ pub enum NetError {
         source: io::Error,
     },
     /// `tap_fd` is a tap of another mode.
-    #[error("network interface {iface}: tap_fd {fd} is not a tap opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR")]
+    #[error(
+        "network interface {iface}: tap_fd {fd} is not a tap opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR"
+    )]
     WrongMode {
         /// The interface.
         iface: String,
@@ -219,5 +221,8 @@ fn tap_error(iface: &str, name: &str, operation: &'static str, source: io::Error
 }
 
 fn interface_request(flags: libc::c_short) -> libc::ifreq {
-    libc::ifreq { ifr_name: [0; libc::IFNAMSIZ], ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags } }
+    libc::ifreq {
+        ifr_name: [0; libc::IFNAMSIZ],
+        ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_flags: flags },
+    }
 }
