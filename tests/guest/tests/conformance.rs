@@ -127,6 +127,22 @@ fn the_guest_passes_entered_by_the_linux_boot_protocol() {
 }
 
 #[test]
+fn the_guest_finds_the_processors_and_memory_it_was_given() {
+    let (monitor, guest) = programs_or_skip!();
+    // The last one has memory above 4 GiB.
+    for (processors, mib) in [(1, 16), (4, 256), (32, 4096)] {
+        let line = format!("mote.test mote.processors={processors} mote.memory_mib={mib}");
+        let mut config = host::config(&guest, &line);
+        config.machine_config.vcpu_count = processors;
+        config.machine_config.mem_size_mib = mib;
+        let outcome = run(&monitor, &config);
+        if let Err(why) = outcome.report().verdict() {
+            panic!("{processors} processors, {mib} MiB: {why}\n{}\n{}", outcome.output, outcome.log);
+        }
+    }
+}
+
+#[test]
 fn the_monitor_survives_a_hostile_guest() {
     let (monitor, guest) = programs_or_skip!();
     device_test(&monitor, &guest, "mote.hostile");
