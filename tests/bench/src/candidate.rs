@@ -33,6 +33,17 @@ impl Candidate {
         }
     }
 
+    /// Has the program's file written back: pages of a file that was just built count as dirty in every process that
+    /// maps them.
+    pub fn write_back(&self) -> Result<()> {
+        let program = match self {
+            Self::Floor(program) | Self::CloudHypervisor(program) => program,
+            Self::Monitor(_, monitor) => monitor.program(),
+        };
+        let file = fs::File::open(program).with_context(|| format!("open {}", program.display()))?;
+        file.sync_all().with_context(|| format!("write back {}", program.display()))
+    }
+
     /// The command that starts `guest` with this command line, one processor and no devices but the serial port, whose
     /// output is the command's stdout. A configuration file is put into `directory`.
     pub fn command(&self, guest: &Path, line: &str, memory_mib: u32, directory: &Path) -> Result<Command> {

@@ -85,8 +85,10 @@ fn spawn(command: &mut Command) -> Result<Child> {
     command.spawn().with_context(|| format!("start {}", command.get_program().display()))
 }
 
-/// All output, and for each piece where it ended and when it came.
-fn read_to_end(child: &mut Child) -> Result<(Vec<u8>, Vec<(usize, Instant)>)> {
+/// For each piece of output where it ended and when it came.
+type Arrivals = Vec<(usize, Instant)>;
+
+fn read_to_end(child: &mut Child) -> Result<(Vec<u8>, Arrivals)> {
     let mut stdout = child.stdout.take().context("stdout is a pipe")?;
     let (mut output, mut arrivals) = (Vec::new(), Vec::new());
     let mut buffer = [0; 4096];

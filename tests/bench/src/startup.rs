@@ -58,6 +58,9 @@ pub struct Results {
 /// Measures.
 pub fn run(arguments: &StartupArguments) -> Result<Results> {
     let candidates = candidates(arguments)?;
+    for candidate in &candidates {
+        candidate.write_back().context(candidate.name())?;
+    }
     let directory = tempfile::tempdir().context("temporary directory")?;
     let guest =
         arguments.guest.canonicalize().with_context(|| format!("guest {}", arguments.guest.display()))?;
