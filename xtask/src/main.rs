@@ -9,7 +9,8 @@ mod architecture;
 mod tests;
 
 const HELP: &str = "\
-cargo xtask check             formatting, clippy without warnings, and the architecture's invariants
+cargo xtask check             formatting and the architecture's invariants
+cargo xtask lint              clippy without warnings
 cargo xtask test [-- ARGS]    all tests (ARGS go to the runner), ended by `N passed, N failed, N skipped`
 ";
 
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     let outcome = match args.next().as_deref() {
         Some("check") => check(),
+        Some("lint") => lint(),
         Some("test") => tests::run(args.filter(|a| a != "--").collect()),
         _ => {
             print!("{HELP}");
@@ -34,7 +36,11 @@ fn main() -> ExitCode {
 
 fn check() -> anyhow::Result<()> {
     architecture::check()?;
-    cargo(&["fmt", "--all", "--check"])?;
+    cargo(&["fmt", "--all", "--check"])
+}
+
+/// Clippy without warnings, for the host and for the bare-metal guest.
+fn lint() -> anyhow::Result<()> {
     let all = [
         "clippy",
         "-q",
@@ -49,8 +55,18 @@ fn check() -> anyhow::Result<()> {
     ];
     cargo(&all)?;
     cargo(&["clippy", "-q", "--release", "-p", "mote-guest", "--all-targets", "--", "-D", "warnings"])?;
-    let bare_metal =
-        ["clippy", "-q", "--profile", "guest", "-p", "mote-guest", "--no-default-features", "--features", "freestanding", "--bins"];
+    let bare_metal = [
+        "clippy",
+        "-q",
+        "--profile",
+        "guest",
+        "-p",
+        "mote-guest",
+        "--no-default-features",
+        "--features",
+        "freestanding",
+        "--bins",
+    ];
     cargo(&[&bare_metal[..], &["--", "-D", "warnings"]].concat())
 }
 

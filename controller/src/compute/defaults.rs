@@ -87,6 +87,9 @@ mod tests {
         assert_eq!(networks["networks"].as_array().unwrap().len(), 0);
         test.get("/compute/v2.1/flavors/1", admin).await.expect(404);
         let (_, token) = test.tenant("ada", "member").await;
-        assert_eq!(test.get("/network/v2.0/networks", &token).await.expect(200)["networks"], serde_json::json!([]));
+        assert_eq!(
+            test.get("/network/v2.0/networks", &token).await.expect(200)["networks"],
+            serde_json::json!([])
+        );
     }
 }

@@ -178,14 +178,19 @@ fn text(body: &mut Map<String, Value>, name: &str) -> Result<Option<String>, Api
         Some(Value::Number(number)) if name == "id" => number.to_string(),
         Some(_) => return Err(bad(format!("{name}: must be a string."))),
     };
-    match !text.is_empty() && text.len() <= MAX_TEXT && text.trim() == text && !text.contains(char::is_control) {
+    match !text.is_empty()
+        && text.len() <= MAX_TEXT
+        && text.trim() == text
+        && !text.contains(char::is_control)
+    {
         true => Ok(Some(text)),
         false => Err(bad(format!("{name}: must have 1 to {MAX_TEXT} printable characters."))),
     }
 }
 
 fn new_flavor(body: Value) -> Result<Flavor, ApiError> {
-    let Some(Value::Object(mut flavor)) = body.as_object().and_then(|body| body.get("flavor").cloned()) else {
+    let Some(Value::Object(mut flavor)) = body.as_object().and_then(|body| body.get("flavor").cloned())
+    else {
         return Err(bad("flavor: an object is required."));
     };
     let body = &mut flavor;
@@ -214,7 +219,9 @@ fn new_flavor(body: Value) -> Result<Flavor, ApiError> {
     }
     match body.remove("os-flavor-access:is_public") {
         None | Some(Value::Bool(true)) => {}
-        Some(_) => return Err(bad("os-flavor-access:is_public: every flavor is public here, it must be true.")),
+        Some(_) => {
+            return Err(bad("os-flavor-access:is_public: every flavor is public here, it must be true."));
+        }
     }
     match body.keys().next() {
         Some(name) => Err(bad(format!("{name}: flavors have no such property."))),
@@ -231,7 +238,10 @@ async fn create(
     let new = new_flavor(body)?;
     let mut tx = app.begin().await?;
     insert(&mut tx, &new).await.map_err(|error| match is_unique_violation(&error) {
-        true => ApiError::Conflict(format!("A flavor with the ID {} or the name {} already exists.", new.id, new.name)),
+        true => ApiError::Conflict(format!(
+            "A flavor with the ID {} or the name {} already exists.",
+            new.id, new.name
+        )),
         false => error.into(),
     })?;
     tx.commit().await?;
@@ -272,7 +282,11 @@ async fn specs(app: &App, id: &str) -> Result<Map<String, Value>, ApiError> {
     Ok(specs.into_iter().map(|(key, value)| (key, value.into())).collect())
 }
 
-async fn extra_specs(State(app): State<App>, _ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+async fn extra_specs(
+    State(app): State<App>,
+    _ctx: Ctx,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
     Ok(Json(json!({"extra_specs": specs(&app, &id).await?})))
 }
 
@@ -317,7 +331,8 @@ mod tests {
         );
         let page = test.get(&format!("{URL}?limit=3&sort_key=name&minRam=512"), &token).await.expect(200);
         assert_eq!(names(&page), ["m1.large", "m1.medium", "m1.small"]);
-        let next = page["flavors_links"][0]["href"].as_str().unwrap().trim_start_matches("http://cloud.test:8774");
+        let next =
+            page["flavors_links"][0]["href"].as_str().unwrap().trim_start_matches("http://cloud.test:8774");
         let last = test.get(next, &token).await.expect(200);
         assert_eq!((names(&last), last["flavors_links"].is_null()), (vec!["m1.tiny"], true));
         let none = test.get(&format!("{URL}?is_public=false"), &test.admin_token).await.expect(200);

@@ -99,7 +99,8 @@ fn version_number(version: &str) -> i64 {
 
 async fn rows(app: &App, ctx: &Ctx) -> Result<Vec<Row>, ApiError> {
     ctx.require_admin()?;
-    let sql = "SELECT h.id, h.number, h.name, h.enabled, h.disabled_reason, h.vcpus, h.memory_mib, h.disk_gib,
+    let sql =
+        "SELECT h.id, h.number, h.name, h.enabled, h.disabled_reason, h.vcpus, h.memory_mib, h.disk_gib,
             h.version, h.last_seen_us,
             CAST(COALESCE(SUM(s.vcpus), 0) AS BIGINT) AS vcpus_used,
             CAST(COALESCE(SUM(s.memory_mib), 0) AS BIGINT) AS memory_used,
@@ -184,8 +185,16 @@ async fn statistics(State(app): State<App>, ctx: Ctx) -> Result<Json<Value>, Api
         rows(&app, &ctx).await?.iter().filter(|row| row.enabled).map(Row::document).collect();
     let mut sums = Map::new();
     for name in [
-        "vcpus", "vcpus_used", "memory_mb", "memory_mb_used", "free_ram_mb", "local_gb", "local_gb_used",
-        "free_disk_gb", "running_vms", "current_workload",
+        "vcpus",
+        "vcpus_used",
+        "memory_mb",
+        "memory_mb_used",
+        "free_ram_mb",
+        "local_gb",
+        "local_gb_used",
+        "free_disk_gb",
+        "running_vms",
+        "current_workload",
     ] {
         let sum: i64 = documents.iter().filter_map(|document| document[name].as_i64()).sum();
         sums.insert(name.into(), sum.into());
@@ -219,9 +228,17 @@ mod tests {
         assert_eq!((list["hypervisors"].as_array().unwrap().len(), &list["hypervisors"][0]), (2, &expected));
         let shown = test.get(&format!("{URL}/1"), admin).await.expect(200)["hypervisor"].take();
         for (name, value) in [
-            ("vcpus", 8), ("vcpus_used", 4), ("memory_mb", 16384), ("memory_mb_used", 1024), ("free_ram_mb", 15360),
-            ("local_gb", 100), ("local_gb_used", 10), ("free_disk_gb", 90), ("running_vms", 1),
-            ("current_workload", 0), ("hypervisor_version", 2001),
+            ("vcpus", 8),
+            ("vcpus_used", 4),
+            ("memory_mb", 16384),
+            ("memory_mb_used", 1024),
+            ("free_ram_mb", 15360),
+            ("local_gb", 100),
+            ("local_gb_used", 10),
+            ("free_disk_gb", 90),
+            ("running_vms", 1),
+            ("current_workload", 0),
+            ("hypervisor_version", 2001),
         ] {
             assert_eq!(shown[name], json!(value), "{name}");
         }

@@ -145,7 +145,9 @@ fn is_key(kind: &str, blob: &[u8]) -> bool {
 fn parse(public_key: &str) -> Result<(String, String), ApiError> {
     let line = public_key.trim();
     if line.len() > MAX_PUBLIC_KEY {
-        return Err(bad(format!("Keypair data is invalid: the public key is longer than {MAX_PUBLIC_KEY} bytes.")));
+        return Err(bad(format!(
+            "Keypair data is invalid: the public key is longer than {MAX_PUBLIC_KEY} bytes."
+        )));
     }
     if line.chars().any(char::is_control) {
         return Err(bad("Keypair data is invalid: the public key must be one line."));
@@ -280,12 +282,16 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_public_key_is_refused() {
         let test = TestApp::new().await;
-        for key in ["", "ssh-ed25519", "ssh-rsa AAAA", "-----BEGIN", &ed25519().replace("ssh-ed25519", "ssh-rsa")] {
+        for key in
+            ["", "ssh-ed25519", "ssh-rsa AAAA", "-----BEGIN", &ed25519().replace("ssh-ed25519", "ssh-rsa")]
+        {
             let body = json!({"keypair": {"name": "k", "public_key": key}});
             test.post(URL, &test.admin_token, body).await.expect(400);
         }
         let two = format!("{}\n{}", ed25519(), ed25519());
-        test.post(URL, &test.admin_token, json!({"keypair": {"name": "k", "public_key": two}})).await.expect(400);
+        test.post(URL, &test.admin_token, json!({"keypair": {"name": "k", "public_key": two}}))
+            .await
+            .expect(400);
         let none = test.post(URL, &test.admin_token, json!({"keypair": {"name": "k"}})).await.expect(400);
         assert!(none["badRequest"]["message"].as_str().unwrap().contains("import"), "{none}");
         let body = json!({"keypair": {"name": "a/b", "public_key": ed25519()}});

@@ -244,7 +244,11 @@ async fn update(
 }
 
 /// Back to the defaults.
-async fn reset(State(app): State<App>, ctx: Ctx, Path(project): Path<String>) -> Result<StatusCode, ApiError> {
+async fn reset(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path(project): Path<String>,
+) -> Result<StatusCode, ApiError> {
     ctx.require_admin()?;
     let mut tx = app.begin().await?;
     for resource in Resource::ALL {
@@ -293,7 +297,8 @@ mod tests {
         let (_, token) = test.tenant("ada", "member").await;
         let path = format!("/compute/v2.1/os-quota-sets/{}", test.admin.project_id);
         test.get(&path, &token).await.expect(403);
-        for quota in [json!({"floating_ips": 3}), json!({"ram": -2}), json!({"ram": 1.5}), json!({"cores": null})]
+        for quota in
+            [json!({"floating_ips": 3}), json!({"ram": -2}), json!({"ram": 1.5}), json!({"cores": null})]
         {
             let body = json!({"quota_set": quota});
             test.call(Method::PUT, &path, &test.admin_token, body).await.expect(400);

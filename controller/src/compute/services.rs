@@ -92,7 +92,10 @@ async fn change(
         return Err(ApiError::BadRequest(format!("disabled_reason: must have 1 to {MAX_REASON} bytes.")));
     }
     if change.binary != BINARY {
-        return Err(ApiError::NotFound(format!("Could not find binary {} on host {}.", change.binary, change.host)));
+        return Err(ApiError::NotFound(format!(
+            "Could not find binary {} on host {}.",
+            change.binary, change.host
+        )));
     }
     let mut tx = app.begin().await?;
     let known = sqlx::query("UPDATE hosts SET enabled = $2, disabled_reason = $3 WHERE name = $1")
@@ -140,7 +143,10 @@ mod tests {
             (&json!("h1"), &json!("disabled"), &json!("up"), &json!("disk"))
         );
         let one = test.get(&format!("{url}?host=h2"), admin).await.expect(200);
-        assert_eq!((one["services"].as_array().unwrap().len(), &one["services"][0]["status"]), (1, &json!("enabled")));
+        assert_eq!(
+            (one["services"].as_array().unwrap().len(), &one["services"][0]["status"]),
+            (1, &json!("enabled"))
+        );
         test.call(Method::PUT, &format!("{url}/enable"), admin, body).await.expect(400);
         let body = json!({"host": "h1", "binary": "nova-compute"});
         test.call(Method::PUT, &format!("{url}/enable"), admin, body).await.expect(200);

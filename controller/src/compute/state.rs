@@ -75,7 +75,9 @@ pub(crate) fn status(vm_state: VmState, task_state: Option<TaskState>) -> &'stat
     match (vm_state, task_state) {
         (VmState::Building, _) => "BUILD",
         (VmState::Active, Some(TaskState::Rebooting)) => "REBOOT",
-        (VmState::Active | VmState::Stopped | VmState::Error, Some(TaskState::RebootingHard)) => "HARD_REBOOT",
+        (VmState::Active | VmState::Stopped | VmState::Error, Some(TaskState::RebootingHard)) => {
+            "HARD_REBOOT"
+        }
         (VmState::Active, _) => "ACTIVE",
         (VmState::Stopped, _) => "SHUTOFF",
         (VmState::Error, _) => "ERROR",
@@ -152,8 +154,10 @@ pub(crate) fn observe(known: &Known, observed: &ObservedServer, applied_generati
         }
         _ => return None,
     };
-    let desired_power = if vm_state == VmState::Stopped { DesiredPower::Stopped } else { known.desired_power };
-    let same = (vm_state, task_state, desired_power) == (known.vm_state, known.task_state, known.desired_power);
+    let desired_power =
+        if vm_state == VmState::Stopped { DesiredPower::Stopped } else { known.desired_power };
+    let same =
+        (vm_state, task_state, desired_power) == (known.vm_state, known.task_state, known.desired_power);
     (!same).then_some(Change { vm_state, task_state, desired_power, fault })
 }
 
@@ -232,7 +236,9 @@ mod tests {
             ..building()
         };
         assert_eq!(status(known.vm_state, known.task_state), "REBOOT");
-        for state in [ServerState::Running, ServerState::Stopped, ServerState::Preparing, ServerState::Removing] {
+        for state in
+            [ServerState::Running, ServerState::Stopped, ServerState::Preparing, ServerState::Removing]
+        {
             assert_eq!(observe(&known, &report(state, 1), 9), None, "{state:?}");
         }
         let change = observe(&known, &report(ServerState::Running, 2), 6).expect("moves");

@@ -101,7 +101,9 @@ async fn rows(app: &App, project: Option<&str>, period: Period) -> Result<Vec<Ro
     .fetch_all(&app.db)
     .await?;
     match rows.len() > MAX_SERVERS {
-        true => Err(ApiError::BadRequest(format!("More than {MAX_SERVERS} servers: ask for a shorter period."))),
+        true => {
+            Err(ApiError::BadRequest(format!("More than {MAX_SERVERS} servers: ask for a shorter period.")))
+        }
         false => Ok(rows),
     }
 }

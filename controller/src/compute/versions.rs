@@ -108,7 +108,10 @@ mod tests {
         }
         for path in ["/compute/v2.1", "/compute/v2.1/"] {
             let one = test.get(path, "").await.expect(200);
-            assert_eq!((&one["version"]["min_version"], &one["version"]["version"]), (&json!("2.1"), &json!("2.1")));
+            assert_eq!(
+                (&one["version"]["min_version"], &one["version"]["version"]),
+                (&json!("2.1"), &json!("2.1"))
+            );
             assert_eq!(one["version"]["links"][0]["href"], "http://cloud.test:8774/compute/v2.1/");
         }
     }

@@ -15,9 +15,7 @@ use crate::{
 
 /// The routes.
 pub(super) fn routes() -> Router<App> {
-    Router::new()
-        .route("/os-availability-zone", get(list))
-        .route("/os-availability-zone/detail", get(detail))
+    Router::new().route("/os-availability-zone", get(list)).route("/os-availability-zone/detail", get(detail))
 }
 
 #[derive(Debug, FromRow)]

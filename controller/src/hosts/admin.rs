@@ -20,7 +20,11 @@ use super::{
 use crate::{
     app::App,
     db::rfc3339_s,
-    http::{context::Ctx, error::ApiError, json::{self, JsonBody}},
+    http::{
+        context::Ctx,
+        error::ApiError,
+        json::{self, JsonBody},
+    },
     scheduler::{Policy, Resources},
 };
 
@@ -139,9 +143,8 @@ async fn found(conn: &mut SqliteConnection, id: &str) -> Result<Value, ApiError>
 
 fn document(row: &HostRow) -> Result<Value, ApiError> {
     let view = row.view()?;
-    let amounts = |of: Resources| {
-        json!({"vcpus": of.vcpus, "memory_mib": of.memory_mib, "disk_gib": of.disk_gib})
-    };
+    let amounts =
+        |of: Resources| json!({"vcpus": of.vcpus, "memory_mib": of.memory_mib, "disk_gib": of.disk_gib});
     let (mut has, mut usage) = (amounts(view.capacity), amounts(view.used));
     has["kernel"] = json!(row.kernel);
     has["version"] = json!(row.version);

@@ -150,8 +150,12 @@ async fn ports(conn: &mut SqliteConnection, host: &str) -> Result<Vec<(String, P
             continue;
         }
         let server_id = parse(&row.server_id)?;
-        let spec =
-            PortSpec { id, server_id, mac_address: row.mac_address, fixed_ips: address.into_iter().collect() };
+        let spec = PortSpec {
+            id,
+            server_id,
+            mac_address: row.mac_address,
+            fixed_ips: address.into_iter().collect(),
+        };
         ports.push((row.network_id, spec));
     }
     Ok(ports)

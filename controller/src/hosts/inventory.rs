@@ -64,7 +64,8 @@ pub(crate) fn is_up(last_seen_us: i64) -> bool {
 
 /// All hosts by name. A server counts from the moment that its row names the host until the host has removed it.
 pub(super) async fn rows(conn: &mut SqliteConnection) -> Result<Vec<HostRow>, ApiError> {
-    let sql = "SELECT h.id, h.name, h.availability_zone, h.enabled, h.vcpus, h.memory_mib, h.disk_gib, h.kernel,
+    let sql =
+        "SELECT h.id, h.name, h.availability_zone, h.enabled, h.vcpus, h.memory_mib, h.disk_gib, h.kernel,
             h.version, h.traits, h.last_seen_us, COUNT(s.id) AS servers,
             CAST(COALESCE(SUM(s.vcpus), 0) AS BIGINT) AS used_vcpus,
             CAST(COALESCE(SUM(s.memory_mib), 0) AS BIGINT) AS used_memory_mib,
@@ -93,10 +94,12 @@ pub(crate) async fn policy(conn: &mut SqliteConnection) -> Result<Policy, ApiErr
 
 /// Changes the policy; it counts from the next decision on.
 pub(super) async fn set_policy(conn: &mut SqliteConnection, policy: Policy) -> Result<(), ApiError> {
-    sqlx::query("INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = $2")
-        .bind(POLICY_SETTING)
-        .bind(policy.name())
-        .execute(conn)
-        .await?;
+    sqlx::query(
+        "INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = $2",
+    )
+    .bind(POLICY_SETTING)
+    .bind(policy.name())
+    .execute(conn)
+    .await?;
     Ok(())
 }

@@ -6,7 +6,11 @@ use mote_host_api::{CloudId, HostId, Inventory, JoinRequest, JoinResponse};
 use sqlx::{FromRow, SqliteConnection};
 
 use super::secrets;
-use crate::{app::App, db::now_us, http::{error::ApiError, json::JsonBody}};
+use crate::{
+    app::App,
+    db::now_us,
+    http::{error::ApiError, json::JsonBody},
+};
 
 /// The installation's id in `settings`.
 const CLOUD_ID_SETTING: &str = "cloud_id";

@@ -61,7 +61,8 @@ struct Row {
 
 impl Row {
     fn known(&self) -> Result<Known, ApiError> {
-        let unknown = |word: &str| ApiError::internal(format!("unknown state '{word}' of server {}", self.id));
+        let unknown =
+            |word: &str| ApiError::internal(format!("unknown state '{word}' of server {}", self.id));
         let task_state = match &self.task_state {
             Some(word) => Some(TaskState::from_word(word).ok_or_else(|| unknown(word))?),
             None => None,
@@ -77,11 +78,7 @@ impl Row {
     }
 }
 
-async fn take(
-    tx: &mut SqliteConnection,
-    host: &str,
-    observed: &ObservedState,
-) -> Result<Outcome, ApiError> {
+async fn take(tx: &mut SqliteConnection, host: &str, observed: &ObservedState) -> Result<Outcome, ApiError> {
     let generation: Option<i64> = sqlx::query_scalar("SELECT generation FROM hosts WHERE id = $1")
         .bind(host)
         .fetch_optional(&mut *tx)
@@ -183,10 +180,8 @@ pub(crate) async fn finish_deletion(tx: &mut SqliteConnection, id: &str) -> Resu
     .bind(now_us())
     .execute(&mut *tx)
     .await?;
-    let boot: String = sqlx::query_scalar("DELETE FROM servers WHERE id = $1 RETURNING boot")
-        .bind(id)
-        .fetch_one(tx)
-        .await?;
+    let boot: String =
+        sqlx::query_scalar("DELETE FROM servers WHERE id = $1 RETURNING boot").bind(id).fetch_one(tx).await?;
     let boot: BootSpec = serde_json::from_str(&boot).map_err(ApiError::internal)?;
     let images = [Some(boot.disk), Some(boot.kernel), boot.ramdisk];
     Ok(images.into_iter().flatten().map(|image| image.sha256).collect())

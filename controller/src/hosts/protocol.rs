@@ -37,8 +37,7 @@ pub(super) async fn image(
     .bind(&sha256)
     .fetch_optional(&app.db)
     .await?;
-    let boot: BootSpec =
-        serde_json::from_str(&boot.ok_or_else(not_found)?).map_err(ApiError::internal)?;
+    let boot: BootSpec = serde_json::from_str(&boot.ok_or_else(not_found)?).map_err(ApiError::internal)?;
     let parts = [Some(boot.disk), Some(boot.kernel), boot.ramdisk];
     let part = parts.into_iter().flatten().find(|part| part.sha256 == sha256).ok_or_else(not_found)?;
     image::data::send(&app.images, &sha256, 0..part.size).await

@@ -60,7 +60,8 @@ impl FakeHost {
     }
 
     async fn desired(&self, test: &TestApp, after: u64) -> DesiredState {
-        let answer = self.call(test, Method::GET, &format!("desired?after={after}&wait=30"), Value::Null).await;
+        let answer =
+            self.call(test, Method::GET, &format!("desired?after={after}&wait=30"), Value::Null).await;
         serde_json::from_value(answer.expect(200)).unwrap()
     }
 
@@ -100,7 +101,8 @@ async fn network(test: &TestApp, token: &str) -> String {
 async fn server(test: &TestApp, host: &FakeHost, project: &str, network: &str, disk: &str) -> ServerId {
     let id = ServerId::new();
     let image = |sha256: &str| ImageSpec { sha256: sha256.into(), size: 5 };
-    let boot = BootSpec { disk: image(disk), kernel: image(&"b".repeat(64)), ramdisk: None, command_line: None };
+    let boot =
+        BootSpec { disk: image(disk), kernel: image(&"b".repeat(64)), ramdisk: None, command_line: None };
     let mut tx = test.app.begin().await.unwrap();
     let (touched, generation) = touch(&mut tx, &host.id()).await.unwrap();
     sqlx::query(
@@ -160,7 +162,10 @@ async fn only_a_valid_token_lets_a_host_join_and_joining_again_changes_its_secre
     test.post("/mote/v1/hosts", "", join_body(token, "a/b")).await.expect(400);
     test.post("/mote/v1/hosts", "", join_body(token, "h0")).await.expect(201);
     test.post("/mote/v1/hosts", "", join_body(token, "h9")).await.expect(401);
-    sqlx::query("UPDATE join_tokens SET uses_left = NULL, expires_us = 1").execute(&test.app.db).await.unwrap();
+    sqlx::query("UPDATE join_tokens SET uses_left = NULL, expires_us = 1")
+        .execute(&test.app.db)
+        .await
+        .unwrap();
     test.post("/mote/v1/hosts", "", join_body(token, "h9")).await.expect(401);
 
     let (first, second) = (FakeHost::join(&test, "h1").await, FakeHost::join(&test, "h1").await);
@@ -188,8 +193,7 @@ async fn desired_state_is_whole_and_wakes_the_host_that_waits() {
     let (project, token) = test.tenant("t", "member").await;
     let network = network(&test, &token).await;
     let disk = "a".repeat(64);
-    let (state, id) =
-        tokio::join!(host.desired(&test, 1), server(&test, &host, &project, &network, &disk));
+    let (state, id) = tokio::join!(host.desired(&test, 1), server(&test, &host, &project, &network, &disk));
     assert_eq!(state.generation, 2);
     let spec = &state.servers[0];
     assert_eq!((spec.id, spec.power, spec.vcpus, spec.memory_mib), (id, DesiredPower::Running, 2, 512));
@@ -238,7 +242,10 @@ async fn reports_move_servers_and_end_deletions() {
     assert_eq!(there().await, 1);
     host.report(&test, generation, vec![]).await.expect(204);
     assert_eq!(there().await, 0);
-    assert_eq!(count(&test, "SELECT COUNT(*) FROM ports WHERE device_owner != 'network:distributed'").await, 0);
+    assert_eq!(
+        count(&test, "SELECT COUNT(*) FROM ports WHERE device_owner != 'network:distributed'").await,
+        0
+    );
     assert_eq!(count(&test, "SELECT COUNT(*) FROM server_usage WHERE ended_us > started_us").await, 1);
     // Repeating it is harmless.
     host.report(&test, generation, vec![]).await.expect(204);

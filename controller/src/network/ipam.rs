@@ -57,7 +57,9 @@ pub(super) fn is_device_address(cidr: Ipv4Net, ip: Ipv4Addr) -> bool {
 /// All addresses but the gateway's.
 pub(super) fn default_pools(cidr: Ipv4Net, gateway: Option<Ipv4Addr>) -> Vec<Pool> {
     let (start, end) = device_range(cidr);
-    let Some(gateway) = gateway.filter(|ip| (start..=end).contains(ip)) else { return vec![Pool { start, end }] };
+    let Some(gateway) = gateway.filter(|ip| (start..=end).contains(ip)) else {
+        return vec![Pool { start, end }];
+    };
     let gateway = u32::from(gateway);
     let before = Pool { start, end: Ipv4Addr::from(gateway - 1) };
     let after = Pool { start: Ipv4Addr::from(gateway + 1), end };
@@ -91,7 +93,8 @@ pub(super) fn check_pools(
     }
     for pair in pools.windows(2) {
         if pair[1].start <= pair[0].end {
-            let text = format!("Found overlapping allocation pools: {} {}.", named(&pair[0]), named(&pair[1]));
+            let text =
+                format!("Found overlapping allocation pools: {} {}.", named(&pair[0]), named(&pair[1]));
             return Err(ApiError::Conflict(text).named("OverlappingAllocationPools"));
         }
     }
@@ -159,10 +162,13 @@ pub(super) fn exhausted(network_id: &str) -> ApiError {
 
 /// An address out of a request, checked against nothing but its form.
 pub(super) fn parse_cidr(text: &str) -> Result<Ipv4Net, ApiError> {
-    let cidr: Ipv4Net = text.parse().map_err(|_| invalid("cidr", format!("'{text}' is not a valid IPv4 subnet")))?;
+    let cidr: Ipv4Net =
+        text.parse().map_err(|_| invalid("cidr", format!("'{text}' is not a valid IPv4 subnet")))?;
     match cidr.addr() == cidr.network() {
         true => Ok(cidr),
-        false => Err(invalid("cidr", format!("'{text}' isn't a recognized IP subnet cidr, '{}' is", cidr.trunc()))),
+        false => {
+            Err(invalid("cidr", format!("'{text}' isn't a recognized IP subnet cidr, '{}' is", cidr.trunc())))
+        }
     }
 }
 

@@ -44,7 +44,8 @@ impl Query {
                 "sort_key" => query.sort.push((value, false)),
                 "sort_dir" => directions.push(descending(&value)?),
                 "limit" => {
-                    let limit = value.parse().map_err(|_| invalid("limit", format!("'{value}' is no number")))?;
+                    let limit =
+                        value.parse().map_err(|_| invalid("limit", format!("'{value}' is no number")))?;
                     query.limit = (limit > 0).then_some(limit);
                 }
                 "marker" => query.marker = Some(value),
@@ -60,7 +61,10 @@ impl Query {
             asked.map(String::as_str).filter(|key| !collection.attributes.contains(key)).collect();
         match unknown.is_empty() {
             true => Ok(query),
-            false => Err(ApiError::BadRequest(format!("['{}'] is invalid attribute for filter", unknown.join("', '")))),
+            false => Err(ApiError::BadRequest(format!(
+                "['{}'] is invalid attribute for filter",
+                unknown.join("', '")
+            ))),
         }
     }
 
@@ -112,7 +116,9 @@ impl Query {
 
     fn order(&self, a: &Value, b: &Value) -> Ordering {
         let compare = |key: &str| match (&a[key], &b[key]) {
-            (Value::Number(a), Value::Number(b)) => a.as_f64().partial_cmp(&b.as_f64()).unwrap_or(Ordering::Equal),
+            (Value::Number(a), Value::Number(b)) => {
+                a.as_f64().partial_cmp(&b.as_f64()).unwrap_or(Ordering::Equal)
+            }
             (a, b) => text(a).cmp(&text(b)),
         };
         self.sort.iter().fold(Ordering::Equal, |order, (key, descending)| {
@@ -122,14 +128,20 @@ impl Query {
 
     /// What else was asked, for the link to the next page.
     fn rest(&self) -> String {
-        let filters =
-            self.filters.iter().flat_map(|(key, values)| values.iter().map(move |value| (key.as_str(), value)));
+        let filters = self
+            .filters
+            .iter()
+            .flat_map(|(key, values)| values.iter().map(move |value| (key.as_str(), value)));
         let mut rest = String::new();
         for (key, value) in filters.chain(self.fields.iter().map(|field| ("fields", field))) {
             rest.push_str(&format!("&{}={}", encode(key), encode(value)));
         }
         for (key, descending) in &self.sort {
-            rest.push_str(&format!("&sort_key={}&sort_dir={}", encode(key), if *descending { "desc" } else { "asc" }));
+            rest.push_str(&format!(
+                "&sort_key={}&sort_dir={}",
+                encode(key),
+                if *descending { "desc" } else { "asc" }
+            ));
         }
         rest
     }
@@ -160,9 +172,9 @@ fn has(value: &Value, wanted: &str) -> bool {
     match value {
         Value::Bool(truth) => parse_bool(wanted) == Some(*truth),
         Value::Array(members) => members.iter().any(|member| has(member, wanted)),
-        Value::Object(map) => wanted.split_once('=').is_some_and(|(key, wanted)| {
-            map.get(key).is_some_and(|member| has(member, wanted))
-        }),
+        Value::Object(map) => wanted
+            .split_once('=')
+            .is_some_and(|(key, wanted)| map.get(key).is_some_and(|member| has(member, wanted))),
         other => text(other) == wanted,
     }
 }
@@ -180,7 +192,9 @@ fn encode(text: &str) -> String {
     let mut encoded = String::new();
     for byte in text.bytes() {
         match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(char::from(byte)),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
+                encoded.push(char::from(byte))
+            }
             other => encoded.push_str(&format!("%{other:02X}")),
         }
     }
@@ -191,8 +205,10 @@ fn encode(text: &str) -> String {
 mod tests {
     use super::*;
 
-    const THINGS: Collection =
-        Collection { name: "things", attributes: &["id", "name", "shared", "fixed_ips", "mtu", "gateway_ip"] };
+    const THINGS: Collection = Collection {
+        name: "things",
+        attributes: &["id", "name", "shared", "fixed_ips", "mtu", "gateway_ip"],
+    };
 
     fn things() -> Vec<Value> {
         vec![
@@ -225,7 +241,10 @@ mod tests {
 
     #[test]
     fn sorting_and_pages_reach_every_document_once() {
-        assert_eq!(ids(&[("sort_key", "mtu"), ("sort_key", "name"), ("sort_dir", "desc"), ("sort_dir", "asc")]), "132");
+        assert_eq!(
+            ids(&[("sort_key", "mtu"), ("sort_key", "name"), ("sort_dir", "desc"), ("sort_dir", "asc")]),
+            "132"
+        );
         let page = ask(&[("limit", "2"), ("shared", "False"), ("fields", "id"), ("limit", "1")]).unwrap();
         assert_eq!(page["things"], json!([{"id": "2"}]));
         let next = page["things_links"][0]["href"].as_str().unwrap();
@@ -236,7 +255,13 @@ mod tests {
 
     #[test]
     fn unknown_filters_markers_and_directions_are_refused() {
-        for pairs in [[("colour", "red")], [("marker", "9")], [("limit", "x")], [("sort_key", "q")], [("sort_dir", "up")]] {
+        for pairs in [
+            [("colour", "red")],
+            [("marker", "9")],
+            [("limit", "x")],
+            [("sort_key", "q")],
+            [("sort_dir", "up")],
+        ] {
             assert!(ask(&pairs).is_err(), "{pairs:?}");
         }
     }

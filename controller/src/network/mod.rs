@@ -15,7 +15,11 @@
 //! What is not there (routers, floating IPs, security groups) is 404 and not in the list of extensions. An attribute
 //! that can have one value only is refused with any other.
 
-use axum::{Json, Router, extract::{Path, State}, routing::get};
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    routing::get,
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -109,7 +113,9 @@ impl Scope {
         let owner = named.into_iter().flatten().next().unwrap_or_else(|| self.project.clone());
         match self.owns(&owner) {
             true => Ok(owner),
-            false => Err(ApiError::Forbidden("Only an admin can create resources of another project.".into())),
+            false => {
+                Err(ApiError::Forbidden("Only an admin can create resources of another project.".into()))
+            }
         }
     }
 

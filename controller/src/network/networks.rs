@@ -1,6 +1,9 @@
 //! Networks.
 
-use axum::{Json, extract::{Path, Query as Params, State}};
+use axum::{
+    Json,
+    extract::{Path, Query as Params, State},
+};
 use http::StatusCode;
 use serde_json::{Value, json};
 use sqlx::{FromRow, SqliteConnection};
@@ -31,9 +34,23 @@ const MAX_MTU: i64 = 9000;
 const NETWORKS: Collection = Collection {
     name: "networks",
     attributes: &[
-        "admin_state_up", "availability_zone_hints", "availability_zones", "created_at", "description", "id", "mtu",
-        "name", "project_id", "revision_number", "router:external", "shared", "status", "subnets", "tags",
-        "tenant_id", "updated_at",
+        "admin_state_up",
+        "availability_zone_hints",
+        "availability_zones",
+        "created_at",
+        "description",
+        "id",
+        "mtu",
+        "name",
+        "project_id",
+        "revision_number",
+        "router:external",
+        "shared",
+        "status",
+        "subnets",
+        "tags",
+        "tenant_id",
+        "updated_at",
     ],
 };
 
@@ -86,7 +103,11 @@ impl NetworkRow {
 }
 
 /// The network of that id, if the asker may see it.
-pub(super) async fn visible(db: &mut SqliteConnection, id: &str, scope: &Scope) -> Result<NetworkRow, ApiError> {
+pub(super) async fn visible(
+    db: &mut SqliteConnection,
+    id: &str,
+    scope: &Scope,
+) -> Result<NetworkRow, ApiError> {
     let sql = "SELECT * FROM networks WHERE id = $1";
     let row: Option<NetworkRow> = sqlx::query_as(sql).bind(id).fetch_optional(db).await?;
     row.filter(|row| row.shared || scope.owns(&row.project_id)).ok_or_else(|| not_found("Network", id))
@@ -163,7 +184,8 @@ fn constants() -> [(&'static str, Value); 7] {
 
 fn mtu(body: &mut Attributes) -> Result<Option<u16>, ApiError> {
     let Some(mtu) = body.integer("mtu")? else { return Ok(None) };
-    let known = Some(mtu).filter(|mtu| (MIN_MTU..=MAX_MTU).contains(mtu)).and_then(|mtu| u16::try_from(mtu).ok());
+    let known =
+        Some(mtu).filter(|mtu| (MIN_MTU..=MAX_MTU).contains(mtu)).and_then(|mtu| u16::try_from(mtu).ok());
     match known {
         Some(mtu) => Ok(Some(mtu)),
         None if mtu == 0 => Ok(Some(DEFAULT_MTU)),
@@ -188,14 +210,17 @@ pub(super) async fn list(
     let query = Query::parse(pairs, NETWORKS)?;
     let zones = zones(&app).await?;
     let mut db = app.db.acquire().await?;
-    let networks: Vec<NetworkRow> =
-        sqlx::query_as("SELECT * FROM networks WHERE $1 OR shared OR project_id = $2 ORDER BY created_us, id")
-            .bind(scope.admin)
-            .bind(&scope.project)
+    let networks: Vec<NetworkRow> = sqlx::query_as(
+        "SELECT * FROM networks WHERE $1 OR shared OR project_id = $2 ORDER BY created_us, id",
+    )
+    .bind(scope.admin)
+    .bind(&scope.project)
+    .fetch_all(&mut *db)
+    .await?;
+    let subnets: Vec<(String, String)> =
+        sqlx::query_as("SELECT network_id, id FROM subnets ORDER BY created_us, id")
             .fetch_all(&mut *db)
             .await?;
-    let subnets: Vec<(String, String)> =
-        sqlx::query_as("SELECT network_id, id FROM subnets ORDER BY created_us, id").fetch_all(&mut *db).await?;
     let mut of_network = std::collections::HashMap::<String, Vec<String>>::new();
     for (network, subnet) in subnets {
         of_network.entry(network).or_default().push(subnet);

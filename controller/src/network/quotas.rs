@@ -1,13 +1,16 @@
 //! Neutron's quotas: checked in the transaction that adds a resource.
 
-use axum::{Json, extract::{Path, State}};
+use axum::{
+    Json,
+    extract::{Path, State},
+};
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 use sqlx::SqliteConnection;
 
 use super::{
-    attributes::{Attributes, invalid},
     Id,
+    attributes::{Attributes, invalid},
 };
 use crate::{
     app::App,
@@ -59,7 +62,11 @@ impl Resource {
 ///
 /// # Errors
 /// 409 `OverQuota`.
-pub(crate) async fn check(tx: &mut SqliteConnection, project: &str, resource: Resource) -> Result<(), ApiError> {
+pub(crate) async fn check(
+    tx: &mut SqliteConnection,
+    project: &str,
+    resource: Resource,
+) -> Result<(), ApiError> {
     let limit = limit(tx, project, resource).await?;
     let used: i64 = sqlx::query_scalar(resource.count_sql()).bind(project).fetch_one(tx).await?;
     match limit >= 0 && used >= limit {
@@ -113,7 +120,11 @@ pub(super) async fn list(State(app): State<App>, ctx: Ctx) -> Result<Json<Value>
 }
 
 /// `GET /v2.0/quotas/{project}`.
-pub(super) async fn show(State(app): State<App>, ctx: Ctx, Path(project): Id) -> Result<Json<Value>, ApiError> {
+pub(super) async fn show(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path(project): Id,
+) -> Result<Json<Value>, ApiError> {
     may_see(&ctx, &project)?;
     let mut db = app.db.acquire().await?;
     document(&mut db, &project).await.map(Json)
@@ -122,8 +133,10 @@ pub(super) async fn show(State(app): State<App>, ctx: Ctx, Path(project): Id) ->
 /// `GET /v2.0/quotas/{project}/default`.
 pub(super) async fn default(ctx: Ctx, Path(project): Id) -> Result<Json<Value>, ApiError> {
     may_see(&ctx, &project)?;
-    let limits: Map<String, Value> =
-        Resource::ALL.into_iter().map(|resource| (resource.name().into(), resource.default_limit().into())).collect();
+    let limits: Map<String, Value> = Resource::ALL
+        .into_iter()
+        .map(|resource| (resource.name().into(), resource.default_limit().into()))
+        .collect();
     Ok(Json(json!({"quota": limits})))
 }
 
@@ -163,7 +176,11 @@ pub(super) async fn update(
 }
 
 /// `DELETE /v2.0/quotas/{project}` (admin): back to the defaults.
-pub(super) async fn reset(State(app): State<App>, ctx: Ctx, Path(project): Id) -> Result<StatusCode, ApiError> {
+pub(super) async fn reset(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path(project): Id,
+) -> Result<StatusCode, ApiError> {
     ctx.require_admin()?;
     let mut tx = app.begin().await?;
     sqlx::query("DELETE FROM quotas WHERE project_id = $1 AND resource IN ('network', 'subnet', 'port')")

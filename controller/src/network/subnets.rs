@@ -2,7 +2,10 @@
 
 use std::net::Ipv4Addr;
 
-use axum::{Json, extract::{Path, Query as Params, State}};
+use axum::{
+    Json,
+    extract::{Path, Query as Params, State},
+};
 use http::StatusCode;
 use ipnet::Ipv4Net;
 use mote_host_api::HostRoute;
@@ -35,9 +38,28 @@ const MAX_POOLS: usize = 64;
 const SUBNETS: Collection = Collection {
     name: "subnets",
     attributes: &[
-        "allocation_pools", "cidr", "created_at", "description", "dns_nameservers", "enable_dhcp", "gateway_ip",
-        "host_routes", "id", "ip_version", "ipv6_address_mode", "ipv6_ra_mode", "name", "network_id", "project_id",
-        "revision_number", "service_types", "shared", "subnetpool_id", "tags", "tenant_id", "updated_at",
+        "allocation_pools",
+        "cidr",
+        "created_at",
+        "description",
+        "dns_nameservers",
+        "enable_dhcp",
+        "gateway_ip",
+        "host_routes",
+        "id",
+        "ip_version",
+        "ipv6_address_mode",
+        "ipv6_ra_mode",
+        "name",
+        "network_id",
+        "project_id",
+        "revision_number",
+        "service_types",
+        "shared",
+        "subnetpool_id",
+        "tags",
+        "tenant_id",
+        "updated_at",
     ],
 };
 
@@ -200,12 +222,21 @@ fn constants() -> [(&'static str, Value); 7] {
 fn parse_subnet_cidr(text: &str) -> Result<Ipv4Net, ApiError> {
     let cidr = ipam::parse_cidr(text)?;
     if !PREFIXES.contains(&cidr.prefix_len()) {
-        let reason = format!("the prefix of '{text}' is not in range /{} through /{}", PREFIXES.start(), PREFIXES.end());
+        let reason = format!(
+            "the prefix of '{text}' is not in range /{} through /{}",
+            PREFIXES.start(),
+            PREFIXES.end()
+        );
         return Err(invalid("cidr", reason));
     }
     let first = cidr.network();
     let metadata: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
-    if first.is_loopback() || first.is_multicast() || first.octets()[0] == 0 || first.octets()[0] >= 240 || metadata.contains(&first) {
+    if first.is_loopback()
+        || first.is_multicast()
+        || first.octets()[0] == 0
+        || first.octets()[0] >= 240
+        || metadata.contains(&first)
+    {
         return Err(invalid("cidr", format!("'{text}' is not a range for tenants")));
     }
     Ok(cidr)
@@ -276,7 +307,11 @@ async fn find(db: &mut SqliteConnection, id: &str) -> Result<SubnetRow, ApiError
 }
 
 /// The subnet with its network, if the asker may see it.
-async fn visible(db: &mut SqliteConnection, id: &str, scope: &Scope) -> Result<(SubnetRow, NetworkRow), ApiError> {
+async fn visible(
+    db: &mut SqliteConnection,
+    id: &str,
+    scope: &Scope,
+) -> Result<(SubnetRow, NetworkRow), ApiError> {
     let row = find(db, id).await?;
     let network = networks::visible(db, &row.network_id, scope).await;
     network.map(|network| (row, network)).map_err(|_| not_found("Subnet", id))
@@ -320,7 +355,9 @@ pub(super) async fn create(
     let mut body = Attributes::open(body, "subnet")?;
     let owner = scope.owner(&mut body)?;
     let network_id = body.string("network_id")?;
-    let network_id = network_id.ok_or_else(|| ApiError::BadRequest("Failed to parse request. Required attribute 'network_id' not specified".into()))?;
+    let network_id = network_id.ok_or_else(|| {
+        ApiError::BadRequest("Failed to parse request. Required attribute 'network_id' not specified".into())
+    })?;
     let config = SubnetConfig::parse(&mut body)?;
     body.finish()?;
     let mut tx = app.begin().await?;

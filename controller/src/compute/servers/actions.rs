@@ -182,7 +182,8 @@ async fn console(app: &App, ctx: &Ctx, id: &str, argument: &Value) -> Result<Res
     if row.host_id.is_none() || row.vm_state() == VmState::Building {
         return Err(ApiError::Conflict(format!("Instance {id} is not ready")));
     }
-    let kind = HostRequestKind::ConsoleOutput { server_id: row.id.parse().map_err(ApiError::internal)?, lines };
+    let kind =
+        HostRequestKind::ConsoleOutput { server_id: row.id.parse().map_err(ApiError::internal)?, lines };
     match hosts::ask(app, ctx, &row.id, kind, Duration::ZERO).await? {
         HostReply::ConsoleOutput { output } => Ok(Json(json!({ "output": output })).into_response()),
         _ => Err(ApiError::internal("a host answered a question that was not asked")),

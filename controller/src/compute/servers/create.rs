@@ -121,7 +121,8 @@ async fn prepare<'a>(
         None => None,
         Some(name) => {
             let found = keypairs::find(tx, &ctx.user_id, name).await?;
-            let refused = || ApiError::BadRequest(format!("Invalid key_name provided: there is no key pair {name:?}."));
+            let refused =
+                || ApiError::BadRequest(format!("Invalid key_name provided: there is no key pair {name:?}."));
             Some(found.ok_or_else(refused)?.public_key)
         }
     };
@@ -190,7 +191,8 @@ async fn flavor_traits(
 /// Whether the image fits into the flavor; gives the GiB of disk that the server may come to use.
 fn fits(flavor: &Flavor, images: &BootImages) -> Result<i64, ApiError> {
     let refused = |text: &str| Err(ApiError::BadRequest(text.into()));
-    let (memory, disk) = (u64::try_from(flavor.memory_mib).unwrap_or(0), u64::try_from(flavor.disk_gib).unwrap_or(0));
+    let (memory, disk) =
+        (u64::try_from(flavor.memory_mib).unwrap_or(0), u64::try_from(flavor.disk_gib).unwrap_or(0));
     if memory < images.min_ram_mib {
         return refused("Flavor's memory is too small for requested image.");
     }
@@ -213,15 +215,22 @@ fn boot_spec(images: BootImages) -> BootSpec {
 
 async fn check_place(tx: &mut SqliteConnection, ctx: &Ctx, place: &Place) -> Result<(), ApiError> {
     if place.host.is_some() && !ctx.is_admin {
-        return Err(ApiError::Forbidden("Policy does not allow to choose a host: the role admin is needed.".into()));
+        return Err(ApiError::Forbidden(
+            "Policy does not allow to choose a host: the role admin is needed.".into(),
+        ));
     }
     if let Some(zone) = &place.zone {
-        let known: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM hosts WHERE availability_zone = $1)")
-            .bind(zone)
-            .fetch_one(&mut *tx)
-            .await?;
+        let known: bool =
+            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM hosts WHERE availability_zone = $1)")
+                .bind(zone)
+                .fetch_one(&mut *tx)
+                .await?;
         if !known {
-            return Err(input::invalid("availability_zone", &zone.as_str().into(), "is not an availability zone here"));
+            return Err(input::invalid(
+                "availability_zone",
+                &zone.as_str().into(),
+                "is not an availability zone here",
+            ));
         }
     }
     if let Some(host) = &place.host {
@@ -293,7 +302,8 @@ fn choose<'a>(
     if allowed.is_empty() && !views.is_empty() {
         return Err("No valid host was found. All hosts have a trait that is forbidden.".into());
     }
-    let id = scheduler::schedule(&plan.request, &allowed, rules, rng).map_err(|refused| refused.to_string())?;
+    let id =
+        scheduler::schedule(&plan.request, &allowed, rules, rng).map_err(|refused| refused.to_string())?;
     let host = views.iter_mut().find(|host| host.id == id).ok_or("No valid host was found.")?;
     host.claim(plan.request.resources);
     Ok(host)

@@ -221,7 +221,9 @@ pub(super) fn server_name(fields: &mut Fields) -> Result<String, ApiError> {
     let fits = !name.is_empty() && name.chars().count() <= MAX_NAME && !name.chars().any(char::is_control);
     match fits {
         true => Ok(name.to_owned()),
-        false => Err(invalid("name", &value, &format!("is not a text of 1 to {MAX_NAME} printable characters"))),
+        false => {
+            Err(invalid("name", &value, &format!("is not a text of 1 to {MAX_NAME} printable characters")))
+        }
     }
 }
 
@@ -337,7 +339,11 @@ pub(super) fn check_count(items: &BTreeMap<String, String>) -> Result<(), ApiErr
 fn metadata_item((key, value): (String, Value)) -> Result<(String, String), ApiError> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || "-_:. ".contains(c);
     if key.is_empty() || key.len() > MAX_NAME || !key.chars().all(allowed) {
-        return Err(invalid("metadata", &key.into(), "is not a key of 1 to 255 of a-z A-Z 0-9 - _ : . and space"));
+        return Err(invalid(
+            "metadata",
+            &key.into(),
+            "is not a key of 1 to 255 of a-z A-Z 0-9 - _ : . and space",
+        ));
     }
     if key.starts_with("mote:") && key != RESTART_POLICY {
         return Err(invalid("metadata", &key.into(), "is not a key that Mote knows"));
@@ -421,7 +427,10 @@ mod tests {
             (json!({"no_such_field": 1}), "no_such_field"),
         ] {
             let error = parse(server(more.clone())).unwrap_err();
-            assert!(matches!(error, ApiError::BadRequest(_)) && error.to_string().contains(says), "{more}: {error}");
+            assert!(
+                matches!(error, ApiError::BadRequest(_)) && error.to_string().contains(says),
+                "{more}: {error}"
+            );
         }
         assert!(parse(json!([])).is_err() && parse(json!({"server": 1})).is_err());
         let hints = json!({"server": {}, "os:scheduler_hints": {"group": "x"}});

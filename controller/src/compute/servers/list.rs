@@ -23,9 +23,27 @@ const MAX_LIMIT: usize = 1000;
 
 /// Parameters that choose servers or pages here.
 const KNOWN: [&str; 21] = [
-    "all_tenants", "name", "status", "host", "limit", "marker", "changes-since", "changes-before", "deleted",
-    "user_id", "project_id", "tenant_id", "uuid", "flavor", "image", "ip", "key_name", "availability_zone",
-    "vm_state", "task_state", "sort_key",
+    "all_tenants",
+    "name",
+    "status",
+    "host",
+    "limit",
+    "marker",
+    "changes-since",
+    "changes-before",
+    "deleted",
+    "user_id",
+    "project_id",
+    "tenant_id",
+    "uuid",
+    "flavor",
+    "image",
+    "ip",
+    "key_name",
+    "availability_zone",
+    "vm_state",
+    "task_state",
+    "sort_key",
 ];
 
 /// Short.
@@ -36,7 +54,11 @@ pub(super) async fn brief(State(app): State<App>, ctx: Ctx, params: Params) -> R
 }
 
 /// Full.
-pub(super) async fn detail(State(app): State<App>, ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
+pub(super) async fn detail(
+    State(app): State<App>,
+    ctx: Ctx,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
     let page = page(&app, &ctx, &params).await?;
     let none = Vec::new();
     let servers = page
@@ -70,7 +92,9 @@ impl Page {
 fn url_query<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> String {
     let encode = |text: &str| -> String {
         let byte = |byte: u8| match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => char::from(byte).to_string(),
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                char::from(byte).to_string()
+            }
             other => format!("%{other:02X}"),
         };
         text.bytes().map(byte).collect()
@@ -236,7 +260,8 @@ impl Pattern {
 
 /// By `sort_key` and `sort_dir` (one of each); newest first without.
 fn sort(rows: &mut [ServerRow], params: &Params) -> Result<(), ApiError> {
-    let refused = |name: &str| Err(ApiError::BadRequest(format!("The parameter {name} has an unsupported value.")));
+    let refused =
+        |name: &str| Err(ApiError::BadRequest(format!("The parameter {name} has an unsupported value.")));
     match params.get("sort_key").unwrap_or("created_at") {
         "created_at" => {}
         "display_name" => rows.sort_by(|a, b| b.name.cmp(&a.name)),

@@ -145,7 +145,8 @@ async fn action(
 ) -> Result<Json<Value>, ApiError> {
     let rows = action_rows(&app, &ctx, &id).await?;
     let found = rows.iter().find(|row| row.request_id == request);
-    let found = found.ok_or_else(|| ApiError::NotFound("Action for this request could not be found.".into()))?;
+    let found =
+        found.ok_or_else(|| ApiError::NotFound("Action for this request could not be found.".into()))?;
     let mut document = found.document();
     document["events"] = json!([]);
     Ok(Json(json!({"instanceAction": document})))

@@ -1,6 +1,9 @@
 //! Ports: handlers and documents. What happens to rows is in [`store`], what servers do with ports in [`server`].
 
-use axum::{Json, extract::{Path, Query as Params, State}};
+use axum::{
+    Json,
+    extract::{Path, Query as Params, State},
+};
 use http::StatusCode;
 use serde_json::{Value, json};
 use sqlx::SqliteConnection;
@@ -21,8 +24,8 @@ use crate::{
 pub(crate) mod server;
 mod store;
 
-pub(super) use store::{add_service_address, in_use, of_others, remove_service_address, subnet_in_use};
 use store::{FixedIpWish, FixedIps, NewPort, Port};
+pub(super) use store::{add_service_address, in_use, of_others, remove_service_address, subnet_in_use};
 
 /// The device owner of a network's own service port.
 pub(crate) const SERVICE_OWNER: &str = "network:distributed";
@@ -32,10 +35,28 @@ const MAX_FIXED_IPS: usize = 5;
 const PORTS: Collection = Collection {
     name: "ports",
     attributes: &[
-        "admin_state_up", "binding:host_id", "binding:profile", "binding:vif_details", "binding:vif_type",
-        "binding:vnic_type", "created_at", "description", "device_id", "device_owner", "fixed_ips", "id",
-        "mac_address", "name", "network_id", "project_id", "revision_number", "security_groups", "status", "tags",
-        "tenant_id", "updated_at",
+        "admin_state_up",
+        "binding:host_id",
+        "binding:profile",
+        "binding:vif_details",
+        "binding:vif_type",
+        "binding:vnic_type",
+        "created_at",
+        "description",
+        "device_id",
+        "device_owner",
+        "fixed_ips",
+        "id",
+        "mac_address",
+        "name",
+        "network_id",
+        "project_id",
+        "revision_number",
+        "security_groups",
+        "status",
+        "tags",
+        "tenant_id",
+        "updated_at",
     ],
 };
 
@@ -57,7 +78,10 @@ fn constants() -> [(&'static str, Value); 9] {
 fn fixed_ips(body: &mut Attributes) -> Result<Option<FixedIps>, ApiError> {
     let Some(list) = body.list("fixed_ips")? else { return Ok(None) };
     if list.len() > MAX_FIXED_IPS {
-        return Err(invalid("fixed_ips", format!("Exceeded maximum amount of fixed ips per port: {MAX_FIXED_IPS}")));
+        return Err(invalid(
+            "fixed_ips",
+            format!("Exceeded maximum amount of fixed ips per port: {MAX_FIXED_IPS}"),
+        ));
     }
     let parse = |entry: Value| {
         let Value::Object(mut entry) = entry else {
@@ -86,14 +110,17 @@ fn fixed_ips(body: &mut Attributes) -> Result<Option<FixedIps>, ApiError> {
 fn device_owner(body: &mut Attributes) -> Result<Option<String>, ApiError> {
     let owner = body.string("device_owner")?;
     match owner.as_deref().is_some_and(|owner| owner.starts_with("network:")) {
-        true => Err(ApiError::Forbidden("Device owners that begin with 'network:' are the cloud's own.".into())),
+        true => {
+            Err(ApiError::Forbidden("Device owners that begin with 'network:' are the cloud's own.".into()))
+        }
         false => Ok(owner),
     }
 }
 
 /// Neutron's policy: only the owner of a network chooses addresses and MACs in it.
 fn may_choose(scope: &Scope, owner: &str, fixed: Option<&FixedIps>, mac: bool) -> Result<(), ApiError> {
-    let address = matches!(fixed, Some(FixedIps::These(wishes)) if wishes.iter().any(|wish| wish.ip.is_some()));
+    let address =
+        matches!(fixed, Some(FixedIps::These(wishes)) if wishes.iter().any(|wish| wish.ip.is_some()));
     match (address || mac) && !scope.owns(owner) {
         true => Err(ApiError::Forbidden("Only the owner of a network can choose addresses in it.".into())),
         false => Ok(()),
@@ -242,6 +269,7 @@ fn in_use_by(port: &Port) -> ApiError {
 }
 
 fn service_port(id: &str) -> ApiError {
-    let text = format!("Port {id} cannot be changed directly via the port API: has device owner {SERVICE_OWNER}.");
+    let text =
+        format!("Port {id} cannot be changed directly via the port API: has device owner {SERVICE_OWNER}.");
     ApiError::Conflict(text).named("ServicePortInUse")
 }

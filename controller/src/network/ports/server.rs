@@ -8,7 +8,10 @@ use super::{
     super::{Scope, networks::NetworkRow, quotas, subnets},
     store::{self, FixedIpWish, FixedIps, NewPort, Plugged},
 };
-use crate::{db::now_us, http::{context::Ctx, error::ApiError}};
+use crate::{
+    db::now_us,
+    http::{context::Ctx, error::ApiError},
+};
 
 /// A NIC that a create request asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,27 +79,38 @@ pub(crate) async fn check(
             NicWish::Network { id, fixed_ip } => {
                 let network = network(tx, &scope, id).await?;
                 if fixed_ip.is_some() && servers > 1 {
-                    return Err(ApiError::BadRequest("max_count cannot be greater than 1 if an fixed_ip is specified.".into()));
+                    return Err(ApiError::BadRequest(
+                        "max_count cannot be greater than 1 if an fixed_ip is specified.".into(),
+                    ));
                 }
                 if fixed_ip.is_some() && !scope.owns(&network.project_id) {
-                    return Err(ApiError::Forbidden("Only the owner of a network can choose addresses in it.".into()));
+                    return Err(ApiError::Forbidden(
+                        "Only the owner of a network can choose addresses in it.".into(),
+                    ));
                 }
                 if subnets::ranges(tx, id).await?.is_empty() {
-                    return Err(ApiError::BadRequest(format!("Network {id} requires a subnet in order to boot instances on.")));
+                    return Err(ApiError::BadRequest(format!(
+                        "Network {id} requires a subnet in order to boot instances on."
+                    )));
                 }
             }
             NicWish::Port { id } => {
                 if servers > 1 {
-                    return Err(ApiError::BadRequest("max_count cannot be greater than 1 if a port is specified.".into()));
+                    return Err(ApiError::BadRequest(
+                        "max_count cannot be greater than 1 if a port is specified.".into(),
+                    ));
                 }
                 let found = store::find(tx, id).await?.filter(|port| scope.owns(&port.row.project_id));
-                let port = found.ok_or_else(|| ApiError::BadRequest(format!("Port id {id} could not be found.")))?;
+                let port =
+                    found.ok_or_else(|| ApiError::BadRequest(format!("Port id {id} could not be found.")))?;
                 let twice = wishes[..index].contains(wish);
                 if twice || port.row.server_id.is_some() || !port.row.device_id.is_empty() {
                     return Err(ApiError::Conflict(format!("Port {id} is still in use.")));
                 }
                 if port.fixed_ips.is_empty() {
-                    return Err(ApiError::BadRequest(format!("Port {id} requires a FixedIP in order to be used.")));
+                    return Err(ApiError::BadRequest(format!(
+                        "Port {id} requires a FixedIP in order to be used."
+                    )));
                 }
             }
         }
@@ -162,7 +176,10 @@ pub(crate) async fn plug(
 
 /// Lets a server's ports go: those that were made for it are deleted, the others are free again.
 pub(crate) async fn release(tx: &mut SqliteConnection, server_id: &str) -> Result<(), ApiError> {
-    sqlx::query("DELETE FROM ports WHERE server_id = $1 AND made_by_server").bind(server_id).execute(&mut *tx).await?;
+    sqlx::query("DELETE FROM ports WHERE server_id = $1 AND made_by_server")
+        .bind(server_id)
+        .execute(&mut *tx)
+        .await?;
     sqlx::query(
         "UPDATE ports SET server_id = NULL, device_id = '', device_owner = '', device_index = 0,
              revision = revision + 1, updated_us = $2 WHERE server_id = $1",
@@ -191,7 +208,9 @@ pub(crate) async fn addresses(
         query.push(" AND ports.server_id = ").push_bind(id.to_owned());
     }
     if let Some(id) = project_id {
-        query.push(" AND ports.server_id IN (SELECT id FROM servers WHERE project_id = ").push_bind(id.to_owned());
+        query
+            .push(" AND ports.server_id IN (SELECT id FROM servers WHERE project_id = ")
+            .push_bind(id.to_owned());
         query.push(")");
     }
     query.push(" ORDER BY ports.server_id, ports.device_index, fixed_ips.position");

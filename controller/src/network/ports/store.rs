@@ -97,8 +97,11 @@ impl Port {
     /// The document; `binding:*` is for admins, as in Neutron.
     pub(super) fn document(&self, admin: bool) -> Value {
         let row = &self.row;
-        let fixed_ips: Vec<Value> =
-            self.fixed_ips.iter().map(|(subnet, ip)| json!({"subnet_id": subnet, "ip_address": ip})).collect();
+        let fixed_ips: Vec<Value> = self
+            .fixed_ips
+            .iter()
+            .map(|(subnet, ip)| json!({"subnet_id": subnet, "ip_address": ip}))
+            .collect();
         let status = if row.vm_state.as_deref() == Some("active") { "ACTIVE" } else { "DOWN" };
         let mut document = json!({
             "id": row.id, "network_id": row.network_id, "name": row.name, "description": row.description,
@@ -118,7 +121,8 @@ impl Port {
     }
 }
 
-const SELECT: &str = "SELECT ports.*, networks.project_id AS network_project_id, servers.host_id, servers.vm_state,
+const SELECT: &str =
+    "SELECT ports.*, networks.project_id AS network_project_id, servers.host_id, servers.vm_state,
         hosts.name AS host_name, fixed_ips.subnet_id, fixed_ips.ip
     FROM ports JOIN networks ON networks.id = ports.network_id
         LEFT JOIN servers ON servers.id = ports.server_id LEFT JOIN hosts ON hosts.id = servers.host_id
@@ -155,7 +159,11 @@ pub(super) async fn find(db: &mut SqliteConnection, id: &str) -> Result<Option<P
 }
 
 /// The ports that the asker may see, narrowed by the filters that have an index.
-pub(super) async fn list(db: &mut SqliteConnection, scope: &Scope, asked: &Query) -> Result<Vec<Port>, ApiError> {
+pub(super) async fn list(
+    db: &mut SqliteConnection,
+    scope: &Scope,
+    asked: &Query,
+) -> Result<Vec<Port>, ApiError> {
     let mut query = QueryBuilder::new(SELECT);
     query.push("(").push_bind(scope.admin);
     query.push(" OR ports.project_id = ").push_bind(scope.project.clone());
@@ -175,7 +183,11 @@ pub(super) async fn list(db: &mut SqliteConnection, scope: &Scope, asked: &Query
 }
 
 /// Adds a port with its addresses; the quota is the caller's business.
-pub(super) async fn insert(tx: &mut SqliteConnection, network_id: &str, new: &NewPort) -> Result<String, ApiError> {
+pub(super) async fn insert(
+    tx: &mut SqliteConnection,
+    network_id: &str,
+    new: &NewPort,
+) -> Result<String, ApiError> {
     let id = Uuid::new_v4().to_string();
     let mac = match &new.mac_address {
         Some(mac) if mac_is_taken(tx, network_id, mac).await? => {
@@ -326,7 +338,10 @@ pub(in super::super) async fn in_use(tx: &mut SqliteConnection, network_id: &str
 }
 
 /// Whether a port of another project is on the network.
-pub(in super::super) async fn of_others(tx: &mut SqliteConnection, network: &NetworkRow) -> Result<bool, ApiError> {
+pub(in super::super) async fn of_others(
+    tx: &mut SqliteConnection,
+    network: &NetworkRow,
+) -> Result<bool, ApiError> {
     let one: Option<i64> =
         sqlx::query_scalar("SELECT 1 FROM ports WHERE network_id = $1 AND project_id != $2 LIMIT 1")
             .bind(&network.id)
@@ -337,7 +352,10 @@ pub(in super::super) async fn of_others(tx: &mut SqliteConnection, network: &Net
 }
 
 /// Whether anything but the network's own service has an address of the subnet.
-pub(in super::super) async fn subnet_in_use(tx: &mut SqliteConnection, subnet_id: &str) -> Result<bool, ApiError> {
+pub(in super::super) async fn subnet_in_use(
+    tx: &mut SqliteConnection,
+    subnet_id: &str,
+) -> Result<bool, ApiError> {
     let one: Option<i64> = sqlx::query_scalar(
         "SELECT 1 FROM fixed_ips JOIN ports ON ports.id = fixed_ips.port_id
          WHERE fixed_ips.subnet_id = $1 AND ports.device_owner != $2 LIMIT 1",
@@ -390,10 +408,12 @@ pub(in super::super) async fn remove_service_address(
         .bind(subnet_id)
         .execute(&mut *tx)
         .await?;
-    sqlx::query("DELETE FROM ports WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM fixed_ips WHERE port_id = $1)")
-        .bind(&port_id)
-        .execute(&mut *tx)
-        .await?;
+    sqlx::query(
+        "DELETE FROM ports WHERE id = $1 AND NOT EXISTS (SELECT 1 FROM fixed_ips WHERE port_id = $1)",
+    )
+    .bind(&port_id)
+    .execute(&mut *tx)
+    .await?;
     Ok(())
 }
 
@@ -427,7 +447,7 @@ pub(super) fn canonical_mac(text: &str) -> Option<String> {
     let parts: Vec<&str> = text.split([':', '-']).collect();
     let bytes: Vec<u8> = parts
         .iter()
-        .filter(|part| part.len() == 2)
+        .filter(|part| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit()))
         .filter_map(|part| u8::from_str_radix(part, 16).ok())
         .collect();
     if parts.len() != 6 || bytes.len() != 6 || bytes[0] & 1 == 1 || bytes.iter().all(|byte| *byte == 0) {
@@ -443,7 +463,15 @@ mod tests {
     #[test]
     fn only_addresses_of_one_device_are_macs() {
         assert_eq!(canonical_mac("FA-16-3E-00-0a-01").as_deref(), Some("fa:16:3e:00:0a:01"));
-        for text in ["", "fa:16:3e:00:0a", "fa:16:3e:00:0a:01:02", "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00", "fa:16:3e:00:0a:+1", "01:00:5e:00:00:01"] {
+        for text in [
+            "",
+            "fa:16:3e:00:0a",
+            "fa:16:3e:00:0a:01:02",
+            "ff:ff:ff:ff:ff:ff",
+            "00:00:00:00:00:00",
+            "fa:16:3e:00:0a:+1",
+            "01:00:5e:00:00:01",
+        ] {
             assert_eq!(canonical_mac(text), None, "{text}");
         }
     }
