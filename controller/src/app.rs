@@ -1,9 +1,9 @@
 //! What every handler shares, and the tree of routes.
 
+use crate::db::{Pool, Tx};
 use std::sync::Arc;
 
 use axum::{Router, routing::get};
-use sqlx::{Sqlite, SqlitePool, Transaction};
 
 use crate::{
     compute,
@@ -18,9 +18,9 @@ use crate::{
 #[derive(Clone)]
 pub struct App {
     /// Connections for reading. Write through [`App::begin`].
-    pub db: SqlitePool,
+    pub db: Pool,
     /// The one connection that writes: a queue in this process instead of retries on a busy database.
-    writer: SqlitePool,
+    writer: Pool,
     /// Configuration.
     pub config: Arc<Config>,
     /// Keys and password hashing.
@@ -75,7 +75,7 @@ impl App {
     ///
     /// # Errors
     /// If the turn does not come in time or the database fails.
-    pub async fn begin(&self) -> Result<Transaction<'static, Sqlite>, ApiError> {
+    pub async fn begin(&self) -> Result<Tx, ApiError> {
         Ok(db::begin_immediate(&self.writer).await?)
     }
 }

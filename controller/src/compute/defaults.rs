@@ -1,7 +1,7 @@
 //! What a new cloud starts with: flavors, and a network for the administrator's project.
 
+use crate::db::Conn;
 use ipnet::Ipv4Net;
-use sqlx::SqliteConnection;
 
 use super::flavors::{self, Flavor};
 use crate::{
@@ -30,7 +30,7 @@ const CIDR: &str = "10.0.0.0/24";
 ///
 /// # Errors
 /// Of the database.
-pub(crate) async fn bootstrap(tx: &mut SqliteConnection, admin_project: &str) -> Result<(), ApiError> {
+pub(crate) async fn bootstrap(tx: &mut Conn, admin_project: &str) -> Result<(), ApiError> {
     let first = sqlx::query("INSERT INTO settings (name, value) VALUES ($1, 'yes') ON CONFLICT DO NOTHING")
         .bind(SETTING)
         .execute(&mut *tx)

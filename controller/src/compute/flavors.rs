@@ -1,5 +1,6 @@
 //! Flavors: public, without ephemeral disk and swap.
 
+use crate::db::Conn;
 use axum::{
     Json, Router,
     extract::{Path, State},
@@ -7,7 +8,7 @@ use axum::{
 };
 use http::StatusCode;
 use serde_json::{Map, Value, json};
-use sqlx::{FromRow, SqliteConnection};
+use sqlx::FromRow;
 use uuid::Uuid;
 
 use crate::{
@@ -65,7 +66,7 @@ impl Flavor {
 ///
 /// # Errors
 /// 404 if there is none.
-pub(crate) async fn find(conn: &mut SqliteConnection, id: &str) -> Result<Flavor, ApiError> {
+pub(crate) async fn find(conn: &mut Conn, id: &str) -> Result<Flavor, ApiError> {
     let sql = "SELECT id, name, vcpus, memory_mib, disk_gib FROM flavors WHERE id = $1";
     let flavor: Option<Flavor> = sqlx::query_as(sql).bind(id).fetch_optional(conn).await?;
     flavor.ok_or_else(|| ApiError::NotFound(format!("Flavor {id} could not be found.")))
@@ -249,7 +250,7 @@ async fn create(
 }
 
 /// Adds a flavor.
-pub(super) async fn insert(tx: &mut SqliteConnection, new: &Flavor) -> Result<(), sqlx::Error> {
+pub(super) async fn insert(tx: &mut Conn, new: &Flavor) -> Result<(), sqlx::Error> {
     sqlx::query(
         "INSERT INTO flavors (id, name, vcpus, memory_mib, disk_gib, created_us) VALUES ($1, $2, $3, $4, $5, $6)",
     )

@@ -1,5 +1,6 @@
 //! Key pairs of users: public keys only. Mote makes no private keys for anybody.
 
+use crate::db::Conn;
 use axum::{
     Json, Router,
     extract::{Path, State},
@@ -10,7 +11,7 @@ use http::StatusCode;
 use md5::{Digest, Md5};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sqlx::{FromRow, SqliteConnection};
+use sqlx::FromRow;
 
 use super::quotas::{self, Resource};
 use crate::{
@@ -48,11 +49,7 @@ impl KeyPair {
 ///
 /// # Errors
 /// Of the database.
-pub(crate) async fn find(
-    conn: &mut SqliteConnection,
-    user_id: &str,
-    name: &str,
-) -> Result<Option<KeyPair>, ApiError> {
+pub(crate) async fn find(conn: &mut Conn, user_id: &str, name: &str) -> Result<Option<KeyPair>, ApiError> {
     let sql = "SELECT * FROM keypairs WHERE user_id = $1 AND name = $2";
     Ok(sqlx::query_as(sql).bind(user_id).bind(name).fetch_optional(conn).await?)
 }

@@ -3,6 +3,7 @@
 //! Limited are instances, cores, RAM (MiB) of a project and key pairs of a user. Nova's other resources don't exist here
 //! or have a fixed limit, so they are neither shown nor taken.
 
+use crate::db::Conn;
 use axum::{
     Json, Router,
     extract::{Path, State},
@@ -10,7 +11,7 @@ use axum::{
 };
 use http::StatusCode;
 use serde_json::{Map, Value, json};
-use sqlx::{FromRow, SqliteConnection};
+use sqlx::FromRow;
 
 use crate::{
     app::App,
@@ -86,11 +87,7 @@ impl Used {
 ///
 /// # Errors
 /// Of the database.
-pub(crate) async fn limit(
-    conn: &mut SqliteConnection,
-    project: &str,
-    resource: Resource,
-) -> Result<i64, ApiError> {
+pub(crate) async fn limit(conn: &mut Conn, project: &str, resource: Resource) -> Result<i64, ApiError> {
     let own: Option<i64> =
         sqlx::query_scalar("SELECT hard_limit FROM quotas WHERE project_id = $1 AND resource = $2")
             .bind(project)
@@ -104,7 +101,7 @@ pub(crate) async fn limit(
 ///
 /// # Errors
 /// Of the database.
-pub(crate) async fn used(conn: &mut SqliteConnection, project: &str) -> Result<Used, ApiError> {
+pub(crate) async fn used(conn: &mut Conn, project: &str) -> Result<Used, ApiError> {
     let sql = "SELECT COUNT(*) AS instances, CAST(COALESCE(SUM(vcpus), 0) AS BIGINT) AS cores,
          CAST(COALESCE(SUM(memory_mib), 0) AS BIGINT) AS ram FROM servers WHERE project_id = $1";
     Ok(sqlx::query_as(sql).bind(project).fetch_one(conn).await?)
@@ -126,7 +123,7 @@ pub(super) fn may_see(ctx: &Ctx, project: &str) -> Result<(), ApiError> {
     }
 }
 
-async fn limits(conn: &mut SqliteConnection, project: &str) -> Result<Map<String, Value>, ApiError> {
+async fn limits(conn: &mut Conn, project: &str) -> Result<Map<String, Value>, ApiError> {
     let mut limits = Map::new();
     for resource in Resource::ALL {
         limits.insert(resource.name().into(), limit(conn, project, resource).await?.into());

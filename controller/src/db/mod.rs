@@ -21,7 +21,7 @@ use std::{
 
 use jiff::Timestamp;
 use sqlx::{
-    Sqlite, SqlitePool, Transaction,
+    Sqlite, SqliteConnection, SqlitePool, Transaction,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
@@ -32,13 +32,22 @@ const WRITE_WAIT: Duration = Duration::from_secs(15);
 /// How long a reader waits for a connection.
 const READ_WAIT: Duration = Duration::from_secs(15);
 
+/// The database's driver. Everything outside this module names it by these aliases, so that one place decides.
+pub type Db = Sqlite;
+/// A connection, inside a transaction or not.
+pub type Conn = SqliteConnection;
+/// Connections.
+pub type Pool = SqlitePool;
+/// A transaction.
+pub type Tx = Transaction<'static, Db>;
+
 /// The pools of [`open`].
 #[derive(Debug, Clone)]
 pub struct Pools {
     /// For reading.
-    pub read: SqlitePool,
+    pub read: Pool,
     /// One connection, for writing.
-    pub write: SqlitePool,
+    pub write: Pool,
 }
 
 /// Why the database can't be opened.
@@ -144,7 +153,7 @@ fn create_private_file(path: &Path) -> Result<(), DbError> {
 ///
 /// # Errors
 /// If the lock isn't had in time.
-pub async fn begin_immediate(pool: &SqlitePool) -> Result<Transaction<'static, Sqlite>, sqlx::Error> {
+pub async fn begin_immediate(pool: &Pool) -> Result<Tx, sqlx::Error> {
     pool.begin_with("BEGIN IMMEDIATE").await
 }
 

@@ -1,5 +1,6 @@
 //! Mote's own API for administrators: join tokens, hosts, the scheduler's policy.
 
+use crate::db::Conn;
 use std::time::Duration;
 
 use axum::{
@@ -11,7 +12,6 @@ use http::StatusCode;
 use mote_host_api::HostId;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sqlx::SqliteConnection;
 
 use super::{
     inventory::{self, HostRow},
@@ -131,13 +131,13 @@ pub(super) async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-async fn row(conn: &mut SqliteConnection, id: &str) -> Result<HostRow, ApiError> {
+async fn row(conn: &mut Conn, id: &str) -> Result<HostRow, ApiError> {
     let rows = inventory::rows(conn).await?;
     let found = rows.into_iter().find(|row| row.id == id);
     found.ok_or_else(|| ApiError::NotFound("There is no such host.".into()))
 }
 
-async fn found(conn: &mut SqliteConnection, id: &str) -> Result<Value, ApiError> {
+async fn found(conn: &mut Conn, id: &str) -> Result<Value, ApiError> {
     document(&row(conn, id).await?)
 }
 

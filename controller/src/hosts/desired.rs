@@ -3,6 +3,7 @@
 //! A row that can't be understood fails the whole: a host removes what its desired state does not name, so leaving one
 //! server out would destroy it.
 
+use crate::db::Conn;
 use std::{
     collections::{BTreeMap, HashMap},
     net::Ipv4Addr,
@@ -20,7 +21,7 @@ use mote_host_api::{
     ServerSpec, SubnetSpec,
 };
 use serde::de::DeserializeOwned;
-use sqlx::{FromRow, SqliteConnection};
+use sqlx::FromRow;
 use tokio::time::{Instant, timeout_at};
 
 use super::{join, secrets::Speaker};
@@ -60,7 +61,7 @@ pub(super) async fn poll(
     }
 }
 
-async fn generation(conn: &mut SqliteConnection, speaker: &Speaker) -> Result<u64, ApiError> {
+async fn generation(conn: &mut Conn, speaker: &Speaker) -> Result<u64, ApiError> {
     let stored: Option<i64> = sqlx::query_scalar("SELECT generation FROM hosts WHERE id = $1")
         .bind(&speaker.key)
         .fetch_optional(conn)
@@ -69,11 +70,7 @@ async fn generation(conn: &mut SqliteConnection, speaker: &Speaker) -> Result<u6
 }
 
 /// The whole.
-async fn read(
-    conn: &mut SqliteConnection,
-    speaker: &Speaker,
-    generation: u64,
-) -> Result<DesiredState, ApiError> {
+async fn read(conn: &mut Conn, speaker: &Speaker, generation: u64) -> Result<DesiredState, ApiError> {
     let host = speaker.key.as_str();
     let mut ports = ports(conn, host).await?;
     let mut of_servers: HashMap<String, Vec<PortSpec>> = HashMap::new();
@@ -127,7 +124,7 @@ struct PortRow {
 }
 
 /// All ports of the host's servers, each with its network, in the order of the servers' NICs.
-async fn ports(conn: &mut SqliteConnection, host: &str) -> Result<Vec<(String, PortSpec)>, ApiError> {
+async fn ports(conn: &mut Conn, host: &str) -> Result<Vec<(String, PortSpec)>, ApiError> {
     let rows: Vec<PortRow> = sqlx::query_as(
         "SELECT ports.id, ports.network_id, ports.server_id, ports.mac_address, fixed_ips.subnet_id, fixed_ips.ip
          FROM ports JOIN servers ON servers.id = ports.server_id
@@ -174,10 +171,7 @@ struct SubnetRow {
 }
 
 /// The subnets of those networks by network's id.
-async fn subnets(
-    conn: &mut SqliteConnection,
-    host: &str,
-) -> Result<HashMap<String, Vec<SubnetSpec>>, ApiError> {
+async fn subnets(conn: &mut Conn, host: &str) -> Result<HashMap<String, Vec<SubnetSpec>>, ApiError> {
     let rows: Vec<SubnetRow> = sqlx::query_as(
         "SELECT subnets.id, subnets.network_id, cidr, gateway_ip, enable_dhcp, dns_nameservers, host_routes,
              fixed_ips.ip AS service_ip

@@ -1,9 +1,10 @@
 //! What hosts have and what is promised of it: the scheduler's input, read in the transaction that decides.
 
+use crate::db::Conn;
 use std::collections::BTreeSet;
 
 use mote_host_api::HOST_DOWN_AFTER_S;
-use sqlx::{FromRow, SqliteConnection};
+use sqlx::FromRow;
 
 use crate::{
     db::now_us,
@@ -63,7 +64,7 @@ pub(crate) fn is_up(last_seen_us: i64) -> bool {
 }
 
 /// All hosts by name. A server counts from the moment that its row names the host until the host has removed it.
-pub(super) async fn rows(conn: &mut SqliteConnection) -> Result<Vec<HostRow>, ApiError> {
+pub(super) async fn rows(conn: &mut Conn) -> Result<Vec<HostRow>, ApiError> {
     let sql =
         "SELECT h.id, h.name, h.availability_zone, h.enabled, h.vcpus, h.memory_mib, h.disk_gib, h.kernel,
             h.version, h.traits, h.last_seen_us, COUNT(s.id) AS servers,
@@ -75,12 +76,12 @@ pub(super) async fn rows(conn: &mut SqliteConnection) -> Result<Vec<HostRow>, Ap
 }
 
 /// All hosts, as [`crate::scheduler::schedule`] takes them. Ask in the write transaction that makes the claim.
-pub(crate) async fn views(conn: &mut SqliteConnection) -> Result<Vec<HostView>, ApiError> {
+pub(crate) async fn views(conn: &mut Conn) -> Result<Vec<HostView>, ApiError> {
     rows(conn).await?.iter().map(HostRow::view).collect()
 }
 
 /// The cloud's policy of placement.
-pub(crate) async fn policy(conn: &mut SqliteConnection) -> Result<Policy, ApiError> {
+pub(crate) async fn policy(conn: &mut Conn) -> Result<Policy, ApiError> {
     let name: Option<String> = sqlx::query_scalar("SELECT value FROM settings WHERE name = $1")
         .bind(POLICY_SETTING)
         .fetch_optional(conn)
@@ -93,7 +94,7 @@ pub(crate) async fn policy(conn: &mut SqliteConnection) -> Result<Policy, ApiErr
 }
 
 /// Changes the policy; it counts from the next decision on.
-pub(super) async fn set_policy(conn: &mut SqliteConnection, policy: Policy) -> Result<(), ApiError> {
+pub(super) async fn set_policy(conn: &mut Conn, policy: Policy) -> Result<(), ApiError> {
     sqlx::query(
         "INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO UPDATE SET value = $2",
     )

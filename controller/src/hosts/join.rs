@@ -1,9 +1,10 @@
 //! How a host becomes one of the cloud's.
 
+use crate::db::Conn;
 use axum::{Json, extract::State};
 use http::StatusCode;
 use mote_host_api::{CloudId, HostId, Inventory, JoinRequest, JoinResponse};
-use sqlx::{FromRow, SqliteConnection};
+use sqlx::FromRow;
 
 use super::secrets;
 use crate::{
@@ -73,7 +74,7 @@ pub(super) async fn join(
     Ok((StatusCode::CREATED, Json(JoinResponse { cloud_id, host_id, secret })))
 }
 
-async fn insert(tx: &mut SqliteConnection, request: &JoinRequest, secret: &str) -> Result<HostId, ApiError> {
+async fn insert(tx: &mut Conn, request: &JoinRequest, secret: &str) -> Result<HostId, ApiError> {
     let id = HostId::new();
     sqlx::query(
         "INSERT INTO hosts (id, number, name, availability_zone, secret_hash, vcpus, memory_mib, disk_gib, kernel,
@@ -92,7 +93,7 @@ async fn insert(tx: &mut SqliteConnection, request: &JoinRequest, secret: &str) 
 
 /// Writes what a host has, and that it was seen now.
 pub(super) async fn store_inventory(
-    tx: &mut SqliteConnection,
+    tx: &mut Conn,
     host: &str,
     inventory: &Inventory,
 ) -> Result<(), ApiError> {
@@ -138,7 +139,7 @@ fn check_name(field: &str, name: &str) -> Result<(), ApiError> {
 }
 
 /// The installation's id; made when it is asked for first.
-async fn make_cloud_id(tx: &mut SqliteConnection) -> Result<CloudId, ApiError> {
+async fn make_cloud_id(tx: &mut Conn) -> Result<CloudId, ApiError> {
     sqlx::query("INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING")
         .bind(CLOUD_ID_SETTING)
         .bind(CloudId::new().to_string())
@@ -148,7 +149,7 @@ async fn make_cloud_id(tx: &mut SqliteConnection) -> Result<CloudId, ApiError> {
 }
 
 /// The installation's id; it is there since the first host joined.
-pub(super) async fn cloud_id(conn: &mut SqliteConnection) -> Result<CloudId, ApiError> {
+pub(super) async fn cloud_id(conn: &mut Conn) -> Result<CloudId, ApiError> {
     let text: String = sqlx::query_scalar("SELECT value FROM settings WHERE name = $1")
         .bind(CLOUD_ID_SETTING)
         .fetch_one(conn)

@@ -13,13 +13,13 @@
 //! Desired state is never stored as such: [`desired`] computes it from the rows, and a change of those bumps the host's
 //! generation in the same transaction ([`touch`]). [`observed`] is where reports move servers.
 
+use crate::db::Conn;
 use axum::{
     Router,
     extract::DefaultBodyLimit,
     routing::{get, post, put},
 };
 use mote_host_api::HostId;
-use sqlx::SqliteConnection;
 
 use crate::{app::App, http::error::ApiError};
 
@@ -63,7 +63,7 @@ pub fn router() -> Router<App> {
 
 /// Bumps the generation of a host's desired state; to be called in the transaction that changes it. Returns the new
 /// generation, too.
-pub(crate) async fn touch(tx: &mut SqliteConnection, host_id: &str) -> Result<(Touched, i64), ApiError> {
+pub(crate) async fn touch(tx: &mut Conn, host_id: &str) -> Result<(Touched, i64), ApiError> {
     let generation: i64 =
         sqlx::query_scalar("UPDATE hosts SET generation = generation + 1 WHERE id = $1 RETURNING generation")
             .bind(host_id)

@@ -1,11 +1,12 @@
 //! What a host reports, and what that makes of its servers.
 
+use crate::db::Conn;
 use std::collections::HashMap;
 
 use axum::extract::State;
 use http::StatusCode;
 use mote_host_api::{BootSpec, DesiredPower, ObservedServer, ObservedState};
-use sqlx::{FromRow, SqliteConnection};
+use sqlx::FromRow;
 
 use super::{Touched, desired, join, secrets::Speaker, touch};
 use crate::{
@@ -78,7 +79,7 @@ impl Row {
     }
 }
 
-async fn take(tx: &mut SqliteConnection, host: &str, observed: &ObservedState) -> Result<Outcome, ApiError> {
+async fn take(tx: &mut Conn, host: &str, observed: &ObservedState) -> Result<Outcome, ApiError> {
     let generation: Option<i64> = sqlx::query_scalar("SELECT generation FROM hosts WHERE id = $1")
         .bind(host)
         .fetch_optional(&mut *tx)
@@ -124,7 +125,7 @@ async fn take(tx: &mut SqliteConnection, host: &str, observed: &ObservedState) -
     Ok(outcome)
 }
 
-async fn store(tx: &mut SqliteConnection, id: &str, change: &Change) -> Result<(), ApiError> {
+async fn store(tx: &mut Conn, id: &str, change: &Change) -> Result<(), ApiError> {
     let now = now_us();
     let fault: Option<String> = change.fault.as_ref().map(|text| text.chars().take(MAX_FAULT).collect());
     let launched = (change.vm_state == VmState::Active).then_some(now);
@@ -146,12 +147,7 @@ async fn store(tx: &mut SqliteConnection, id: &str, change: &Change) -> Result<(
 }
 
 /// The guest has changed what is wanted, by powering itself off.
-async fn store_wish(
-    tx: &mut SqliteConnection,
-    id: &str,
-    power: DesiredPower,
-    generation: i64,
-) -> Result<(), ApiError> {
+async fn store_wish(tx: &mut Conn, id: &str, power: DesiredPower, generation: i64) -> Result<(), ApiError> {
     let word = match power {
         DesiredPower::Running => "running",
         DesiredPower::Stopped => "stopped",
@@ -167,7 +163,7 @@ async fn store_wish(
 
 /// Ends the life of a server that no host has (any more): its ports go or are free, its usage is written, its row goes.
 /// Returns the digests of what it booted: hand them to [`image::blobs::release`] after the commit.
-pub(crate) async fn finish_deletion(tx: &mut SqliteConnection, id: &str) -> Result<Vec<String>, ApiError> {
+pub(crate) async fn finish_deletion(tx: &mut Conn, id: &str) -> Result<Vec<String>, ApiError> {
     ports::server::release(tx, id).await?;
     // One that never ran was used for no time.
     sqlx::query(

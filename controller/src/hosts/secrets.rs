@@ -1,5 +1,6 @@
 //! Join tokens and hosts' secrets: random, and only their hashes are stored.
 
+use crate::db::Conn;
 use std::time::Duration;
 
 use axum::extract::{FromRequestParts, Path};
@@ -7,7 +8,7 @@ use http::{header, request::Parts};
 use mote_host_api::HostId;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use sqlx::SqliteConnection;
+
 use subtle::ConstantTimeEq;
 use uuid::Uuid;
 
@@ -62,7 +63,7 @@ pub struct JoinToken {
 ///
 /// # Errors
 /// 400 for a life of no length or more than a year, or no uses; of the database.
-pub async fn make_join_token(tx: &mut SqliteConnection, wish: &TokenWish) -> Result<JoinToken, ApiError> {
+pub async fn make_join_token(tx: &mut Conn, wish: &TokenWish) -> Result<JoinToken, ApiError> {
     if wish.lifetime < Duration::from_secs(1) || wish.lifetime > MAX_TOKEN_LIFETIME {
         let text = format!(
             "The lifetime of a join token must be between 1 and {} seconds.",
@@ -97,7 +98,7 @@ pub async fn make_join_token(tx: &mut SqliteConnection, wish: &TokenWish) -> Res
 ///
 /// # Errors
 /// 401 if it is unknown, expired or used up.
-pub(super) async fn use_join_token(tx: &mut SqliteConnection, token: &str) -> Result<(), ApiError> {
+pub(super) async fn use_join_token(tx: &mut Conn, token: &str) -> Result<(), ApiError> {
     // Found by its hash: how long that takes tells nothing of a token that one doesn't have.
     let used = sqlx::query(
         "UPDATE join_tokens SET uses_left = uses_left - 1

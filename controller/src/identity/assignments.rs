@@ -1,5 +1,6 @@
 //! Role assignments: `/v3/{projects,domains}/{target}/users/{user}/roles/{role}` and `/v3/role_assignments`.
 
+use crate::db::Conn;
 use axum::{
     Json, Router,
     extract::{Path, State},
@@ -7,7 +8,6 @@ use axum::{
 };
 use http::StatusCode;
 use serde_json::{Value, json};
-use sqlx::SqliteConnection;
 
 use super::{MAX_LIST, list, not_found, roles::RoleRow};
 use crate::{
@@ -36,12 +36,7 @@ struct Place {
 }
 
 /// Of the path; 404 unless target and user exist.
-async fn place(
-    conn: &mut SqliteConnection,
-    kinds: &str,
-    target_id: String,
-    user_id: String,
-) -> Result<Place, ApiError> {
+async fn place(conn: &mut Conn, kinds: &str, target_id: String, user_id: String) -> Result<Place, ApiError> {
     let (kind, target): (_, Option<i32>) = match kinds {
         "projects" => {
             let query = sqlx::query_scalar("SELECT 1 FROM projects WHERE id = $1").bind(&target_id);
@@ -106,7 +101,7 @@ async fn grant(
 /// # Errors
 /// Of the database.
 pub async fn assign(
-    conn: &mut SqliteConnection,
+    conn: &mut Conn,
     user_id: &str,
     role_id: &str,
     target_kind: &str,

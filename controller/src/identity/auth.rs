@@ -1,5 +1,6 @@
 //! `/v3/auth`: tokens, and what a user can have tokens for.
 
+use crate::db::Conn;
 use std::collections::BTreeMap;
 
 use axum::{
@@ -11,7 +12,6 @@ use axum::{
 use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sqlx::SqliteConnection;
 
 use super::{
     catalog,
@@ -291,7 +291,7 @@ fn wanted_scope(part: ScopePart) -> Result<Wanted, ApiError> {
 }
 
 /// `None`: there is no such project or domain.
-async fn resolve_scope(conn: &mut SqliteConnection, wanted: Wanted) -> Result<Option<Scope>, ApiError> {
+async fn resolve_scope(conn: &mut Conn, wanted: Wanted) -> Result<Option<Scope>, ApiError> {
     match wanted {
         Wanted::Unscoped => Ok(Some(Scope::Unscoped)),
         Wanted::Project(ProjectPart { id: Some(id), .. }) => Ok(Some(Scope::Project(id))),
@@ -322,7 +322,7 @@ async fn resolve_scope(conn: &mut SqliteConnection, wanted: Wanted) -> Result<Op
 }
 
 /// Without a scope: the user's default project if there is one and the user has a role there, as Keystone.
-async fn default_scope(conn: &mut SqliteConnection, user_id: &str) -> Result<Scope, ApiError> {
+async fn default_scope(conn: &mut Conn, user_id: &str) -> Result<Scope, ApiError> {
     let project: Option<String> = sqlx::query_scalar(
         "SELECT p.id FROM users u JOIN projects p ON p.id = u.default_project_id AND p.enabled
          WHERE u.id = $1 AND EXISTS (

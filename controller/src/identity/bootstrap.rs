@@ -1,7 +1,7 @@
 //! What must exist before the first log-in: the default domain, the roles, and the administrator in a project of its own.
 
+use crate::db::Conn;
 use serde::Serialize;
-use sqlx::SqliteConnection;
 
 use super::{assignments, domains::DEFAULT_DOMAIN, new_id};
 use crate::{app::App, compute, config::REGION, db, http::error::ApiError};
@@ -73,7 +73,7 @@ pub async fn bootstrap(
     })
 }
 
-async fn insert_domain_and_roles(conn: &mut SqliteConnection) -> Result<(), sqlx::Error> {
+async fn insert_domain_and_roles(conn: &mut Conn) -> Result<(), sqlx::Error> {
     sqlx::query("INSERT INTO domains (id, name, description) VALUES ($1, 'Default', 'The default domain') ON CONFLICT DO NOTHING")
         .bind(DEFAULT_DOMAIN)
         .execute(&mut *conn)
@@ -102,7 +102,7 @@ async fn insert_domain_and_roles(conn: &mut SqliteConnection) -> Result<(), sqlx
     Ok(())
 }
 
-async fn admin_project(conn: &mut SqliteConnection) -> Result<String, sqlx::Error> {
+async fn admin_project(conn: &mut Conn) -> Result<String, sqlx::Error> {
     sqlx::query(
         "INSERT INTO projects (id, domain_id, name, description)
          VALUES ($1, $2, $3, 'Project of the cloud''s administrator') ON CONFLICT DO NOTHING",
@@ -121,7 +121,7 @@ async fn admin_project(conn: &mut SqliteConnection) -> Result<String, sqlx::Erro
 
 /// The user's id, and whether the password was set.
 async fn admin_user(
-    conn: &mut SqliteConnection,
+    conn: &mut Conn,
     project_id: &str,
     hash: &str,
     reset_password: bool,

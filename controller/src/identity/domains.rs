@@ -1,5 +1,6 @@
 //! `/v3/domains`.
 
+use crate::db::Conn;
 use axum::{
     Json, Router,
     extract::{Path, State},
@@ -7,7 +8,6 @@ use axum::{
 };
 use http::StatusCode;
 use serde_json::{Value, json};
-use sqlx::SqliteConnection;
 
 use super::{MAX_LIST, fields::Fields, list, new_id, not_found};
 use crate::{
@@ -50,7 +50,7 @@ pub fn router() -> Router<App> {
         .route("/v3/domains/{id}", get(show).patch(update).delete(delete))
 }
 
-async fn find(conn: &mut SqliteConnection, id: &str) -> Result<DomainRow, ApiError> {
+async fn find(conn: &mut Conn, id: &str) -> Result<DomainRow, ApiError> {
     sqlx::query_as("SELECT * FROM domains WHERE id = $1")
         .bind(id)
         .fetch_optional(conn)

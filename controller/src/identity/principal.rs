@@ -1,7 +1,7 @@
 //! Who a token speaks for, as the database says now.
 
+use crate::db::Conn;
 use serde_json::{Value, json};
-use sqlx::SqliteConnection;
 
 use super::tokens::{Claims, Scope};
 use crate::{db, http::context::Ctx};
@@ -103,7 +103,7 @@ impl Principal {
 ///
 /// # Errors
 /// Of the database.
-pub async fn load(conn: &mut SqliteConnection, claims: Claims) -> Result<Option<Principal>, sqlx::Error> {
+pub async fn load(conn: &mut Conn, claims: Claims) -> Result<Option<Principal>, sqlx::Error> {
     let Some((user, user_domain)) = load_user(conn, &claims).await? else { return Ok(None) };
     let target = match &claims.scope {
         Scope::Unscoped => Some(Target::Unscoped),
@@ -122,10 +122,7 @@ pub async fn load(conn: &mut SqliteConnection, claims: Claims) -> Result<Option<
     Ok(Some(Principal { claims, user, user_domain, target, roles }))
 }
 
-async fn load_user(
-    conn: &mut SqliteConnection,
-    claims: &Claims,
-) -> Result<Option<(Named, Named)>, sqlx::Error> {
+async fn load_user(conn: &mut Conn, claims: &Claims) -> Result<Option<(Named, Named)>, sqlx::Error> {
     let row: Option<(String, String, String, i64, bool)> = sqlx::query_as(
         "SELECT u.name, d.id, d.name, u.tokens_valid_from_us,
                 EXISTS (SELECT 1 FROM revoked_tokens r WHERE r.audit_id = $2)
@@ -143,7 +140,7 @@ async fn load_user(
     ))
 }
 
-async fn load_project(conn: &mut SqliteConnection, id: &str) -> Result<Option<Target>, sqlx::Error> {
+async fn load_project(conn: &mut Conn, id: &str) -> Result<Option<Target>, sqlx::Error> {
     let row: Option<(String, String, String, String)> = sqlx::query_as(
         "SELECT p.id, p.name, d.id, d.name FROM projects p JOIN domains d ON d.id = p.domain_id
          WHERE p.id = $1 AND p.enabled AND d.enabled",
@@ -156,7 +153,7 @@ async fn load_project(conn: &mut SqliteConnection, id: &str) -> Result<Option<Ta
     }))
 }
 
-async fn load_domain(conn: &mut SqliteConnection, id: &str) -> Result<Option<Target>, sqlx::Error> {
+async fn load_domain(conn: &mut Conn, id: &str) -> Result<Option<Target>, sqlx::Error> {
     let row: Option<(String, String)> =
         sqlx::query_as("SELECT id, name FROM domains WHERE id = $1 AND enabled")
             .bind(id)
@@ -170,7 +167,7 @@ async fn load_domain(conn: &mut SqliteConnection, id: &str) -> Result<Option<Tar
 /// # Errors
 /// Of the database.
 pub async fn effective_roles(
-    conn: &mut SqliteConnection,
+    conn: &mut Conn,
     user_id: &str,
     target_kind: &str,
     target_id: &str,

@@ -1,5 +1,6 @@
 //! `/v3/projects`. Projects are flat: the parent of each is its domain.
 
+use crate::db::Conn;
 use axum::{
     Json, Router,
     extract::{Path, State},
@@ -7,7 +8,6 @@ use axum::{
 };
 use http::StatusCode;
 use serde_json::{Map, Value, json};
-use sqlx::SqliteConnection;
 
 use super::{
     MAX_LIST,
@@ -106,7 +106,7 @@ pub fn router() -> Router<App> {
         .route("/v3/projects/{id}", get(show).patch(update).delete(delete))
 }
 
-async fn find(conn: &mut SqliteConnection, id: &str) -> Result<ProjectRow, ApiError> {
+async fn find(conn: &mut Conn, id: &str) -> Result<ProjectRow, ApiError> {
     sqlx::query_as("SELECT * FROM projects WHERE id = $1")
         .bind(id)
         .fetch_optional(conn)
@@ -189,7 +189,7 @@ async fn create(
     Ok((StatusCode::CREATED, Json(json!({"project": row.json(&app)}))))
 }
 
-async fn insert(conn: &mut SqliteConnection, row: &ProjectRow) -> Result<(), ApiError> {
+async fn insert(conn: &mut Conn, row: &ProjectRow) -> Result<(), ApiError> {
     sqlx::query(
         "INSERT INTO projects (id, domain_id, name, description, enabled, tags, extra)
          VALUES ($1, $2, $3, $4, $5, $6, $7)",
@@ -228,7 +228,7 @@ pub fn own_domain(ctx: &Ctx) -> String {
 ///
 /// # Errors
 /// 404.
-pub async fn require_domain(conn: &mut SqliteConnection, id: &str) -> Result<(), ApiError> {
+pub async fn require_domain(conn: &mut Conn, id: &str) -> Result<(), ApiError> {
     let there: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM domains WHERE id = $1)")
         .bind(id)
         .fetch_one(conn)

@@ -1,5 +1,6 @@
 //! `/v3/roles`: roles of the whole cloud.
 
+use crate::db::Conn;
 use axum::{
     Json, Router,
     extract::{Path, State},
@@ -7,7 +8,6 @@ use axum::{
 };
 use http::StatusCode;
 use serde_json::{Value, json};
-use sqlx::SqliteConnection;
 
 use super::{MAX_LIST, bootstrap::ROLES, fields::Fields, list, new_id, not_found};
 use crate::{
@@ -45,7 +45,7 @@ pub fn router() -> Router<App> {
         .route("/v3/roles/{id}", get(show).patch(update).delete(delete))
 }
 
-async fn find(conn: &mut SqliteConnection, id: &str) -> Result<RoleRow, ApiError> {
+async fn find(conn: &mut Conn, id: &str) -> Result<RoleRow, ApiError> {
     sqlx::query_as("SELECT * FROM roles WHERE id = $1")
         .bind(id)
         .fetch_optional(conn)

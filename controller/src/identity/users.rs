@@ -1,5 +1,6 @@
 //! `/v3/users`. There are no groups: `/v3/groups` is an empty list.
 
+use crate::db::Conn;
 use axum::{
     Json, Router,
     extract::{Path, State},
@@ -8,7 +9,6 @@ use axum::{
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use sqlx::SqliteConnection;
 
 use super::{
     MAX_LIST,
@@ -92,7 +92,7 @@ pub fn router() -> Router<App> {
         .route("/v3/groups", get(groups))
 }
 
-async fn find(conn: &mut SqliteConnection, id: &str) -> Result<UserRow, ApiError> {
+async fn find(conn: &mut Conn, id: &str) -> Result<UserRow, ApiError> {
     sqlx::query_as("SELECT * FROM users WHERE id = $1")
         .bind(id)
         .fetch_optional(conn)
@@ -210,7 +210,7 @@ async fn update(
     Ok(Json(json!({"user": row.json(&app)})))
 }
 
-async fn store(conn: &mut SqliteConnection, row: &UserRow) -> Result<(), ApiError> {
+async fn store(conn: &mut Conn, row: &UserRow) -> Result<(), ApiError> {
     sqlx::query(
         "UPDATE users SET name = $2, enabled = $3, default_project_id = $4, password_hash = $5,
              password_changed_us = $6, tokens_valid_from_us = $7, extra = $8 WHERE id = $1",

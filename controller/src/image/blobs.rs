@@ -4,8 +4,8 @@
 //! written after its bytes, a deleted image's bytes are removed after its record: a crash in between leaves bytes that
 //! nobody needs, never a record without bytes. [`App::blob_turn`] keeps the two from crossing each other.
 
+use crate::db::Conn;
 use mote_images::store::StoreError;
-use sqlx::SqliteConnection;
 
 use crate::{app::App, http::error::ApiError};
 
@@ -54,7 +54,7 @@ pub async fn recover(app: &App) -> Result<(), ApiError> {
 
 /// An image or a server names these bytes. A server has them in its boot specification (JSON), so that it can be built
 /// anew on another host after its image was deleted.
-async fn in_use(conn: &mut SqliteConnection, digest: &str) -> Result<bool, sqlx::Error> {
+async fn in_use(conn: &mut Conn, digest: &str) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM images WHERE sha256 = $1)
              OR EXISTS (SELECT 1 FROM servers WHERE boot LIKE '%\"' || $1 || '\"%')",

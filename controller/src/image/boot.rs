@@ -1,8 +1,7 @@
 //! What a server boots from an image: Nova's own properties `kernel_id`, `ramdisk_id`, `os_command_line`, `trait:…`.
 
-use sqlx::SqliteConnection;
-
 use super::record::{self, Image, Status};
+use crate::db::Conn;
 use crate::http::{context::Ctx, error::ApiError};
 
 /// Bytes of an image.
@@ -42,11 +41,7 @@ pub struct BootImages {
 ///
 /// # Errors
 /// 404 if the image isn't the asker's to see; 400 if it can't be booted (the text says why).
-pub async fn image_for_boot(
-    conn: &mut SqliteConnection,
-    image_id: &str,
-    ctx: &Ctx,
-) -> Result<BootImages, ApiError> {
+pub async fn image_for_boot(conn: &mut Conn, image_id: &str, ctx: &Ctx) -> Result<BootImages, ApiError> {
     let image = record::find(conn, image_id, ctx).await?;
     let disk = bytes_of(&image, "raw")?;
     let properties = &image.properties;
@@ -75,7 +70,7 @@ pub async fn image_for_boot(
 
 /// The image that a property names.
 async fn part(
-    conn: &mut SqliteConnection,
+    conn: &mut Conn,
     property: &str,
     id: &str,
     disk_format: &str,

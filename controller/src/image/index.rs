@@ -1,8 +1,9 @@
 //! `GET /v2/images`: filters, order and pages.
 
+use crate::db::{Conn, Db};
 use axum::{Json, extract::State};
 use serde_json::{Value, json};
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+use sqlx::QueryBuilder;
 
 use super::{
     not_found,
@@ -24,7 +25,7 @@ const MAX_SORT_KEYS: usize = 5;
 /// Parameters that are not filters.
 const PAGING: [&str; 7] = ["limit", "marker", "sort", "sort_key", "sort_dir", "member_status", "tag"];
 
-type Query = QueryBuilder<Sqlite>;
+type Query = QueryBuilder<Db>;
 
 /// A column to sort by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -283,7 +284,7 @@ fn key(name: &str, descending: bool) -> Result<Key, ApiError> {
 
 /// Only what comes after the marker: for keys a, b, c this is a > x OR (a = x AND (b > y OR (b = y AND c > z))).
 async fn push_after(
-    conn: &mut SqliteConnection,
+    conn: &mut Conn,
     query: &mut Query,
     keys: &[Key],
     marker: &Image,
@@ -307,7 +308,7 @@ async fn push_after(
 }
 
 async fn push_marker_value(
-    conn: &mut SqliteConnection,
+    conn: &mut Conn,
     query: &mut Query,
     key: Key,
     marker: &Image,

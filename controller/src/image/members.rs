@@ -1,6 +1,7 @@
 //! `/v2/images/{id}/members`: projects that an image is shared with. Each sees the image by its id at once, and in lists
 //! when it has accepted.
 
+use crate::db::Conn;
 use axum::{
     Json,
     extract::{Path, State},
@@ -8,7 +9,6 @@ use axum::{
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sqlx::SqliteConnection;
 
 use super::{
     record::{self, Image},
@@ -59,7 +59,7 @@ pub struct Answer {
     status: String,
 }
 
-async fn shared_image(conn: &mut SqliteConnection, id: &str, ctx: &Ctx) -> Result<Image, ApiError> {
+async fn shared_image(conn: &mut Conn, id: &str, ctx: &Ctx) -> Result<Image, ApiError> {
     let image = record::find(conn, id, ctx).await?;
     match image.visibility == "shared" {
         true => Ok(image),
@@ -68,7 +68,7 @@ async fn shared_image(conn: &mut SqliteConnection, id: &str, ctx: &Ctx) -> Resul
 }
 
 /// All members for the owner; only itself for a member.
-async fn visible(conn: &mut SqliteConnection, image: &Image, ctx: &Ctx) -> Result<Vec<Member>, sqlx::Error> {
+async fn visible(conn: &mut Conn, image: &Image, ctx: &Ctx) -> Result<Vec<Member>, sqlx::Error> {
     let sees_all = ctx.is_admin || ctx.project_id.as_deref() == Some(image.owner.as_str());
     sqlx::query_as(
         "SELECT * FROM image_members WHERE image_id = $1 AND ($2 OR member_id = $3) ORDER BY member_id",

@@ -1,9 +1,9 @@
 //! The stored image and how Glance shows it.
 
+use crate::db::{Conn, Db};
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Map, Value, json};
-use sqlx::SqliteConnection;
 
 use super::not_found;
 use crate::{
@@ -186,7 +186,7 @@ impl Image {
 ///
 /// # Errors
 /// 404.
-pub async fn find(conn: &mut SqliteConnection, id: &str, ctx: &Ctx) -> Result<Image, ApiError> {
+pub async fn find(conn: &mut Conn, id: &str, ctx: &Ctx) -> Result<Image, ApiError> {
     let row: ImageRow = sqlx::query_as(
         "SELECT i.* FROM images i WHERE i.id = $1
          AND ($2 OR i.visibility IN ('public', 'community') OR i.owner = $3
@@ -208,22 +208,19 @@ pub async fn find(conn: &mut SqliteConnection, id: &str, ctx: &Ctx) -> Result<Im
 ///
 /// # Errors
 /// Of the database.
-pub async fn fetch(
-    conn: &mut SqliteConnection,
-    mut query: sqlx::QueryBuilder<sqlx::Sqlite>,
-) -> Result<Vec<Image>, sqlx::Error> {
+pub async fn fetch(conn: &mut Conn, mut query: sqlx::QueryBuilder<Db>) -> Result<Vec<Image>, sqlx::Error> {
     let rows: Vec<ImageRow> = query.build_query_as().fetch_all(&mut *conn).await?;
     let mut images: Vec<Image> = rows.into_iter().map(Image::from_row).collect();
     load_details(conn, &mut images).await?;
     Ok(images)
 }
 
-async fn load_details(conn: &mut SqliteConnection, images: &mut [Image]) -> Result<(), sqlx::Error> {
+async fn load_details(conn: &mut Conn, images: &mut [Image]) -> Result<(), sqlx::Error> {
     if images.is_empty() {
         return Ok(());
     }
     let of_these = |start: &'static str| {
-        let mut query = sqlx::QueryBuilder::<sqlx::Sqlite>::new(start);
+        let mut query = sqlx::QueryBuilder::<Db>::new(start);
         let mut ids = query.separated(", ");
         for image in images.iter() {
             ids.push_bind(image.id.clone());
@@ -254,7 +251,7 @@ async fn load_details(conn: &mut SqliteConnection, images: &mut [Image]) -> Resu
 ///
 /// # Errors
 /// Of the database; a unique violation if the id is taken.
-pub async fn insert(conn: &mut SqliteConnection, image: &Image) -> Result<(), sqlx::Error> {
+pub async fn insert(conn: &mut Conn, image: &Image) -> Result<(), sqlx::Error> {
     sqlx::query(
         "INSERT INTO images (id, owner, name, status, visibility, protected, hidden, disk_format, container_format,
                              min_disk_gib, min_ram_mib, created_us, updated_us)
@@ -281,7 +278,7 @@ pub async fn insert(conn: &mut SqliteConnection, image: &Image) -> Result<(), sq
 ///
 /// # Errors
 /// Of the database.
-pub async fn update(conn: &mut SqliteConnection, image: &mut Image) -> Result<(), sqlx::Error> {
+pub async fn update(conn: &mut Conn, image: &mut Image) -> Result<(), sqlx::Error> {
     image.updated_us = db::now_us();
     sqlx::query(
         "UPDATE images SET owner = $2, name = $3, visibility = $4, protected = $5, hidden = $6, disk_format = $7,
@@ -310,7 +307,7 @@ pub async fn update(conn: &mut SqliteConnection, image: &mut Image) -> Result<()
     insert_details(conn, image).await
 }
 
-async fn insert_details(conn: &mut SqliteConnection, image: &Image) -> Result<(), sqlx::Error> {
+async fn insert_details(conn: &mut Conn, image: &Image) -> Result<(), sqlx::Error> {
     for (name, value) in &image.properties {
         sqlx::query("INSERT INTO image_properties (image_id, name, value) VALUES ($1, $2, $3)")
             .bind(&image.id)

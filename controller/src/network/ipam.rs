@@ -5,11 +5,11 @@
 //! round (neighbours' ARP caches), and asks the index for the first gap: it reads only as many rows as there are taken
 //! addresses in a run from there.
 
+use crate::db::Conn;
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
-use sqlx::SqliteConnection;
 
 use super::attributes::invalid;
 use crate::http::error::ApiError;
@@ -114,7 +114,7 @@ fn ring(pools: &[Pool], next: u32) -> Vec<(u32, u32)> {
 /// # Errors
 /// 400 if no device of this subnet can have it, 409 if another has it.
 pub(super) async fn take(
-    tx: &mut SqliteConnection,
+    tx: &mut Conn,
     range: &Range,
     ip: Ipv4Addr,
     port_id: &str,
@@ -136,7 +136,7 @@ pub(super) async fn take(
 /// # Errors
 /// Database only.
 pub(super) async fn take_next(
-    tx: &mut SqliteConnection,
+    tx: &mut Conn,
     range: &Range,
     port_id: &str,
     position: i64,
@@ -172,12 +172,7 @@ pub(super) fn parse_cidr(text: &str) -> Result<Ipv4Net, ApiError> {
     }
 }
 
-async fn first_free(
-    tx: &mut SqliteConnection,
-    subnet_id: &str,
-    first: u32,
-    last: u32,
-) -> Result<Option<u32>, ApiError> {
+async fn first_free(tx: &mut Conn, subnet_id: &str, first: u32, last: u32) -> Result<Option<u32>, ApiError> {
     if is_free(tx, subnet_id, first).await? {
         return Ok(Some(first));
     }
@@ -195,7 +190,7 @@ async fn first_free(
     gap.map(u32::try_from).transpose().map_err(ApiError::internal)
 }
 
-async fn is_free(tx: &mut SqliteConnection, subnet_id: &str, ip: u32) -> Result<bool, ApiError> {
+async fn is_free(tx: &mut Conn, subnet_id: &str, ip: u32) -> Result<bool, ApiError> {
     let taken: Option<i64> = sqlx::query_scalar("SELECT ip FROM fixed_ips WHERE subnet_id = $1 AND ip = $2")
         .bind(subnet_id)
         .bind(i64::from(ip))
@@ -205,7 +200,7 @@ async fn is_free(tx: &mut SqliteConnection, subnet_id: &str, ip: u32) -> Result<
 }
 
 async fn insert(
-    tx: &mut SqliteConnection,
+    tx: &mut Conn,
     subnet_id: &str,
     ip: u32,
     port_id: &str,

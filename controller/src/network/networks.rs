@@ -1,12 +1,13 @@
 //! Networks.
 
+use crate::db::Conn;
 use axum::{
     Json,
     extract::{Path, Query as Params, State},
 };
 use http::StatusCode;
 use serde_json::{Value, json};
-use sqlx::{FromRow, SqliteConnection};
+use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::{
@@ -103,18 +104,14 @@ impl NetworkRow {
 }
 
 /// The network of that id, if the asker may see it.
-pub(super) async fn visible(
-    db: &mut SqliteConnection,
-    id: &str,
-    scope: &Scope,
-) -> Result<NetworkRow, ApiError> {
+pub(super) async fn visible(db: &mut Conn, id: &str, scope: &Scope) -> Result<NetworkRow, ApiError> {
     let sql = "SELECT * FROM networks WHERE id = $1";
     let row: Option<NetworkRow> = sqlx::query_as(sql).bind(id).fetch_optional(db).await?;
     row.filter(|row| row.shared || scope.owns(&row.project_id)).ok_or_else(|| not_found("Network", id))
 }
 
 /// The network of that id, if the asker may change it; 403 if it may only see it.
-async fn owned(db: &mut SqliteConnection, id: &str, scope: &Scope) -> Result<NetworkRow, ApiError> {
+async fn owned(db: &mut Conn, id: &str, scope: &Scope) -> Result<NetworkRow, ApiError> {
     let row = visible(db, id, scope).await?;
     match scope.owns(&row.project_id) {
         true => Ok(row),
@@ -123,13 +120,13 @@ async fn owned(db: &mut SqliteConnection, id: &str, scope: &Scope) -> Result<Net
 }
 
 /// Networks that a server of the project can be on without naming one: its own and the shared ones.
-pub(crate) async fn usable(tx: &mut SqliteConnection, project_id: &str) -> Result<Vec<NetworkRow>, ApiError> {
+pub(crate) async fn usable(tx: &mut Conn, project_id: &str) -> Result<Vec<NetworkRow>, ApiError> {
     let sql = "SELECT * FROM networks WHERE project_id = $1 OR shared ORDER BY created_us, id";
     Ok(sqlx::query_as(sql).bind(project_id).fetch_all(tx).await?)
 }
 
 /// Adds a network, within its owner's quota.
-pub(crate) async fn insert(tx: &mut SqliteConnection, new: &NewNetwork) -> Result<NetworkRow, ApiError> {
+pub(crate) async fn insert(tx: &mut Conn, new: &NewNetwork) -> Result<NetworkRow, ApiError> {
     quotas::check(tx, &new.project_id, quotas::Resource::Network).await?;
     let now = now_us();
     let row = sqlx::query_as(
@@ -149,7 +146,7 @@ pub(crate) async fn insert(tx: &mut SqliteConnection, new: &NewNetwork) -> Resul
 }
 
 /// Every host with a server on the network gets its new state.
-pub(super) async fn touch(tx: &mut SqliteConnection, network_id: &str) -> Result<Vec<Touched>, ApiError> {
+pub(super) async fn touch(tx: &mut Conn, network_id: &str) -> Result<Vec<Touched>, ApiError> {
     let hosts: Vec<String> = sqlx::query_scalar(
         "SELECT DISTINCT servers.host_id FROM ports JOIN servers ON servers.id = ports.server_id
          WHERE ports.network_id = $1 AND servers.host_id IS NOT NULL AND NOT servers.deleting",
@@ -164,7 +161,7 @@ pub(super) async fn touch(tx: &mut SqliteConnection, network_id: &str) -> Result
     Ok(touched)
 }
 
-async fn subnet_ids(db: &mut SqliteConnection, network_id: &str) -> Result<Vec<String>, ApiError> {
+async fn subnet_ids(db: &mut Conn, network_id: &str) -> Result<Vec<String>, ApiError> {
     let sql = "SELECT id FROM subnets WHERE network_id = $1 ORDER BY created_us, id";
     Ok(sqlx::query_scalar(sql).bind(network_id).fetch_all(db).await?)
 }

@@ -1,12 +1,12 @@
 //! Neutron's quotas: checked in the transaction that adds a resource.
 
+use crate::db::Conn;
 use axum::{
     Json,
     extract::{Path, State},
 };
 use http::StatusCode;
 use serde_json::{Map, Value, json};
-use sqlx::SqliteConnection;
 
 use super::{
     Id,
@@ -62,11 +62,7 @@ impl Resource {
 ///
 /// # Errors
 /// 409 `OverQuota`.
-pub(crate) async fn check(
-    tx: &mut SqliteConnection,
-    project: &str,
-    resource: Resource,
-) -> Result<(), ApiError> {
+pub(crate) async fn check(tx: &mut Conn, project: &str, resource: Resource) -> Result<(), ApiError> {
     let limit = limit(tx, project, resource).await?;
     let used: i64 = sqlx::query_scalar(resource.count_sql()).bind(project).fetch_one(tx).await?;
     match limit >= 0 && used >= limit {
@@ -75,7 +71,7 @@ pub(crate) async fn check(
     }
 }
 
-async fn limit(tx: &mut SqliteConnection, project: &str, resource: Resource) -> Result<i64, ApiError> {
+async fn limit(tx: &mut Conn, project: &str, resource: Resource) -> Result<i64, ApiError> {
     let own: Option<i64> =
         sqlx::query_scalar("SELECT hard_limit FROM quotas WHERE project_id = $1 AND resource = $2")
             .bind(project)
@@ -85,7 +81,7 @@ async fn limit(tx: &mut SqliteConnection, project: &str, resource: Resource) -> 
     Ok(own.unwrap_or(resource.default_limit()))
 }
 
-async fn document(tx: &mut SqliteConnection, project: &str) -> Result<Value, ApiError> {
+async fn document(tx: &mut Conn, project: &str) -> Result<Value, ApiError> {
     let mut quota = Map::new();
     for resource in Resource::ALL {
         quota.insert(resource.name().into(), limit(tx, project, resource).await?.into());

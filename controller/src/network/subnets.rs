@@ -1,5 +1,6 @@
 //! Subnets (IPv4).
 
+use crate::db::Conn;
 use std::net::Ipv4Addr;
 
 use axum::{
@@ -10,7 +11,7 @@ use http::StatusCode;
 use ipnet::Ipv4Net;
 use mote_host_api::HostRoute;
 use serde_json::{Value, json};
-use sqlx::{FromRow, SqliteConnection};
+use sqlx::FromRow;
 use uuid::Uuid;
 
 use super::{
@@ -254,7 +255,7 @@ fn parse_gateway(cidr: Ipv4Net, value: &Value) -> Result<Option<Ipv4Addr>, ApiEr
 }
 
 /// The subnets of a network, oldest first, as IPAM sees them.
-pub(super) async fn ranges(tx: &mut SqliteConnection, network_id: &str) -> Result<Vec<Range>, ApiError> {
+pub(super) async fn ranges(tx: &mut Conn, network_id: &str) -> Result<Vec<Range>, ApiError> {
     let sql = "SELECT * FROM subnets WHERE network_id = $1 ORDER BY created_us, id";
     let rows: Vec<SubnetRow> = sqlx::query_as(sql).bind(network_id).fetch_all(tx).await?;
     rows.iter().map(SubnetRow::range).collect()
@@ -262,7 +263,7 @@ pub(super) async fn ranges(tx: &mut SqliteConnection, network_id: &str) -> Resul
 
 /// Adds a subnet and its service address, within the owner's quota.
 pub(crate) async fn insert(
-    tx: &mut SqliteConnection,
+    tx: &mut Conn,
     network: &NetworkRow,
     project_id: &str,
     config: &SubnetConfig,
@@ -301,23 +302,19 @@ pub(crate) async fn insert(
     Ok(id)
 }
 
-async fn find(db: &mut SqliteConnection, id: &str) -> Result<SubnetRow, ApiError> {
+async fn find(db: &mut Conn, id: &str) -> Result<SubnetRow, ApiError> {
     let row = sqlx::query_as("SELECT * FROM subnets WHERE id = $1").bind(id).fetch_optional(db).await?;
     row.ok_or_else(|| not_found("Subnet", id))
 }
 
 /// The subnet with its network, if the asker may see it.
-async fn visible(
-    db: &mut SqliteConnection,
-    id: &str,
-    scope: &Scope,
-) -> Result<(SubnetRow, NetworkRow), ApiError> {
+async fn visible(db: &mut Conn, id: &str, scope: &Scope) -> Result<(SubnetRow, NetworkRow), ApiError> {
     let row = find(db, id).await?;
     let network = networks::visible(db, &row.network_id, scope).await;
     network.map(|network| (row, network)).map_err(|_| not_found("Subnet", id))
 }
 
-async fn owned(db: &mut SqliteConnection, id: &str, scope: &Scope) -> Result<SubnetRow, ApiError> {
+async fn owned(db: &mut Conn, id: &str, scope: &Scope) -> Result<SubnetRow, ApiError> {
     let (row, _) = visible(db, id, scope).await?;
     match scope.owns(&row.project_id) {
         true => Ok(row),

@@ -1,13 +1,14 @@
 //! `POST /servers`: everything that is read and written is in one transaction, so that two requests can't both take the
 //! last of a quota, of a host or of a network's addresses.
 
+use crate::db::Conn;
 use std::collections::BTreeSet;
 
 use axum::{Json, extract::State};
 use http::{HeaderName, StatusCode, header};
 use mote_host_api::{BootSpec, ImageSpec};
 use serde_json::{Value, json};
-use sqlx::SqliteConnection;
+
 use uuid::Uuid;
 
 use super::{
@@ -104,11 +105,7 @@ fn random<const N: usize>() -> Result<[u8; N], ApiError> {
     Ok(bytes)
 }
 
-async fn prepare<'a>(
-    tx: &mut SqliteConnection,
-    ctx: &'a Ctx,
-    wanted: &'a Wanted,
-) -> Result<Plan<'a>, ApiError> {
+async fn prepare<'a>(tx: &mut Conn, ctx: &'a Ctx, wanted: &'a Wanted) -> Result<Plan<'a>, ApiError> {
     let project = ctx.require_project()?;
     let flavor = flavor(tx, &wanted.flavor_id).await?;
     let images = match image::image_for_boot(tx, &wanted.image_id, ctx).await {
@@ -157,7 +154,7 @@ async fn prepare<'a>(
     })
 }
 
-async fn flavor(tx: &mut SqliteConnection, id: &str) -> Result<Flavor, ApiError> {
+async fn flavor(tx: &mut Conn, id: &str) -> Result<Flavor, ApiError> {
     let id: String = id.chars().take(MAX_FLAVOR_ID).collect();
     flavors::find(tx, &id).await.map_err(|error| match error {
         ApiError::NotFound(text) => ApiError::BadRequest(format!("flavorRef: {text}")),
@@ -167,7 +164,7 @@ async fn flavor(tx: &mut SqliteConnection, id: &str) -> Result<Flavor, ApiError>
 
 /// `trait:NAME` of the flavor's extra specs.
 async fn flavor_traits(
-    tx: &mut SqliteConnection,
+    tx: &mut Conn,
     flavor_id: &str,
     required: &mut BTreeSet<String>,
     forbidden: &mut BTreeSet<String>,
@@ -213,7 +210,7 @@ fn boot_spec(images: BootImages) -> BootSpec {
     }
 }
 
-async fn check_place(tx: &mut SqliteConnection, ctx: &Ctx, place: &Place) -> Result<(), ApiError> {
+async fn check_place(tx: &mut Conn, ctx: &Ctx, place: &Place) -> Result<(), ApiError> {
     if place.host.is_some() && !ctx.is_admin {
         return Err(ApiError::Forbidden(
             "Policy does not allow to choose a host: the role admin is needed.".into(),
@@ -245,7 +242,7 @@ async fn check_place(tx: &mut SqliteConnection, ctx: &Ctx, place: &Place) -> Res
     Ok(())
 }
 
-async fn nic_wishes(tx: &mut SqliteConnection, project: &str, nics: &Nics) -> Result<Vec<NicWish>, ApiError> {
+async fn nic_wishes(tx: &mut Conn, project: &str, nics: &Nics) -> Result<Vec<NicWish>, ApiError> {
     match nics {
         Nics::None => Ok(Vec::new()),
         Nics::These(wishes) => Ok(wishes.clone()),
@@ -262,7 +259,7 @@ async fn nic_wishes(tx: &mut SqliteConnection, project: &str, nics: &Nics) -> Re
 }
 
 /// How many servers the quota leaves room for, at least `min_count` and at most `max_count`.
-async fn within_quota(tx: &mut SqliteConnection, plan: &Plan<'_>) -> Result<u64, ApiError> {
+async fn within_quota(tx: &mut Conn, plan: &Plan<'_>) -> Result<u64, ApiError> {
     let used = quotas::used(tx, plan.project).await?;
     let mut count = plan.wanted.max_count;
     let mut over = Vec::new();
@@ -318,7 +315,7 @@ struct One {
 
 /// Writes the row, and with a host also the NICs and the host's new generation.
 async fn insert(
-    tx: &mut SqliteConnection,
+    tx: &mut Conn,
     plan: &Plan<'_>,
     one: &One,
     chosen: Result<&HostView, String>,

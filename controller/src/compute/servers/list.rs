@@ -1,11 +1,12 @@
 //! `GET /servers` and `/servers/detail`.
 
+use crate::db::{Conn, Db};
 use std::collections::HashMap;
 
 use axum::{Json, extract::State};
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use sqlx::{QueryBuilder, Sqlite, SqliteConnection};
+use sqlx::QueryBuilder;
 
 use super::{
     super::state::has_status,
@@ -149,12 +150,12 @@ async fn page(app: &App, ctx: &Ctx, params: &Params) -> Result<Page, ApiError> {
 
 /// The rows, narrowed by what is compared for equality.
 async fn rows(
-    db: &mut SqliteConnection,
+    db: &mut Conn,
     project: Option<&str>,
     params: &Params,
     admin: bool,
 ) -> Result<Vec<ServerRow>, ApiError> {
-    let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+    let mut query = QueryBuilder::<Db>::new(SELECT);
     query.push(" WHERE TRUE");
     if let Some(project) = project {
         query.push(" AND servers.project_id = ").push_bind(project.to_owned());
@@ -181,7 +182,7 @@ async fn rows(
 }
 
 async fn addresses(
-    db: &mut SqliteConnection,
+    db: &mut Conn,
     project: Option<&str>,
 ) -> Result<HashMap<String, Vec<ServerAddress>>, ApiError> {
     let mut of_server = HashMap::<String, Vec<ServerAddress>>::new();

@@ -1,5 +1,6 @@
 //! Parts of one server: addresses, NICs, metadata, what was done to it.
 
+use crate::db::Conn;
 use std::collections::BTreeMap;
 
 use axum::{
@@ -9,7 +10,7 @@ use axum::{
 };
 use http::StatusCode;
 use serde_json::{Value, json};
-use sqlx::{FromRow, SqliteConnection};
+use sqlx::FromRow;
 
 use super::{
     super::state::VmState,
@@ -252,11 +253,7 @@ async fn change(
     Ok(items)
 }
 
-async fn write_metadata(
-    tx: &mut SqliteConnection,
-    row: &ServerRow,
-    items: &Items,
-) -> Result<Option<Touched>, ApiError> {
+async fn write_metadata(tx: &mut Conn, row: &ServerRow, items: &Items) -> Result<Option<Touched>, ApiError> {
     sqlx::query("UPDATE servers SET metadata = $2, restart_policy = $3, updated_us = $4 WHERE id = $1")
         .bind(&row.id)
         .bind(serde_json::to_string(items).map_err(ApiError::internal)?)

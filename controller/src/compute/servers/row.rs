@@ -1,8 +1,9 @@
 //! Rows of servers.
 
+use crate::db::{Conn, Db};
 use std::collections::BTreeMap;
 
-use sqlx::{FromRow, QueryBuilder, Sqlite, SqliteConnection};
+use sqlx::{FromRow, QueryBuilder};
 
 use super::super::state::{TaskState, VmState, status};
 use crate::http::{context::Ctx, error::ApiError};
@@ -73,9 +74,9 @@ impl ServerRow {
 ///
 /// # Errors
 /// 404.
-pub(super) async fn visible(db: &mut SqliteConnection, ctx: &Ctx, id: &str) -> Result<ServerRow, ApiError> {
+pub(super) async fn visible(db: &mut Conn, ctx: &Ctx, id: &str) -> Result<ServerRow, ApiError> {
     let project = ctx.require_project()?;
-    let mut query = QueryBuilder::<Sqlite>::new(SELECT);
+    let mut query = QueryBuilder::<Db>::new(SELECT);
     query.push(" WHERE servers.id = ").push_bind(id.to_owned());
     let row: Option<ServerRow> = query.build_query_as().fetch_optional(db).await?;
     row.filter(|row| ctx.is_admin || row.project_id == project).ok_or_else(|| {
@@ -86,7 +87,7 @@ pub(super) async fn visible(db: &mut SqliteConnection, ctx: &Ctx, id: &str) -> R
 
 /// Writes down what a user asked for.
 pub(super) async fn record_action(
-    tx: &mut SqliteConnection,
+    tx: &mut Conn,
     ctx: &Ctx,
     server_id: &str,
     action: &str,

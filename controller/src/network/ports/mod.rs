@@ -1,12 +1,12 @@
 //! Ports: handlers and documents. What happens to rows is in [`store`], what servers do with ports in [`server`].
 
+use crate::db::Conn;
 use axum::{
     Json,
     extract::{Path, Query as Params, State},
 };
 use http::StatusCode;
 use serde_json::{Value, json};
-use sqlx::SqliteConnection;
 
 use super::{
     Id, Scope,
@@ -128,7 +128,7 @@ fn may_choose(scope: &Scope, owner: &str, fixed: Option<&FixedIps>, mac: bool) -
 }
 
 /// The port, if the asker may see it: its own, or on a network of its own.
-async fn visible(db: &mut SqliteConnection, id: &str, scope: &Scope) -> Result<Port, ApiError> {
+async fn visible(db: &mut Conn, id: &str, scope: &Scope) -> Result<Port, ApiError> {
     let port = store::find(db, id).await?;
     port.filter(|port| scope.owns(&port.row.project_id) || scope.owns(&port.row.network_project_id))
         .ok_or_else(|| not_found("Port", id))

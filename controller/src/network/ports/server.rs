@@ -1,8 +1,9 @@
 //! What servers do with ports: plug them in, show their addresses, let them go.
 
+use crate::db::{Conn, Db};
 use std::net::Ipv4Addr;
 
-use sqlx::{FromRow, SqliteConnection};
+use sqlx::FromRow;
 
 use super::{
     super::{Scope, networks::NetworkRow, quotas, subnets},
@@ -68,7 +69,7 @@ impl ServerAddress {
 
 /// Checks that the asker may use these NICs, before anything is written: what is wrong is a 400, as in Nova.
 pub(crate) async fn check(
-    tx: &mut SqliteConnection,
+    tx: &mut Conn,
     ctx: &Ctx,
     wishes: &[NicWish],
     servers: usize,
@@ -118,7 +119,7 @@ pub(crate) async fn check(
     Ok(())
 }
 
-async fn network(tx: &mut SqliteConnection, scope: &Scope, id: &str) -> Result<NetworkRow, ApiError> {
+async fn network(tx: &mut Conn, scope: &Scope, id: &str) -> Result<NetworkRow, ApiError> {
     let found = super::networks::visible(tx, id, scope).await;
     found.map_err(|error| match error {
         ApiError::Named(..) => ApiError::BadRequest(format!("Network {id} could not be found.")),
@@ -131,7 +132,7 @@ async fn network(tx: &mut SqliteConnection, scope: &Scope, id: &str) -> Result<N
 /// # Errors
 /// Quota (403 in Nova), no address left, an address that is taken.
 pub(crate) async fn plug(
-    tx: &mut SqliteConnection,
+    tx: &mut Conn,
     server: &PluggedServer<'_>,
     wishes: &[NicWish],
 ) -> Result<(), ApiError> {
@@ -175,7 +176,7 @@ pub(crate) async fn plug(
 }
 
 /// Lets a server's ports go: those that were made for it are deleted, the others are free again.
-pub(crate) async fn release(tx: &mut SqliteConnection, server_id: &str) -> Result<(), ApiError> {
+pub(crate) async fn release(tx: &mut Conn, server_id: &str) -> Result<(), ApiError> {
     sqlx::query("DELETE FROM ports WHERE server_id = $1 AND made_by_server")
         .bind(server_id)
         .execute(&mut *tx)
@@ -193,11 +194,11 @@ pub(crate) async fn release(tx: &mut SqliteConnection, server_id: &str) -> Resul
 
 /// The addresses of one server, or of all servers of a project, or of all; in the order of their NICs.
 pub(crate) async fn addresses(
-    db: &mut SqliteConnection,
+    db: &mut Conn,
     server_id: Option<&str>,
     project_id: Option<&str>,
 ) -> Result<Vec<ServerAddress>, ApiError> {
-    let mut query = sqlx::QueryBuilder::<sqlx::Sqlite>::new(
+    let mut query = sqlx::QueryBuilder::<Db>::new(
         "SELECT ports.server_id, ports.id AS port_id, ports.mac_address, ports.network_id,
              networks.name AS network_name, fixed_ips.subnet_id, fixed_ips.ip
          FROM ports JOIN networks ON networks.id = ports.network_id

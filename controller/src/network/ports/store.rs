@@ -1,9 +1,10 @@
 //! Rows of ports and their addresses.
 
+use crate::db::{Conn, Db};
 use std::net::Ipv4Addr;
 
 use serde_json::{Value, json};
-use sqlx::{FromRow, QueryBuilder, Sqlite, SqliteConnection};
+use sqlx::{FromRow, QueryBuilder};
 use uuid::Uuid;
 
 use super::{
@@ -129,7 +130,7 @@ const SELECT: &str =
         LEFT JOIN fixed_ips ON fixed_ips.port_id = ports.id WHERE ";
 const ORDER: &str = " ORDER BY ports.created_us, ports.id, fixed_ips.position";
 
-async fn fetch(db: &mut SqliteConnection, mut query: QueryBuilder<Sqlite>) -> Result<Vec<Port>, ApiError> {
+async fn fetch(db: &mut Conn, mut query: QueryBuilder<Db>) -> Result<Vec<Port>, ApiError> {
     query.push(ORDER);
     let rows: Vec<PortRow> = query.build_query_as().fetch_all(db).await?;
     let mut ports: Vec<Port> = Vec::new();
@@ -152,18 +153,14 @@ pub(in super::super) fn to_address(ip: i64) -> Result<Ipv4Addr, ApiError> {
 }
 
 /// One port.
-pub(super) async fn find(db: &mut SqliteConnection, id: &str) -> Result<Option<Port>, ApiError> {
+pub(super) async fn find(db: &mut Conn, id: &str) -> Result<Option<Port>, ApiError> {
     let mut query = QueryBuilder::new(SELECT);
     query.push("ports.id = ").push_bind(id.to_owned());
     Ok(fetch(db, query).await?.pop())
 }
 
 /// The ports that the asker may see, narrowed by the filters that have an index.
-pub(super) async fn list(
-    db: &mut SqliteConnection,
-    scope: &Scope,
-    asked: &Query,
-) -> Result<Vec<Port>, ApiError> {
+pub(super) async fn list(db: &mut Conn, scope: &Scope, asked: &Query) -> Result<Vec<Port>, ApiError> {
     let mut query = QueryBuilder::new(SELECT);
     query.push("(").push_bind(scope.admin);
     query.push(" OR ports.project_id = ").push_bind(scope.project.clone());
@@ -183,11 +180,7 @@ pub(super) async fn list(
 }
 
 /// Adds a port with its addresses; the quota is the caller's business.
-pub(super) async fn insert(
-    tx: &mut SqliteConnection,
-    network_id: &str,
-    new: &NewPort,
-) -> Result<String, ApiError> {
+pub(super) async fn insert(tx: &mut Conn, network_id: &str, new: &NewPort) -> Result<String, ApiError> {
     let id = Uuid::new_v4().to_string();
     let mac = match &new.mac_address {
         Some(mac) if mac_is_taken(tx, network_id, mac).await? => {
@@ -227,12 +220,7 @@ pub(super) async fn insert(
     Ok(id)
 }
 
-async fn take_any(
-    tx: &mut SqliteConnection,
-    network_id: &str,
-    ranges: &[Range],
-    port_id: &str,
-) -> Result<(), ApiError> {
+async fn take_any(tx: &mut Conn, network_id: &str, ranges: &[Range], port_id: &str) -> Result<(), ApiError> {
     for range in ranges {
         if ipam::take_next(tx, range, port_id, 0).await?.is_some() {
             return Ok(());
@@ -245,7 +233,7 @@ async fn take_any(
 }
 
 async fn take_these(
-    tx: &mut SqliteConnection,
+    tx: &mut Conn,
     network_id: &str,
     ranges: &[Range],
     port_id: &str,
@@ -287,11 +275,7 @@ fn range_of<'a>(network_id: &str, ranges: &'a [Range], wish: &FixedIpWish) -> Re
 }
 
 /// Gives a port other addresses. Where it shall have some address of a subnet that it has one of, it keeps that.
-pub(super) async fn replace_addresses(
-    tx: &mut SqliteConnection,
-    port: &Port,
-    wanted: FixedIps,
-) -> Result<(), ApiError> {
+pub(super) async fn replace_addresses(tx: &mut Conn, port: &Port, wanted: FixedIps) -> Result<(), ApiError> {
     let FixedIps::These(mut wishes) = wanted else { return Ok(()) };
     let mut kept: Vec<_> =
         port.fixed_ips.iter().filter(|(_, ip)| !wishes.iter().any(|wish| wish.ip == Some(*ip))).collect();
@@ -306,7 +290,7 @@ pub(super) async fn replace_addresses(
 
 /// Changes name, description, device id, device owner; `None` leaves one as it is.
 pub(super) async fn rename(
-    tx: &mut SqliteConnection,
+    tx: &mut Conn,
     id: &str,
     [name, description, device_id, device_owner]: [Option<String>; 4],
 ) -> Result<(), ApiError> {
@@ -327,7 +311,7 @@ pub(super) async fn rename(
 }
 
 /// Whether anything but the network's own service uses it.
-pub(in super::super) async fn in_use(tx: &mut SqliteConnection, network_id: &str) -> Result<bool, ApiError> {
+pub(in super::super) async fn in_use(tx: &mut Conn, network_id: &str) -> Result<bool, ApiError> {
     let one: Option<i64> =
         sqlx::query_scalar("SELECT 1 FROM ports WHERE network_id = $1 AND device_owner != $2 LIMIT 1")
             .bind(network_id)
@@ -338,10 +322,7 @@ pub(in super::super) async fn in_use(tx: &mut SqliteConnection, network_id: &str
 }
 
 /// Whether a port of another project is on the network.
-pub(in super::super) async fn of_others(
-    tx: &mut SqliteConnection,
-    network: &NetworkRow,
-) -> Result<bool, ApiError> {
+pub(in super::super) async fn of_others(tx: &mut Conn, network: &NetworkRow) -> Result<bool, ApiError> {
     let one: Option<i64> =
         sqlx::query_scalar("SELECT 1 FROM ports WHERE network_id = $1 AND project_id != $2 LIMIT 1")
             .bind(&network.id)
@@ -352,10 +333,7 @@ pub(in super::super) async fn of_others(
 }
 
 /// Whether anything but the network's own service has an address of the subnet.
-pub(in super::super) async fn subnet_in_use(
-    tx: &mut SqliteConnection,
-    subnet_id: &str,
-) -> Result<bool, ApiError> {
+pub(in super::super) async fn subnet_in_use(tx: &mut Conn, subnet_id: &str) -> Result<bool, ApiError> {
     let one: Option<i64> = sqlx::query_scalar(
         "SELECT 1 FROM fixed_ips JOIN ports ON ports.id = fixed_ips.port_id
          WHERE fixed_ips.subnet_id = $1 AND ports.device_owner != $2 LIMIT 1",
@@ -369,7 +347,7 @@ pub(in super::super) async fn subnet_in_use(
 
 /// Gives the network's service port (made with the first subnet) an address in a new subnet.
 pub(in super::super) async fn add_service_address(
-    tx: &mut SqliteConnection,
+    tx: &mut Conn,
     network: &NetworkRow,
     subnet_id: &str,
 ) -> Result<(), ApiError> {
@@ -398,7 +376,7 @@ pub(in super::super) async fn add_service_address(
 
 /// Takes the service port's address in a subnet back, and the port with its last address.
 pub(in super::super) async fn remove_service_address(
-    tx: &mut SqliteConnection,
+    tx: &mut Conn,
     network_id: &str,
     subnet_id: &str,
 ) -> Result<(), ApiError> {
@@ -417,19 +395,19 @@ pub(in super::super) async fn remove_service_address(
     Ok(())
 }
 
-async fn service_port(tx: &mut SqliteConnection, network_id: &str) -> Result<Option<String>, ApiError> {
+async fn service_port(tx: &mut Conn, network_id: &str) -> Result<Option<String>, ApiError> {
     let sql = "SELECT id FROM ports WHERE network_id = $1 AND device_owner = $2";
     Ok(sqlx::query_scalar(sql).bind(network_id).bind(SERVICE_OWNER).fetch_optional(tx).await?)
 }
 
-async fn mac_is_taken(tx: &mut SqliteConnection, network_id: &str, mac: &str) -> Result<bool, ApiError> {
+async fn mac_is_taken(tx: &mut Conn, network_id: &str, mac: &str) -> Result<bool, ApiError> {
     let sql = "SELECT 1 FROM ports WHERE network_id = $1 AND mac_address = $2";
     let one: Option<i64> = sqlx::query_scalar(sql).bind(network_id).bind(mac).fetch_optional(tx).await?;
     Ok(one.is_some())
 }
 
 /// A random address below OpenStack's prefix (`base_mac`) that the network doesn't have yet.
-async fn free_mac(tx: &mut SqliteConnection, network_id: &str) -> Result<String, ApiError> {
+async fn free_mac(tx: &mut Conn, network_id: &str) -> Result<String, ApiError> {
     for _ in 0..MAC_TRIES {
         let mut tail = [0; 3];
         getrandom::fill(&mut tail).map_err(|error| ApiError::internal(error.to_string()))?;
