@@ -8,6 +8,7 @@
 //! | `loader` | kernels, initrds and what they are told |
 //! | `acpi` | ACPI tables |
 //! | `ioapic`, `power` | the I/O APIC, and the registers that end the machine |
+//! | [`rate_limiter`] | token buckets of devices |
 //! | [`machine`] | the running machine: vCPU threads, pause and resume |
 //! | [`devices`] | virtio and legacy devices |
 //! | [`controller`], [`config`] | one command enum, the phases before and after the start, and the configuration's rules |
@@ -38,6 +39,7 @@ pub mod machine;
 pub mod memory;
 pub mod outcome;
 mod power;
+pub mod rate_limiter;
 
 /// An error with all its causes in one line.
 pub fn error_chain(error: &dyn Error) -> String {

@@ -10,7 +10,9 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 mod exit;
+mod rate_limiter;
 pub use exit::{ExitReason, ExitReport};
+pub use rate_limiter::{RateLimiter, TokenBucket};
 
 /// The release of Firecracker's API that the request and answer types follow, as told by `GET /version`.
 pub const FIRECRACKER_API_VERSION: &str = "1.13.0";
