@@ -216,6 +216,7 @@ mod tests {
             generation: 1,
             networks: vec![],
             servers: vec![],
+            ..DesiredState::default()
         };
         assert_eq!(check_desired(&good, &identity), Ok(()));
         let other = DesiredState { cloud_id: CloudId::new(), ..good.clone() };

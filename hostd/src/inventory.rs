@@ -50,6 +50,7 @@ pub fn inventory(state_dir: &Path) -> Result<Inventory, InventoryError> {
         kernel: format!("{} {}", uname.sysname().to_string_lossy(), uname.release().to_string_lossy()),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         traits: kvm_check::check().traits(),
+        ..Inventory::default()
     })
 }
 

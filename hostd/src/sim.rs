@@ -358,7 +358,9 @@ pub fn server_in_network(last_octet: u8) -> (NetworkSpec, ServerSpec) {
             server_id: server.id,
             mac_address: format!("fa:16:3e:00:00:{last_octet:02x}"),
             fixed_ips: vec![FixedIp { subnet_id: subnet, ip_address: [10, 0, 0, last_octet].into() }],
+            ..PortSpec::default()
         }],
+        ..NetworkSpec::default()
     };
     (network, server)
 }

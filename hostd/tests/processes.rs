@@ -110,6 +110,7 @@ fn desired(generation: u64, network: &NetworkSpec, servers: &[ServerSpec]) -> De
         generation,
         networks: vec![network.clone()],
         servers: servers.to_vec(),
+        ..DesiredState::default()
     }
 }
 

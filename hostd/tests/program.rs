@@ -76,7 +76,14 @@ impl Host {
         let (cloud_id, host_id) = (CloudId::new(), HostId::new());
         let answer = JoinResponse { cloud_id, host_id, secret: "s".into() };
         script.say("POST /mote/v1/hosts", 201, serde_json::to_vec(&answer).unwrap());
-        let desired = DesiredState { cloud_id, host_id, generation: 1, networks: vec![], servers: vec![] };
+        let desired = DesiredState {
+            cloud_id,
+            host_id,
+            generation: 1,
+            networks: vec![],
+            servers: vec![],
+            ..DesiredState::default()
+        };
         let mut host = Self { dir, script, desired, daemon: None };
         let mut join = host.command("join");
         join.args([&url, "--token", "t", "--name", "h"]);

@@ -43,6 +43,7 @@ fn desired(identity: &Identity, generation: u64) -> DesiredState {
         generation,
         networks: vec![],
         servers: vec![server_spec(&[])],
+        ..DesiredState::default()
     }
 }
 

@@ -106,6 +106,7 @@ fn desired(generation: u64, parts: &[(NetworkSpec, ServerSpec)]) -> DesiredState
         generation,
         networks,
         servers,
+        ..DesiredState::default()
     }
 }
 

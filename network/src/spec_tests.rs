@@ -21,12 +21,14 @@ fn network() -> NetworkSpec {
             subnet_id: SubnetId(Uuid::from_u128(0)),
             ip_address: Ipv4Addr::new(10, 0, 0, last),
         }],
+        ..PortSpec::default()
     };
     NetworkSpec {
         id: NetworkId::new(),
         mtu: 1450,
         subnets: vec![subnet(0), subnet(1)],
         ports: vec![port(10), port(11)],
+        ..NetworkSpec::default()
     }
 }
 

@@ -92,6 +92,7 @@ async fn read(conn: &mut Conn, speaker: &Speaker, generation: u64) -> Result<Des
             mtu: number(mtu)?,
             subnets: subnets.remove(&id).unwrap_or_default(),
             ports: ports.extract_if(.., |(network, _)| *network == id).map(|(_, spec)| spec).collect(),
+            ..NetworkSpec::default()
         })
     });
     let networks = networks.collect::<Result<_, ApiError>>()?;
@@ -110,6 +111,7 @@ async fn read(conn: &mut Conn, speaker: &Speaker, generation: u64) -> Result<Des
         generation,
         networks,
         servers: servers.collect::<Result<_, ApiError>>()?,
+        ..DesiredState::default()
     })
 }
 
@@ -152,6 +154,7 @@ async fn ports(conn: &mut Conn, host: &str) -> Result<Vec<(String, PortSpec)>, A
             server_id,
             mac_address: row.mac_address,
             fixed_ips: address.into_iter().collect(),
+            ..PortSpec::default()
         };
         ports.push((row.network_id, spec));
     }

@@ -25,6 +25,7 @@ fn inventory() -> Inventory {
         kernel: "Linux 6.12".into(),
         version: "0.1.0".into(),
         traits: vec!["CUSTOM_KVM".into()],
+        ..Inventory::default()
     }
 }
 

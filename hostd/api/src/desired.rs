@@ -5,10 +5,14 @@ use std::{collections::BTreeMap, net::Ipv4Addr};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-use crate::{CloudId, HostId, NetworkId, PortId, ServerId, SubnetId};
+use crate::{
+    AddressPair, AddressSetSpec, CloudId, DnsName, FixedIpV6, HostId, NetworkId, PortId, QosSpec, RemotePort,
+    RouterSpec, SecurityGroupId, SecurityGroupSpec, SegmentSpec, ServerId, SubnetId, SubnetV6Spec,
+    TunnelSpec,
+};
 
 /// `GET …/desired`: the whole of what shall exist on one host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DesiredState {
     /// The installation that speaks. A host that has joined one refuses every other.
     pub cloud_id: CloudId,
@@ -16,23 +20,54 @@ pub struct DesiredState {
     pub host_id: HostId,
     /// Grows with every change of this host's desired state.
     pub generation: u64,
-    /// The networks that the servers below are on (a network without a server here is not named).
+    /// The networks that must exist here: those that the servers below are on, and all that a router in `routers` has an
+    /// interface or its gateway in (with no ports of this host in them, then). Others are not named.
     pub networks: Vec<NetworkSpec>,
     /// Servers.
     pub servers: Vec<ServerSpec>,
+    /// This host's end of the overlay; needed as soon as a network has a VXLAN segment.
+    #[serde(default)]
+    pub tunnel: Option<TunnelSpec>,
+    /// Every security group that a port in `networks` names, once.
+    #[serde(default)]
+    pub security_groups: Vec<SecurityGroupSpec>,
+    /// Every address set that a rule in `security_groups` names, once.
+    #[serde(default)]
+    pub address_sets: Vec<AddressSetSpec>,
+    /// Every router that has an interface in a network in which this host has a server's port, and those whose gateway
+    /// this host holds.
+    #[serde(default)]
+    pub routers: Vec<RouterSpec>,
 }
 
 /// One tenant network as far as this host needs it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetworkSpec {
     /// Id.
     pub id: NetworkId,
     /// MTU of bridge, taps and guests.
     pub mtu: u16,
-    /// Its subnets.
+    /// Its IPv4 subnets.
     pub subnets: Vec<SubnetSpec>,
     /// Every port of a server on *this host* in this network.
     pub ports: Vec<PortSpec>,
+    /// Its IPv6 subnets.
+    #[serde(default)]
+    pub subnets_v6: Vec<SubnetV6Spec>,
+    /// How it reaches other hosts and the world; without, it ends at this host.
+    #[serde(default)]
+    pub segment: Option<SegmentSpec>,
+    /// For a VXLAN segment: every bound port of this network on *other* hosts, and nothing else. No router interfaces:
+    /// each host has the router itself. Empty for other segments.
+    #[serde(default)]
+    pub remote_ports: Vec<RemotePort>,
+    /// `dns_domain`, without or with the closing dot; the search domain of guests and the zone that the resolver
+    /// answers for. None: `openstacklocal`.
+    #[serde(default)]
+    pub dns_domain: Option<String>,
+    /// Names that the network's resolver knows: every port of the network, on whatever host, that has a name.
+    #[serde(default)]
+    pub dns_names: Vec<DnsName>,
 }
 
 /// A subnet (IPv4).
@@ -42,7 +77,7 @@ pub struct SubnetSpec {
     pub id: SubnetId,
     /// Address range.
     pub cidr: Ipv4Net,
-    /// Router's address, announced to guests; nothing answers there until a router exists.
+    /// Router's address, announced to guests; nothing answers there unless a router has its interface there.
     pub gateway_ip: Option<Ipv4Addr>,
     /// The address of this network's own services (DHCP server, next hop to 169.254.169.254) in this subnet: that of the
     /// port with device owner `network:distributed`, the same on every host.
@@ -73,8 +108,50 @@ pub struct PortSpec {
     pub server_id: ServerId,
     /// `fa:16:3e:xx:xx:xx`.
     pub mac_address: String,
-    /// Addresses, the first is the one DHCP offers.
+    /// IPv4 addresses, the first is the one DHCP offers.
     pub fixed_ips: Vec<FixedIp>,
+    /// IPv6 addresses, those of slaac subnets too (the controller makes them from prefix and Ethernet address).
+    #[serde(default)]
+    pub fixed_ips_v6: Vec<FixedIpV6>,
+    /// `port_security_enabled`. False (what an absent field means): no filter at all, the guest may send and get
+    /// anything, and the two fields below mean nothing.
+    #[serde(default)]
+    pub port_security: bool,
+    /// Its security groups. With port security and no group nothing passes but ARP, neighbour discovery, DHCP and
+    /// metadata.
+    #[serde(default)]
+    pub security_groups: Vec<SecurityGroupId>,
+    /// What it may send from beside its own addresses.
+    #[serde(default)]
+    pub allowed_address_pairs: Vec<AddressPair>,
+    /// `admin_state_up`; while it is false nothing passes.
+    #[serde(default = "yes")]
+    pub admin_state_up: bool,
+    /// The QoS policy in force: the port's own, else its network's.
+    #[serde(default)]
+    pub qos: Option<QosSpec>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl Default for PortSpec {
+    /// A port without addresses and filter, with nil ids.
+    fn default() -> Self {
+        Self {
+            id: PortId::default(),
+            server_id: ServerId::default(),
+            mac_address: String::new(),
+            fixed_ips: Vec::new(),
+            fixed_ips_v6: Vec::new(),
+            port_security: false,
+            security_groups: Vec::new(),
+            allowed_address_pairs: Vec::new(),
+            admin_state_up: true,
+            qos: None,
+        }
+    }
 }
 
 /// An address of a port.

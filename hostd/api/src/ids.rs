@@ -14,9 +14,15 @@ macro_rules! id {
 
         impl $name {
             /// A new random id (UUID v4).
-            #[expect(clippy::new_without_default, reason = "two defaults would differ")]
             pub fn new() -> Self {
                 Self(Uuid::new_v4())
+            }
+        }
+
+        impl Default for $name {
+            /// The nil UUID, which is no object's.
+            fn default() -> Self {
+                Self(Uuid::nil())
             }
         }
 
@@ -49,5 +55,13 @@ id!(/// A port (Neutron).
     PortId);
 id!(/// An image (Glance).
     ImageId);
+id!(/// A security group (Neutron).
+    SecurityGroupId);
+id!(/// A named set of addresses: the members of a security group, or an address group.
+    AddressSetId);
+id!(/// A router (Neutron).
+    RouterId);
+id!(/// A floating IP (Neutron).
+    FloatingIpId);
 id!(/// One question of the controller to a host.
     RequestId);

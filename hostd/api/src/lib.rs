@@ -17,11 +17,13 @@
 
 mod desired;
 mod ids;
+mod networking;
 mod observed;
 mod requests;
 
 pub use desired::*;
 pub use ids::*;
+pub use networking::*;
 pub use observed::*;
 pub use requests::*;
 

@@ -1,5 +1,7 @@
 //! What a host reports: itself, and what it observes of its servers.
 
+use std::net::IpAddr;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
@@ -31,7 +33,7 @@ pub struct JoinResponse {
 }
 
 /// What a host has.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Inventory {
     /// Logical CPUs.
     pub vcpus: u32,
@@ -46,6 +48,13 @@ pub struct Inventory {
     /// What it can do, by OpenStack's names of traits: `HW_CPU_X86_VMX` or `HW_CPU_X86_SVM` where KVM has hardware
     /// virtualization, `CUSTOM_KVM` where /dev/kvm works at all. An image asks by property `trait:NAME=required`.
     pub traits: Vec<String>,
+    /// Address at which other hosts' VXLAN reaches this one; none: it takes no part in overlays, and a port in a VXLAN
+    /// network that is on more than one host can't be placed here.
+    #[serde(default)]
+    pub tunnel_ip: Option<IpAddr>,
+    /// Physical networks that it is connected to (for flat and vlan segments, and gateways in them), by name.
+    #[serde(default)]
+    pub physical_networks: Vec<String>,
 }
 
 /// `PUT …/observed`: the whole of what the host sees.

@@ -16,7 +16,14 @@ fn at(seconds: i64) -> Timestamp {
 
 fn desired(parts: Vec<(NetworkSpec, ServerSpec)>) -> DesiredState {
     let (networks, servers) = parts.into_iter().unzip();
-    DesiredState { cloud_id: CloudId::new(), host_id: HostId::new(), generation: 1, networks, servers }
+    DesiredState {
+        cloud_id: CloudId::new(),
+        host_id: HostId::new(),
+        generation: 1,
+        networks,
+        servers,
+        ..DesiredState::default()
+    }
 }
 
 fn observed(servers: Vec<SeenServer>, networks: SeenNetworks) -> Observed {

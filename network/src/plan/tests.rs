@@ -181,6 +181,7 @@ prop_compose! {
             server_id: ServerId(id(4, index)),
             mac_address: mac(if mac_index == 0 { 0 } else { index }).to_string(),
             fixed_ips: (0..addresses).map(fixed).collect(),
+            ..PortSpec::default()
         }
     }
 }
@@ -197,7 +198,7 @@ prop_compose! {
         subnets.truncate(subnet_count);
         let mut ports = vec![ports.0, ports.1, ports.2];
         ports.truncate(port_count);
-        NetworkSpec { id: NetworkId(id(1, index)), mtu, subnets, ports }
+        NetworkSpec { id: NetworkId(id(1, index)), mtu, subnets, ports, ..NetworkSpec::default() }
     }
 }
 

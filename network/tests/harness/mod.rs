@@ -239,7 +239,13 @@ pub fn network() -> NetworkSpec {
             nexthop: Ipv4Addr::new(10, 0, 0, 3),
         }],
     };
-    NetworkSpec { id: NetworkId::new(), mtu: 1442, subnets: vec![subnet], ports: vec![] }
+    NetworkSpec {
+        id: NetworkId::new(),
+        mtu: 1442,
+        subnets: vec![subnet],
+        ports: vec![],
+        ..NetworkSpec::default()
+    }
 }
 
 /// Adds a port with address 10.0.0.`host`.
@@ -252,6 +258,7 @@ pub fn add_port(network: &mut NetworkSpec, host: u8) -> PortSpec {
             subnet_id: network.subnets[0].id,
             ip_address: Ipv4Addr::new(10, 0, 0, host),
         }],
+        ..PortSpec::default()
     };
     network.ports.push(port.clone());
     port

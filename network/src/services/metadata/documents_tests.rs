@@ -41,12 +41,14 @@ fn guest() -> Guest {
             subnet_id: SubnetId(Uuid::from_u128(third.into())),
             ip_address: [10, 0, third, 5].into(),
         }],
+        ..PortSpec::default()
     };
     let network = |third, dhcp| NetworkSpec {
         id: NetworkId(Uuid::from_u128(third)),
         mtu: 1450,
         subnets: vec![subnet(third as u8, dhcp)],
         ports: vec![port(third as u8)],
+        ..NetworkSpec::default()
     };
     let (a, b) = (network(1, true), network(2, false));
     Guest::new(&metadata, &a.ports[0], &[(&a, &a.ports[0]), (&b, &b.ports[0])])
