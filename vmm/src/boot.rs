@@ -3,13 +3,14 @@
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use mote_vmm_api::{Drive, ExitReason, VmConfig};
+use mote_vmm_api::{Drive, ExitReason, NetworkInterface, VmConfig};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::acpi::{self, AcpiError};
 use crate::boot_timer::BootTimer;
 use crate::devices::bus::{BusDevice, BusError};
+use crate::devices::controls::Controls;
 use crate::devices::i8042::I8042;
 use crate::devices::serial::Serial;
 use crate::devices::virtio::VirtioDevice;
@@ -129,9 +130,10 @@ pub fn boot(config: &VmConfig, options: BootOptions, outcome: &Arc<Outcome>) -> 
     memory.write_slice(&RESET_CODE, GuestAddress(layout::RESET_VECTOR)).map_err(BootError::ResetVector)?;
     let entry = loader::write_boot_information(&memory, &kernel, initrd, &command_line, rsdp)?;
 
-    let Devices { buses, event_sources, .. } = devices;
+    let Devices { buses, controls, event_sources, .. } = devices;
     let vcpus = vm.create_vcpus(Topology { vcpus: machine.vcpu_count, smt: machine.smt }, &entry)?;
-    Machine::start(Parts { vcpus, buses, keyboard, event_sources }, outcome).map_err(BootError::Threads)
+    Machine::start(Parts { vcpus, buses, keyboard, controls, event_sources }, outcome)
+        .map_err(BootError::Threads)
 }
 
 /// The machine's devices while they are put together.
@@ -140,12 +142,20 @@ struct Devices<'a> {
     memory: &'a GuestMemory,
     buses: Buses,
     virtio: Vec<acpi::VirtioDevice>,
+    controls: Controls,
     event_sources: Vec<Box<dyn EventSource>>,
 }
 
 impl<'a> Devices<'a> {
     fn new(vm: &'a Vm, memory: &'a GuestMemory) -> Self {
-        Self { vm, memory, buses: Buses::default(), virtio: Vec::new(), event_sources: Vec::new() }
+        Self {
+            vm,
+            memory,
+            buses: Buses::default(),
+            virtio: Vec::new(),
+            controls: Controls::default(),
+            event_sources: Vec::new(),
+        }
     }
 
     /// An eventfd that raises `irq`.
@@ -215,11 +225,23 @@ impl<'a> Devices<'a> {
             self.virtio_device(format!("drive {}", drive.drive_id), || Block::open(drive))?;
         }
         for interface in &config.network_interfaces {
-            self.virtio_device(format!("network interface {}", interface.iface_id), || Net::open(interface))?;
+            self.network_interface(interface)?;
         }
         if let Some(entropy) = &config.entropy {
             self.virtio_device("the entropy device".to_owned(), || Rng::open(entropy))?;
         }
+        Ok(())
+    }
+
+    fn network_interface(&mut self, interface: &NetworkInterface) -> Result<(), BootError> {
+        let id = &interface.iface_id;
+        let mut control = None;
+        self.virtio_device(format!("network interface {id}"), || {
+            let net = Net::open(interface)?;
+            control = Some(net.control());
+            Ok(net)
+        })?;
+        self.controls.interfaces.extend(control.map(|control| (id.clone(), control)));
         Ok(())
     }
 

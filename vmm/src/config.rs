@@ -6,7 +6,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use mote_vmm_api::{
-    BootSource, Drive, MAX_VCPUS, MachineConfig, MachineConfigPatch, NetworkInterface, Serial, VmConfig,
+    BootSource, Drive, MAX_VCPUS, MachineConfig, MachineConfigPatch, NetworkInterface, NetworkInterfacePatch,
+    RateLimiter, Serial, VmConfig,
 };
 
 use crate::memory::MAX_MEMORY_MIB;
@@ -54,6 +55,9 @@ pub enum ConfigError {
     /// An MTU.
     #[error("mtu must be at least 68, not {0}")]
     Mtu(u16),
+    /// Anti-spoofing compares with `guest_mac`.
+    #[error("anti_spoofing of interface {0:?} needs guest_mac")]
+    AntiSpoofing(String),
     /// A descriptor of the process cannot be named by an API client.
     #[error("tap_fd of interface {0:?} can only be given in the config file")]
     TapFd(String),
@@ -191,6 +195,9 @@ pub fn set_network_interface(
     if let Some(mtu) = interface.mtu.filter(|mtu| *mtu < 68) {
         return Err(ConfigError::Mtu(mtu));
     }
+    if interface.anti_spoofing && interface.guest_mac.is_none() {
+        return Err(ConfigError::AntiSpoofing(interface.iface_id));
+    }
     if let Some(mac) = &interface.guest_mac {
         let bytes = parse_mac(mac).ok_or_else(|| ConfigError::Mac(mac.clone()))?;
         let taken = config.network_interfaces.iter().any(|other| {
@@ -203,6 +210,21 @@ pub fn set_network_interface(
     }
     replace_or_add(&mut config.network_interfaces, interface, |interface| &interface.iface_id);
     Ok(())
+}
+
+/// Notes what was changed of a running interface.
+pub fn patch_network_interface(config: &mut VmConfig, patch: &NetworkInterfacePatch) {
+    let of_patch = |interface: &&mut NetworkInterface| interface.iface_id == patch.iface_id;
+    let Some(interface) = config.network_interfaces.iter_mut().find(of_patch) else { return };
+    interface.rx_rate_limiter = patched(interface.rx_rate_limiter, patch.rx_rate_limiter);
+    interface.tx_rate_limiter = patched(interface.tx_rate_limiter, patch.tx_rate_limiter);
+    interface.link_up = patch.link_up.unwrap_or(interface.link_up);
+}
+
+/// The limits after a patch replaced the buckets that it names.
+fn patched(limits: Option<RateLimiter>, patch: Option<RateLimiter>) -> Option<RateLimiter> {
+    let (Some(limits), Some(patch)) = (limits, patch) else { return patch.or(limits) };
+    Some(RateLimiter { bandwidth: patch.bandwidth.or(limits.bandwidth), ops: patch.ops.or(limits.ops) })
 }
 
 /// Sets where the serial port leads.

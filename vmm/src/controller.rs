@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use mote_vmm_api::{
     BootSource, Drive, Entropy, FIRECRACKER_API_VERSION, InstanceInfo, InstanceState, MachineConfig,
-    MachineConfigPatch, NetworkInterface, Serial, Version, VmConfig,
+    MachineConfigPatch, NetworkInterface, NetworkInterfacePatch, Serial, Version, VmConfig,
 };
 
 use crate::boot::{self, BootError, BootOptions};
@@ -41,6 +41,8 @@ pub enum VmmAction {
     SetDrive(Drive),
     /// Adds or replaces an interface; before the start only.
     SetNetworkInterface(NetworkInterface),
+    /// Changes an interface's limits and link; after the start only.
+    PatchNetworkInterface(NetworkInterfacePatch),
     /// Adds the entropy device; before the start only.
     SetEntropy(Entropy),
     /// Sets where the serial port leads; before the start only.
@@ -90,6 +92,9 @@ pub enum ActionError {
     /// The guest takes no keys now.
     #[error("Cannot send Ctrl+Alt+Del")]
     Keyboard(#[source] KeyboardBusy),
+    /// No such interface.
+    #[error("there is no network interface {0:?}")]
+    NoInterface(String),
     /// No metrics yet.
     #[error("action_type FlushMetrics is not supported: this version keeps no metrics")]
     Metrics,
@@ -149,7 +154,7 @@ impl Controller {
             action => {
                 match &mut self.phase {
                     Phase::Configuring => self.execute_before_start(action)?,
-                    Phase::Started(machine) => execute_after_start(machine, &action)?,
+                    Phase::Started(machine) => execute_after_start(machine, &mut self.config, &action)?,
                 }
                 Ok(Answer::Empty)
             }
@@ -201,13 +206,33 @@ impl Controller {
     }
 }
 
-fn execute_after_start(machine: &mut Machine, action: &VmmAction) -> Result<(), ActionError> {
+fn execute_after_start(
+    machine: &mut Machine,
+    config: &mut VmConfig,
+    action: &VmmAction,
+) -> Result<(), ActionError> {
     match action {
+        VmmAction::PatchNetworkInterface(patch) => patch_interface(machine, config, patch)?,
         VmmAction::Pause => machine.pause(),
         VmmAction::Resume => machine.resume(),
         VmmAction::SendCtrlAltDel => machine.send_ctrl_alt_del().map_err(ActionError::Keyboard)?,
         _ => return Err(ActionError::NotSupportedPostBoot),
     }
+    Ok(())
+}
+
+fn patch_interface(
+    machine: &Machine,
+    config: &mut VmConfig,
+    patch: &NetworkInterfacePatch,
+) -> Result<(), ActionError> {
+    let interface = machine.controls().interfaces.get(&patch.iface_id);
+    let interface = interface.ok_or_else(|| ActionError::NoInterface(patch.iface_id.clone()))?;
+    interface.update_limits(patch.rx_rate_limiter.as_ref(), patch.tx_rate_limiter.as_ref());
+    if let Some(up) = patch.link_up {
+        interface.set_link_up(up);
+    }
+    config::patch_network_interface(config, patch);
     Ok(())
 }
 

@@ -17,6 +17,7 @@ use mote_vmm_api::ExitReason;
 
 use crate::devices::EventSource;
 use crate::devices::bus::Bus;
+use crate::devices::controls::Controls;
 use crate::devices::i8042::{I8042, KeyboardBusy};
 use crate::error_chain;
 use crate::kvm::{Kick, Stop, Vcpu};
@@ -81,6 +82,7 @@ pub struct Machine {
     vcpus: Vec<VcpuThread>,
     shared: Arc<Shared>,
     keyboard: Arc<Mutex<I8042>>,
+    controls: Controls,
     /// Descriptors that devices want the main loop to watch; taken by it.
     event_sources: Vec<Box<dyn EventSource>>,
     paused: bool,
@@ -94,6 +96,8 @@ pub struct Parts {
     pub buses: Buses,
     /// The keyboard controller.
     pub keyboard: Arc<Mutex<I8042>>,
+    /// What of the devices can be changed.
+    pub controls: Controls,
     /// What the main loop has to watch for the devices.
     pub event_sources: Vec<Box<dyn EventSource>>,
 }
@@ -130,6 +134,7 @@ impl Machine {
             vcpus,
             shared,
             keyboard: parts.keyboard,
+            controls: parts.controls,
             event_sources: parts.event_sources,
             paused: false,
         })
@@ -138,6 +143,11 @@ impl Machine {
     /// What the main loop has to watch; empty at the second call.
     pub fn take_event_sources(&mut self) -> Vec<Box<dyn EventSource>> {
         std::mem::take(&mut self.event_sources)
+    }
+
+    /// The handles of devices that can be changed.
+    pub const fn controls(&self) -> &Controls {
+        &self.controls
     }
 
     /// Whether the vCPUs are stopped.

@@ -139,6 +139,7 @@ impl Work {
                 guest_mac: Some(port.mac_address.clone()),
                 tap_fd: Some(tap.as_raw_fd()),
                 mtu: Some(*mtu),
+                ..NetworkInterface::default()
             }
         };
         VmConfig {
@@ -163,7 +164,7 @@ impl Work {
                 ..MachineConfig::default()
             },
             network_interfaces: wanted.ports.iter().zip(taps).enumerate().map(interface).collect(),
-            entropy: Some(Entropy {}),
+            entropy: Some(Entropy::default()),
             serial: Some(Serial {
                 serial_out_path: Some(dir.console_log()),
                 log_limit_bytes: Some(CONSOLE_LOG_LIMIT),

@@ -168,15 +168,78 @@ pub struct NetworkInterface {
     /// `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, non-persistent: it goes when this process goes). Config file only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tap_fd: Option<i32>,
-    /// *Mote*: MTU to announce to the guest (VIRTIO_NET_F_MTU).
+    /// MTU to announce to the guest (VIRTIO_NET_F_MTU), at least 68.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
+    /// Limits of what the guest receives: bytes of frames, and frames.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rx_rate_limiter: Option<RateLimiter>,
+    /// Limits of what the guest sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tx_rate_limiter: Option<RateLimiter>,
+    /// *Mote*: drop what the guest sends from another source address than `guest_mac`, which is needed then.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub anti_spoofing: bool,
+    /// *Mote*: the link is up (VIRTIO_NET_F_STATUS). While it is down, frames of both directions are lost.
+    #[serde(default = "up", skip_serializing_if = "is_up")]
+    pub link_up: bool,
+}
+
+impl Default for NetworkInterface {
+    fn default() -> Self {
+        Self {
+            iface_id: String::new(),
+            host_dev_name: String::new(),
+            guest_mac: None,
+            tap_fd: None,
+            mtu: None,
+            rx_rate_limiter: None,
+            tx_rate_limiter: None,
+            anti_spoofing: false,
+            link_up: true,
+        }
+    }
+}
+
+const fn up() -> bool {
+    true
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_up(link_up: &bool) -> bool {
+    *link_up
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+const fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+/// `PATCH /network-interfaces/{iface_id}`; what is left out stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetworkInterfacePatch {
+    /// Equals the id in the path.
+    pub iface_id: String,
+    /// See [`NetworkInterface::rx_rate_limiter`]; a bucket that is given starts full, with `size` 0 it is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rx_rate_limiter: Option<RateLimiter>,
+    /// See [`NetworkInterface::tx_rate_limiter`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tx_rate_limiter: Option<RateLimiter>,
+    /// *Mote*: see [`NetworkInterface::link_up`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub link_up: Option<bool>,
 }
 
 /// `/entropy`: a virtio-rng device.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Entropy {}
+pub struct Entropy {
+    /// Limits of the random bytes and of the requests for them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiter>,
+}
 
 /// `/serial`: where the first serial port's output goes. Default: stdout, with input from stdin.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -4,7 +4,8 @@
 //! (`"rate_limiter": null`, `"huge_pages": "None"`); otherwise the fault names the field.
 
 use mote_vmm_api::{
-    Action, ActionType, Drive, Entropy, MachineConfigPatch, NetworkInterface, VmConfig, VmState, VmStatePatch,
+    Action, ActionType, Drive, Entropy, MachineConfigPatch, NetworkInterface, NetworkInterfacePatch,
+    VmConfig, VmState, VmStatePatch,
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -54,7 +55,6 @@ type Neutral = (&'static str, Option<&'static str>);
 
 const MACHINE: &[Neutral] = &[("cpu_template", Some("None")), ("huge_pages", Some("None"))];
 const DRIVE: &[Neutral] = &[("rate_limiter", None), ("socket", None), ("io_engine", Some("Sync"))];
-const INTERFACE: &[Neutral] = &[("rx_rate_limiter", None), ("tx_rate_limiter", None)];
 const LIMITED: &[Neutral] = &[("rate_limiter", None)];
 const CONFIG: &[Neutral] = &[
     ("balloon", None),
@@ -119,8 +119,6 @@ pub fn parse_config_file(bytes: &[u8]) -> Result<VmConfig, RequestError> {
     };
     each(&mut value, "machine-config", MACHINE)?;
     each(&mut value, "drives", DRIVE)?;
-    each(&mut value, "network-interfaces", INTERFACE)?;
-    each(&mut value, "entropy", LIMITED)?;
     each(&mut value, "serial", LIMITED)?;
     if value == before {
         Err(RequestError::Json(error))
@@ -158,6 +156,7 @@ pub fn parse(request: &Request) -> Result<VmmAction, RequestError> {
         },
         ("PATCH", false) => match (resource, rest.as_slice()) {
             ("machine-config", []) => patch_machine(request),
+            ("network-interfaces", id) => patch_network_interface(request, id),
             ("vm", []) => Ok(match body::<VmStatePatch>(request, &[])?.state {
                 VmState::Paused => VmmAction::Pause,
                 VmState::Resumed => VmmAction::Resume,
@@ -173,7 +172,7 @@ fn put(request: &Request, resource: &str) -> Option<Result<VmmAction, RequestErr
     Some(match resource {
         "machine-config" => body(request, MACHINE).map(VmmAction::SetMachineConfig),
         "boot-source" => body(request, &[]).map(VmmAction::SetBootSource),
-        "entropy" => body::<Entropy>(request, LIMITED).map(VmmAction::SetEntropy),
+        "entropy" => body::<Entropy>(request, &[]).map(VmmAction::SetEntropy),
         "serial" => body(request, LIMITED).map(VmmAction::SetSerial),
         "actions" => body::<Action>(request, &[]).map(|action| match action.action_type {
             ActionType::InstanceStart => VmmAction::Start,
@@ -190,8 +189,13 @@ fn put_drive(request: &Request, id: &[&str]) -> Result<VmmAction, RequestError> 
 }
 
 fn put_network_interface(request: &Request, id: &[&str]) -> Result<VmmAction, RequestError> {
-    let interface = with_id(request, id, INTERFACE, |interface: &NetworkInterface| &interface.iface_id)?;
+    let interface = with_id(request, id, &[], |interface: &NetworkInterface| &interface.iface_id)?;
     Ok(VmmAction::SetNetworkInterface(interface))
+}
+
+fn patch_network_interface(request: &Request, id: &[&str]) -> Result<VmmAction, RequestError> {
+    let patch = with_id(request, id, &[], |patch: &NetworkInterfacePatch| &patch.iface_id)?;
+    Ok(VmmAction::PatchNetworkInterface(patch))
 }
 
 fn with_id<T: DeserializeOwned>(
@@ -248,7 +252,7 @@ mod tests {
         assert_eq!(action("GET", "/vm/config", ""), VmmAction::GetVmConfig);
         assert_eq!(action("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#), VmmAction::Start);
         assert_eq!(action("PATCH", "/vm", r#"{"state":"Paused"}"#), VmmAction::Pause);
-        assert_eq!(action("PUT", "/entropy", "{}"), VmmAction::SetEntropy(Entropy {}));
+        assert_eq!(action("PUT", "/entropy", "{}"), VmmAction::SetEntropy(Entropy::default()));
         let machine = action("PUT", "/machine-config", r#"{"vcpu_count":2,"mem_size_mib":64}"#);
         assert!(matches!(machine, VmmAction::SetMachineConfig(machine) if machine.vcpu_count == 2));
     }

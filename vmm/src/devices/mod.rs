@@ -11,6 +11,7 @@
 use std::os::fd::RawFd;
 
 pub mod bus;
+pub mod controls;
 pub mod i8042;
 pub mod serial;
 pub mod virtio;

@@ -145,14 +145,13 @@ pub fn add_tap(config: &mut VmConfig, tap: &str, mac: &str) {
         iface_id: format!("eth{}", config.network_interfaces.len()),
         host_dev_name: tap.into(),
         guest_mac: Some(mac.into()),
-        tap_fd: None,
-        mtu: None,
+        ..NetworkInterface::default()
     });
 }
 
 /// Adds virtio-rng.
 pub fn add_rng(config: &mut VmConfig) {
-    config.entropy = Some(Entropy {});
+    config.entropy = Some(Entropy::default());
 }
 
 /// Runs the guest to its end.

@@ -203,6 +203,36 @@ impl GuestBuffers {
         result(unsafe { libc::writev(fd.as_raw_fd(), self.iovecs.as_ptr(), self.iov_count()) })
     }
 
+    /// One `readv` to all segments and then to `tail`. There must be fewer than [`MAX_SEGMENTS`] segments.
+    ///
+    /// # Errors
+    /// As readv(2).
+    pub fn readv_then(&mut self, fd: BorrowedFd<'_>, tail: &mut [u8]) -> io::Result<usize> {
+        self.iovecs.push(libc::iovec { iov_base: tail.as_mut_ptr().cast(), iov_len: tail.len() });
+        let result = self.readv(fd);
+        // No pointer to `tail` is left behind.
+        self.iovecs.pop();
+        result
+    }
+
+    /// One `writev` of `head` and then of all segments, of which there must be fewer than [`MAX_SEGMENTS`].
+    ///
+    /// # Errors
+    /// As writev(2); `InvalidInput` if there are too many segments.
+    pub fn writev_after(&mut self, fd: BorrowedFd<'_>, head: &[u8]) -> io::Result<usize> {
+        if head.is_empty() {
+            return self.writev(fd);
+        }
+        if self.iovecs.len() >= MAX_SEGMENTS {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // The kernel only reads through this pointer, and none is left behind.
+        self.iovecs.insert(0, libc::iovec { iov_base: head.as_ptr().cast_mut().cast(), iov_len: head.len() });
+        let result = self.writev(fd);
+        self.iovecs.remove(0);
+        result
+    }
+
     /// Fills all segments from `offset` of a file, and is empty afterwards.
     ///
     /// # Errors

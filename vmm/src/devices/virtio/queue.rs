@@ -22,6 +22,8 @@ use crate::memory::GuestMemory;
 const USED_RING_HEADER: u64 = 4;
 /// Bytes of an element of the used ring.
 const USED_ELEMENT: u64 = 8;
+/// Place of the index in the available ring.
+const AVAIL_INDEX: u64 = 2;
 /// Bytes before the elements of the available ring.
 const AVAIL_RING_HEADER: u64 = 4;
 
@@ -153,6 +155,14 @@ impl VirtQueue {
         chain.faulty |= !ended;
         chain.tail_valid &= ended;
         Ok(true)
+    }
+
+    /// Whether the driver has made chains available that were not popped yet.
+    ///
+    /// # Errors
+    /// The available ring is broken.
+    pub fn has_available(&self) -> Result<bool, QueueError> {
+        Ok(self.load_avail(AVAIL_INDEX)? != self.queue.next_avail())
     }
 
     /// Gives the chain that was popped last back to the available ring.

@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
@@ -102,9 +103,13 @@ impl Poller {
     ///
     /// # Errors
     /// As epoll_wait(2); an interruption is no event.
-    pub fn wait(&mut self, block: bool, mut each: impl FnMut(u64, EventSet)) -> io::Result<bool> {
+    pub fn wait(&mut self, block: bool, each: impl FnMut(u64, EventSet)) -> io::Result<bool> {
+        self.wait_millis(if block { -1 } else { 0 }, each)
+    }
+
+    fn wait_millis(&mut self, millis: i32, mut each: impl FnMut(u64, EventSet)) -> io::Result<bool> {
         let mut events = [EpollEvent::default(); 4];
-        let count = match self.epoll.wait(if block { -1 } else { 0 }, &mut events) {
+        let count = match self.epoll.wait(millis, &mut events) {
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,
             Err(error) => return Err(error),
@@ -117,6 +122,16 @@ impl Poller {
             }
         }
         Ok(!self.stopped)
+    }
+
+    /// Waits for events until `limit` has passed (rounded up to milliseconds), or for ever. Otherwise as
+    /// [`Poller::wait`].
+    ///
+    /// # Errors
+    /// As epoll_wait(2).
+    pub fn wait_for(&mut self, limit: Option<Duration>, each: impl FnMut(u64, EventSet)) -> io::Result<bool> {
+        let millis = limit.map(|limit| limit.as_nanos().div_ceil(1_000_000));
+        self.wait_millis(millis.map_or(-1, |millis| i32::try_from(millis).unwrap_or(i32::MAX)), each)
     }
 
     /// Waits for nothing but the worker's end.

@@ -1,9 +1,11 @@
 //! virtio-net (virtio 1.2 §5.1) over a tap: one pair of queues, checksum and segmentation offloads in both directions,
-//! mergeable receive buffers, MAC and MTU.
+//! mergeable receive buffers, MAC, MTU and link state.
 //!
-//! One thread, started when the driver activates the device, serves both directions: frames go between tap and guest
-//! memory by vectored reads and writes without a copy.
+//! One thread, started when the driver activates the device, serves both directions ([`server`]): frames go between tap
+//! and guest memory by vectored reads and writes without a copy. Rate limits and the link's state can be changed
+//! meanwhile ([`NetControl`]).
 
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mote_vmm_api::NetworkInterface;
@@ -15,15 +17,20 @@ use super::worker::{Poller, Worker};
 use super::{Activation, VirtioDevice, device_type, read_config_bytes};
 use crate::devices::DeviceError;
 
+mod control;
+mod polling;
 mod receive;
 mod server;
 mod tap;
 mod transmit;
 
+pub use control::NetControl;
+use control::Shared;
 use server::Server;
 pub use tap::{HEADER_BYTES, NetError, Tap};
 
 const QUEUE_SIZE: u16 = 256;
+const ETHERNET_HEADER_BYTES: usize = 14;
 /// Longest thing that passes a tap: header, Ethernet header with a VLAN tag, 64 KiB of IP.
 const MAX_FRAME: usize = HEADER_BYTES + 18 + 65_535;
 /// virtio 1.2 §5.1.4.1.
@@ -33,7 +40,10 @@ const fn bit(feature: u32) -> u64 {
     1 << feature
 }
 
-/// Features of every interface: offloads that a tap does, both ways, and mergeable buffers.
+/// Place of the link's state in the configuration space.
+const STATUS_AT: usize = 6;
+
+/// Features of every interface: offloads that a tap does, both ways, mergeable buffers and the link's state.
 const FEATURES: u64 = bit(abi::VIRTIO_NET_F_CSUM)
     | bit(abi::VIRTIO_NET_F_GUEST_CSUM)
     | bit(abi::VIRTIO_NET_F_GUEST_TSO4)
@@ -42,13 +52,18 @@ const FEATURES: u64 = bit(abi::VIRTIO_NET_F_CSUM)
     | bit(abi::VIRTIO_NET_F_HOST_TSO4)
     | bit(abi::VIRTIO_NET_F_HOST_TSO6)
     | bit(abi::VIRTIO_NET_F_HOST_UFO)
-    | bit(abi::VIRTIO_NET_F_MRG_RXBUF);
+    | bit(abi::VIRTIO_NET_F_MRG_RXBUF)
+    | bit(abi::VIRTIO_NET_F_STATUS);
 
 /// A virtio network device.
 pub struct Net {
     tap: Arc<Mutex<Tap>>,
+    /// MAC, status (filled in when read), number of queue pairs, MTU.
     config: [u8; 12],
     features: u64,
+    /// With anti-spoofing: the address that the guest may send from.
+    source: Option<[u8; 6]>,
+    shared: Arc<Shared>,
     worker: Option<Worker>,
 }
 
@@ -73,12 +88,38 @@ impl Net {
             config[10..12].copy_from_slice(&mtu.to_le_bytes());
             features |= bit(abi::VIRTIO_NET_F_MTU);
         }
+        if interface.anti_spoofing && interface.guest_mac.is_none() {
+            return Err(NetError::NoMac { iface: iface.clone() }.into());
+        }
         let name = &interface.host_dev_name;
         let tap = match interface.tap_fd {
             Some(fd) => Tap::from_inherited_fd(iface, name, fd)?,
             None => Tap::open(iface, name)?,
         };
-        Ok(Self { tap: Arc::new(Mutex::new(tap)), config, features, worker: None })
+        Self::over(tap, interface, config, features)
+    }
+
+    fn over(
+        tap: Tap,
+        interface: &NetworkInterface,
+        config: [u8; 12],
+        features: u64,
+    ) -> Result<Self, DeviceError> {
+        let mut source = [0; 6];
+        source.copy_from_slice(&config[0..6]);
+        Ok(Self {
+            tap: Arc::new(Mutex::new(tap)),
+            config,
+            features,
+            source: interface.anti_spoofing.then_some(source),
+            shared: Shared::new(interface)?,
+            worker: None,
+        })
+    }
+
+    /// A handle for what may change while the guest runs.
+    pub fn control(&self) -> NetControl {
+        NetControl(self.shared.clone())
     }
 }
 
@@ -125,7 +166,14 @@ impl VirtioDevice for Net {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&self.config, offset, data);
+        let mut config = self.config;
+        let status: u16 = if self.shared.link_up() { abi::VIRTIO_NET_S_LINK_UP as u16 } else { 0 };
+        config[STATUS_AT..STATUS_AT + 2].copy_from_slice(&status.to_le_bytes());
+        read_config_bytes(&config, offset, data);
+    }
+
+    fn config_generation(&self) -> u32 {
+        self.shared.generation()
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
@@ -144,20 +192,25 @@ impl VirtioDevice for Net {
             Poller::new(&[
                 (receive.notifier_fd(), EventSet::IN),
                 (transmit.notifier_fd(), EventSet::IN),
-                (std::os::fd::AsRawFd::as_raw_fd(&tap.as_fd()), EventSet::IN | EventSet::OUT),
+                (tap.as_fd().as_raw_fd(), EventSet::IN | EventSet::OUT),
+                (self.shared.wake.as_raw_fd(), EventSet::IN),
             ])
             .map_err(DeviceError::EventFd)?
         };
         let mergeable = features & bit(abi::VIRTIO_NET_F_MRG_RXBUF) != 0;
-        let mut server = Server::new(receive, transmit, mergeable);
+        if features & bit(abi::VIRTIO_NET_F_STATUS) != 0 {
+            self.shared.set_interrupt(Some(activation.interrupt));
+        }
+        let mut server = Server::new(receive, transmit, mergeable, self.source, self.shared.clone());
         self.worker = Some(Worker::spawn("net", move |stop| {
-            let tap = tap.lock().unwrap_or_else(PoisonError::into_inner);
-            server.run(&tap, &mut poller, stop);
+            let mut tap = tap.lock().unwrap_or_else(PoisonError::into_inner);
+            server.run(&mut tap, &mut poller, stop);
         })?);
         Ok(())
     }
 
     fn reset(&mut self) {
+        self.shared.set_interrupt(None);
         self.worker = None;
     }
 }

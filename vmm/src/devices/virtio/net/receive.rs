@@ -1,29 +1,36 @@
 //! Tap → guest.
 //!
-//! Chains are taken from the ring ahead of the frames and kept in a window of I/O vectors that is large enough for the
-//! longest frame; a frame is then read straight into its first chains. A driver that offers less room than the longest
-//! frame needs (small buffers without MRG_RXBUF, or few of them) is served by way of a buffer of ours, so that no frame
-//! is ever cut off.
+//! Chains are taken from the ring ahead of the frames and kept in a window of I/O vectors; a frame is then read straight
+//! into its first chains. Behind the window comes a spill buffer of ours, so that no frame is ever cut off: what of a
+//! frame falls into it is copied to chains that are taken then. While frames are short, the window is, too: the kernel
+//! looks at each vector of each read. After a frame that spilled it is large enough for the longest.
 
 use std::collections::VecDeque;
 use std::io;
+use std::time::{Duration, Instant};
 
 use super::server::ServeError;
 use super::{HEADER_BYTES, MAX_FRAME, Tap};
-use crate::devices::report;
 use crate::devices::virtio::buffers::{GuestBuffers, MAX_SEGMENTS};
 use crate::devices::virtio::queue::{Chain, VirtQueue};
+use crate::rate_limiter::RateLimiter;
 
 /// Offset of `num_buffers` in the header.
 const NUM_BUFFERS_AT: usize = 10;
+/// Window while frames are short: a frame of the usual MTU with its headers.
+const SHORT_WINDOW: usize = 2048;
+/// Short frames in a row after which the window is short again.
+const SHORT_FRAMES: u32 = 64;
 
 /// Why [`Receiver::serve`] ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Received {
     /// The tap is empty, or can't be read.
     Empty,
-    /// The driver must supply buffers and will notify.
+    /// The driver must supply buffers. It does not notify before [`Receiver::arm`].
     NoBuffers,
+    /// The rate limit lets nothing pass for this long.
+    Limited(Duration),
     /// As many steps as asked for; there may be more.
     Budget,
 }
@@ -35,19 +42,41 @@ struct Slot {
     bytes: usize,
 }
 
+/// A frame whose end is in the spill buffer.
+#[derive(Clone, Copy)]
+struct Spilled {
+    /// Its length with the header.
+    len: usize,
+    /// How much of it is in the window already.
+    placed: usize,
+}
+
 /// The receive queue.
 pub struct Receiver {
-    pub queue: VirtQueue,
+    queue: VirtQueue,
     mergeable: bool,
     chain: Chain,
     window: GuestBuffers,
     slots: VecDeque<Slot>,
-    /// Host memory for frames that don't fit into the window; made when first needed.
-    bounce: Vec<u8>,
+    /// Host memory behind the window.
+    spill: Vec<u8>,
+    waiting: Option<Spilled>,
     /// The next chain doesn't fit into the window for want of segments.
     window_full: bool,
-    /// Length of the frame in `bounce` that waits for buffers, or 0.
-    waiting: usize,
+    /// Bytes that the window should have.
+    window_wanted: usize,
+    /// Frames in a row that a short window holds.
+    short_frames: u32,
+}
+
+/// Chains that were taken ahead of their frames go back to the ring, for a queue that continues after a pause. A frame
+/// that waits is lost, as on a wire.
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        for _ in 0..self.slots.len() {
+            self.queue.undo_pop();
+        }
+    }
 }
 
 impl Receiver {
@@ -59,57 +88,114 @@ impl Receiver {
             queue,
             mergeable,
             slots: VecDeque::new(),
-            bounce: Vec::new(),
+            spill: vec![0; MAX_FRAME],
+            waiting: None,
             window_full: false,
-            waiting: 0,
+            window_wanted: SHORT_WINDOW,
+            short_frames: 0,
         }
     }
 
-    /// Moves frames from the tap to the guest, in at most `budget` steps, and interrupts as needed.
-    pub fn serve(&mut self, tap: &Tap, budget: usize) -> Result<Received, ServeError> {
-        let received = self.move_frames(tap, budget);
+    /// Asks the driver to notify; true if there are buffers already.
+    pub fn arm(&mut self) -> Result<bool, ServeError> {
+        Ok(self.queue.enable_notification()?)
+    }
+
+    /// Whether the driver has made buffers available that are not in the window.
+    pub fn has_buffers(&self) -> Result<bool, ServeError> {
+        Ok(self.queue.has_available()?)
+    }
+
+    /// Moves frames from the tap to the guest (without a link: to nowhere), in at most `budget` steps, and interrupts as
+    /// needed.
+    pub fn serve(
+        &mut self,
+        tap: &mut Tap,
+        link_up: bool,
+        limiter: &mut RateLimiter,
+        budget: usize,
+    ) -> Result<Received, ServeError> {
+        if !link_up {
+            return Ok(self.drop_frames(tap, budget));
+        }
+        self.queue.disable_notification()?;
+        let received = self.move_frames(tap, limiter, budget);
         self.queue.signal()?;
         received
     }
 
-    fn move_frames(&mut self, tap: &Tap, budget: usize) -> Result<Received, ServeError> {
+    fn drop_frames(&mut self, tap: &mut Tap, budget: usize) -> Received {
+        self.waiting = None;
+        for _ in 0..budget {
+            match tap.discard() {
+                Ok(0) | Err(_) => return Received::Empty,
+                Ok(_) => {}
+            }
+        }
+        Received::Budget
+    }
+
+    fn move_frames(
+        &mut self,
+        tap: &mut Tap,
+        limiter: &mut RateLimiter,
+        budget: usize,
+    ) -> Result<Received, ServeError> {
+        let limited = !limiter.is_unlimited();
         for _ in 0..budget {
             self.refill()?;
-            if self.waiting > 0 {
-                self.deliver_waiting()?;
-            }
-            if self.waiting > 0 || self.slots.is_empty() {
-                // More buffers are needed; some may have come since they were last looked for.
-                if self.queue.enable_notification()? {
-                    continue;
-                }
+            self.deliver_waiting()?;
+            if self.waiting.is_some() || self.slots.is_empty() {
                 return Ok(Received::NoBuffers);
             }
-            let direct = self.window.bytes() >= MAX_FRAME;
-            let read = if direct { tap.receive(&self.window) } else { self.receive_bounced(tap) };
-            match read {
+            let now = limited.then(Instant::now);
+            // How long the frame is will be known when it is there: it may overdraw the account.
+            if let Some(wait) = now.map(|now| limiter.wait(1, 1, now)).filter(|wait| !wait.is_zero()) {
+                return Ok(Received::Limited(wait));
+            }
+            match tap.receive(&mut self.window, &mut self.spill) {
                 Ok(0) => return Ok(Received::Empty),
-                Ok(len) if direct => self.place(len)?,
                 Ok(len) => {
-                    self.waiting = len;
-                    self.deliver_waiting()?;
-                }
-                Err(error) => {
-                    if error.kind() != io::ErrorKind::WouldBlock {
-                        // Down or removed; the edge-triggered poll says when it is back.
-                        report("read from a tap", &error);
+                    if let Some(now) = now {
+                        limiter.take(len.saturating_sub(HEADER_BYTES) as u64, 1, now);
                     }
-                    return Ok(Received::Empty);
+                    self.received(len)?;
                 }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return Ok(Received::Empty),
             }
         }
         Ok(Received::Budget)
     }
 
-    /// Takes chains from the ring until the window holds the longest frame (without MRG_RXBUF: one chain), or there are
-    /// no more.
+    /// A frame of `len` bytes was read into the window and perhaps the spill buffer.
+    fn received(&mut self, len: usize) -> Result<(), ServeError> {
+        if len <= SHORT_WINDOW {
+            self.short_frames = self.short_frames.saturating_add(1);
+            if self.short_frames == SHORT_FRAMES {
+                self.window_wanted = SHORT_WINDOW;
+            }
+        } else {
+            self.short_frames = 0;
+        }
+        if len <= self.window.bytes() {
+            return self.place(len);
+        }
+        self.window_wanted = MAX_FRAME;
+        // The kernel wrote no more than window and spill buffer hold.
+        self.waiting = Some(Spilled { len, placed: self.window.bytes() });
+        self.refill()?;
+        self.deliver_waiting()
+    }
+
+    /// Takes chains from the ring until the window is as large as it should be (without MRG_RXBUF: holds one chain), or
+    /// there are no more.
     fn refill(&mut self) -> Result<(), ServeError> {
-        let enough = if self.mergeable { MAX_FRAME } else { 1 };
+        let enough = match self.waiting {
+            _ if !self.mergeable => 1,
+            Some(frame) => frame.len,
+            None => self.window_wanted,
+        };
         for _ in 0..self.queue.size() {
             if self.window.bytes() >= enough || !self.queue.pop(&mut self.chain)? {
                 break;
@@ -122,7 +208,8 @@ impl Receiver {
             if bytes < HEADER_BYTES {
                 // Can't even hold a header: back, with nothing in it.
                 self.queue.push_used(head, 0)?;
-            } else if segments + self.window.segments() > MAX_SEGMENTS {
+            } else if segments + self.window.segments() >= MAX_SEGMENTS {
+                // One vector of each read is the spill buffer.
                 self.queue.undo_pop();
                 self.window_full = true;
                 break;
@@ -134,22 +221,18 @@ impl Receiver {
         Ok(())
     }
 
-    fn receive_bounced(&mut self, tap: &Tap) -> io::Result<usize> {
-        self.bounce.resize(MAX_FRAME, 0);
-        tap.receive_bounced(&mut self.bounce)
-    }
-
-    /// Copies the waiting frame to the guest if the window holds it, and drops it if no window ever will.
+    /// Completes the waiting frame if the window holds it now, and drops it if no window ever will.
     fn deliver_waiting(&mut self) -> Result<(), ServeError> {
-        let len = self.waiting;
+        let Some(Spilled { len, placed }) = self.waiting else { return Ok(()) };
         if self.window.bytes() >= len {
-            self.window.write_at(0, &self.bounce[..len]);
-            self.waiting = 0;
+            self.window.write_at(placed, &self.spill[..len - placed]);
+            self.waiting = None;
             return self.place(len);
         }
         let every_chain_taken = self.slots.len() >= usize::from(self.queue.size());
         if self.window_full || every_chain_taken || (!self.mergeable && !self.slots.is_empty()) {
-            self.waiting = 0;
+            self.waiting = None;
+            self.window_full = false;
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 
+use crate::devices::report;
 use crate::devices::virtio::buffers::GuestBuffers;
 
 /// Length of the header before each frame: `virtio_net_hdr_v1` (virtio 1.2 §5.1.6).
@@ -76,6 +77,12 @@ pub enum NetError {
         /// What was given.
         mac: String,
     },
+    /// Anti-spoofing compares with `guest_mac`.
+    #[error("network interface {iface}: anti_spoofing needs guest_mac")]
+    NoMac {
+        /// The interface.
+        iface: String,
+    },
     /// virtio 1.2 §5.1.4.1 allows no MTU under 68.
     #[error("network interface {iface}: mtu {mtu} is less than 68")]
     BadMtu {
@@ -89,6 +96,8 @@ pub enum NetError {
 /// An open tap: reads and writes are frames, each after its header. Non-blocking.
 pub struct Tap {
     fd: OwnedFd,
+    /// The last transfer found it down or gone.
+    failed: bool,
 }
 
 impl Tap {
@@ -107,7 +116,7 @@ impl Tap {
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open("/dev/net/tun")
             .map_err(|source| NetError::OpenTun { iface: iface.to_owned(), source })?;
-        let tap = Self { fd: file.into() };
+        let tap = Self { fd: file.into(), failed: false };
         let mut request = interface_request(TAP_FLAGS as libc::c_short);
         for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
             *to = *from as libc::c_char;
@@ -134,7 +143,7 @@ impl Tap {
         }
         // SAFETY: the configuration names this descriptor as one that was inherited for this interface, so that nothing
         // else in the process owns it; it is open, as was just seen.
-        let tap = Self { fd: unsafe { OwnedFd::from_raw_fd(fd) } };
+        let tap = Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, failed: false };
         let mut request = interface_request(0);
         let mode = tap.ioctl(libc::TUNGETIFF, &raw mut request).map(|()| {
             // SAFETY: the kernel has filled the flags.
@@ -191,28 +200,52 @@ impl Tap {
         self.fd.as_fd()
     }
 
-    /// Receives one frame straight into guest memory.
+    /// Receives one frame into guest memory, and what doesn't fit there into `spill`.
     ///
     /// # Errors
     /// As readv(2): `WouldBlock` if there is none.
-    pub fn receive(&self, buffers: &GuestBuffers) -> io::Result<usize> {
-        buffers.readv(self.fd.as_fd())
+    pub fn receive(&mut self, buffers: &mut GuestBuffers, spill: &mut [u8]) -> io::Result<usize> {
+        let received = buffers.readv_then(self.fd.as_fd(), spill);
+        self.watch_state(received)
     }
 
-    /// Receives one frame into host memory.
+    /// Receives one frame, or the start of one, to nowhere.
     ///
     /// # Errors
-    /// As read(2).
-    pub fn receive_bounced(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        nix::unistd::read(&self.fd, buffer).map_err(io::Error::from)
+    /// As [`Tap::receive`].
+    pub fn discard(&mut self) -> io::Result<usize> {
+        let received = nix::unistd::read(&self.fd, &mut [0; HEADER_BYTES]).map_err(io::Error::from);
+        self.watch_state(received)
     }
 
-    /// Sends one frame straight from guest memory.
+    /// Sends one frame: `headers`, then what is in guest memory.
     ///
     /// # Errors
     /// As writev(2).
-    pub fn send(&self, buffers: &GuestBuffers) -> io::Result<usize> {
-        buffers.writev(self.fd.as_fd())
+    pub fn send(&mut self, headers: &[u8], rest: &mut GuestBuffers) -> io::Result<usize> {
+        let sent = rest.writev_after(self.fd.as_fd(), headers);
+        self.watch_state(sent)
+    }
+
+    /// Says once that the tap is down or gone, and once that it is back. `EIO` is down, `EBADFD` gone; a frame that the
+    /// kernel doesn't like is the guest's affair.
+    fn watch_state(&mut self, result: io::Result<usize>) -> io::Result<usize> {
+        match &result {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::EBADFD)) => {
+                if !std::mem::replace(&mut self.failed, true) {
+                    report("a tap takes or gives no frames (is it down?)", error);
+                }
+            }
+            Ok(_) => self.failed = false,
+            Err(_) => {}
+        }
+        result
+    }
+
+    /// Over any descriptor whose reads and writes are frames.
+    #[cfg(test)]
+    pub const fn for_test(fd: OwnedFd) -> Self {
+        Self { fd, failed: false }
     }
 }
 

@@ -1,0 +1,12 @@
+//! What of the devices can be changed while the machine runs: one handle each, shared with the device.
+
+use std::collections::BTreeMap;
+
+use super::virtio::net::NetControl;
+
+/// The handles of a machine's devices.
+#[derive(Default)]
+pub struct Controls {
+    /// Network interfaces by `iface_id`.
+    pub interfaces: BTreeMap<String, NetControl>,
+}
