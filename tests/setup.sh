@@ -33,6 +33,11 @@ need_basics() {
     mke2fs e2fsprogs ssh openssh-client ssh-keygen openssh-client busybox busybox-static nft nftables perl perl
 }
 
+# What `mote-image build-debian` runs.
+need_image_tools() {
+  need mmdebstrap mmdebstrap zstd zstd xz xz-utils cpio cpio
+}
+
 # Programs and the conformance guest, into one target directory.
 build_all() {
   cargo build --release --workspace --exclude mote-guest --bins

@@ -40,7 +40,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// First pause before a daemon that ended is started again; doubles up to [`RESTART_MAX`].
 const RESTART_MIN: Duration = Duration::from_millis(200);
 /// Longest pause.
-const RESTART_MAX: Duration = Duration::from_secs(30);
+const RESTART_MAX: Duration = Duration::from_secs(5);
 /// A daemon that ran this long counts as healthy again.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 

@@ -45,6 +45,12 @@ pub enum ControllerError {
     /// Not welcome.
     #[error("the controller refuses this host: {0}")]
     Unauthorized(String),
+    /// Not with this token.
+    #[error(
+        "the controller does not take this join token: it is wrong, expired or used up; \
+         make a new one with `mote host join-token`"
+    )]
+    JoinToken,
     /// Other error answers.
     #[error("the controller answers {status}: {message}")]
     Status {
@@ -113,7 +119,11 @@ fn client() -> Result<reqwest::Client, ControllerError> {
 /// [`ControllerError`].
 pub async fn join(url: &str, request: &JoinRequest) -> Result<JoinResponse, ControllerError> {
     let call = client()?.post(format!("{url}/mote/v1/hosts")).timeout(ANSWER_TIMEOUT).json(request);
-    json(success(call.send().await?).await?).await
+    let answer = call.send().await?;
+    if answer.status() == StatusCode::UNAUTHORIZED {
+        return Err(ControllerError::JoinToken);
+    }
+    json(success(answer).await?).await
 }
 
 impl HttpController {

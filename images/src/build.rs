@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::kernel_payload;
 
 /// Grows with every change of what a bundle contains.
-const RECIPE: u32 = 1;
+const RECIPE: u32 = 2;
 /// The most of a failed program's error text that is shown, in bytes.
 const SHOWN: usize = 2000;
 /// What each step runs.

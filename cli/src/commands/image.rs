@@ -110,7 +110,11 @@ async fn create(client: &Client, args: &CreateArgs) -> anyhow::Result<Value> {
             let image = upload(client, body, file, &mut made).await?;
             properties.insert(key.to_owned(), image["id"].clone());
         }
-        let container = if args.disk_format == "raw" { "bare" } else { &args.disk_format };
+        // Amazon's kernels and ramdisks are containers of themselves.
+        let container = match args.disk_format.as_str() {
+            same @ ("aki" | "ari") => same,
+            _ => "bare",
+        };
         let mut body = json!({"name": args.name, "disk_format": args.disk_format, "container_format": container,
                               "visibility": visibility});
         for (key, value) in std::mem::take(&mut properties) {

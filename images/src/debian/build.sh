@@ -35,7 +35,7 @@ case $step in
     [ -n "$sources" ] || { [ -s /etc/apt/sources.list ] && sources=/etc/apt/sources.list; }
     . /etc/os-release
     # shellcheck disable=SC2086
-    mmdebstrap --quiet --mode=root --variant=essential --include=dropbear-bin,busybox-static,ca-certificates \
+    mmdebstrap --quiet --mode=root --variant=essential --include=dropbear-bin,busybox-static,ca-certificates,e2fsprogs \
       --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
       "$VERSION_CODENAME" "$work/root" $sources
     root=$work/root
@@ -54,7 +54,9 @@ case $step in
     sed -i 's|^\(root:.*:\)/bin/bash$|\1/bin/sh|' "$root/etc/passwd"
     ;;
   disk)
-    truncate -s 1G "$out/disk.raw"
+    # Small, since every byte is hashed on its way to a host; the file system grows to the server's disk at boot.
+    used_kib=$(du -sk "$work/root" | cut -f1)
+    truncate -s "$(((used_kib * 5 / 4 / 1024 + 64) / 4 * 4))M" "$out/disk.raw"
     mke2fs -q -F -t ext4 -L mote-debian -m 0 -E lazy_itable_init=1,lazy_journal_init=1 -d "$work/root" "$out/disk.raw"
     ;;
   *)

@@ -114,10 +114,24 @@ pub fn tsc() -> u64 {
     unsafe { x86_64::_rdtsc() }
 }
 
-/// CPUID leaf `leaf`, subleaf 0: EAX, EBX, ECX, EDX.
+/// CPUID leaf `leaf`, subleaf 0: EAX, EBX, ECX, EDX. Asked at CPL 0: a KVM that emulates it runs CPL 3 on the processor
+/// itself, where CPUID need not trap and then shows the host's values.
 pub fn cpuid(leaf: u32) -> [u32; 4] {
-    let r = x86_64::__cpuid_count(leaf, 0);
-    [r.eax, r.ebx, r.ecx, r.edx]
+    let (eax, ebx, ecx, edx): (u32, u32, u32, u32);
+    // SAFETY: the gate (see `entry`) changes the registers of CPUID's answer and nothing else. RBX is the compiler's own:
+    // it is kept in RSI meanwhile.
+    unsafe {
+        asm!(
+            "mov rsi, rbx",
+            "int3",
+            "xchg rsi, rbx",
+            inout("eax") 4 => eax,
+            out("esi") ebx,
+            inout("ecx") leaf => ecx,
+            out("edx") edx,
+        );
+    }
+    [eax, ebx, ecx, edx]
 }
 
 /// Adds 1–4 GiB to the mapping; the image's own tables cover the first.

@@ -99,6 +99,8 @@ service_gate:
     je 4f
     cmp eax, 3
     je 5f
+    cmp eax, 4
+    je 6f
     iretq
 1:  cmp dword ptr [rip + IRQ_PENDING], 0  # 0: sleep until an interrupt; IF is clear up to the sti's shadow
     jne 2f
@@ -113,6 +115,10 @@ service_gate:
 5:  lock cmpxchg16b [rip + quad_word]   # 3: what this KVM may be unable to emulate; then code where no memory is
     mov eax, 0xd8000000
     jmp rax
+6:  mov eax, ecx                        # 4: CPUID leaf ECX, subleaf 0
+    xor ecx, ecx
+    cpuid
+    iretq
 
     .macro fault vector, error=0
     .balign 16
