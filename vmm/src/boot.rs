@@ -222,7 +222,10 @@ impl<'a> Devices<'a> {
         }
         let (root, others): (Vec<_>, Vec<_>) = config.drives.iter().partition(|drive| drive.is_root_device);
         for drive in root.into_iter().chain(others) {
-            self.virtio_device(format!("drive {}", drive.drive_id), || Block::open(drive))?;
+            let name = format!("drive {}", drive.drive_id);
+            let mut control = None;
+            self.virtio_device(name, || Block::open(drive).inspect(|block| control = Some(block.control())))?;
+            self.controls.drives.extend(control.map(|control| (drive.drive_id.clone(), control)));
         }
         for interface in &config.network_interfaces {
             self.network_interface(interface)?;
@@ -316,8 +319,7 @@ mod tests {
             is_root_device: true,
             partuuid: partuuid.map(str::to_owned),
             is_read_only,
-            cache_type: Default::default(),
-            io_engine: Default::default(),
+            ..Drive::default()
         }
     }
 

@@ -6,8 +6,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use mote_vmm_api::{
-    BootSource, Drive, MAX_VCPUS, MachineConfig, MachineConfigPatch, NetworkInterface, NetworkInterfacePatch,
-    RateLimiter, Serial, VmConfig,
+    BootSource, Drive, DrivePatch, MAX_VCPUS, MachineConfig, MachineConfigPatch, NetworkInterface,
+    NetworkInterfacePatch, RateLimiter, Serial, VmConfig,
 };
 
 use crate::memory::MAX_MEMORY_MIB;
@@ -177,6 +177,15 @@ pub fn set_drive(config: &mut VmConfig, drive: Drive) -> Result<(), ConfigError>
     check_file("path_on_host", &drive.path_on_host)?;
     replace_or_add(&mut config.drives, drive, |drive| &drive.drive_id);
     Ok(())
+}
+
+/// Takes over a change of a running machine's drive, for who asks for the configuration.
+pub fn patch_drive(config: &mut VmConfig, patch: &DrivePatch) {
+    let Some(drive) = config.drives.iter_mut().find(|drive| drive.drive_id == patch.drive_id) else { return };
+    if let Some(path) = &patch.path_on_host {
+        drive.path_on_host.clone_from(path);
+    }
+    drive.rate_limiter = patched(drive.rate_limiter, patch.rate_limiter);
 }
 
 /// Adds an interface or replaces the one with its id.

@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mote_vmm_api::{
-    BootSource, Drive, Entropy, FIRECRACKER_API_VERSION, InstanceInfo, InstanceState, MachineConfig,
-    MachineConfigPatch, NetworkInterface, NetworkInterfacePatch, Serial, Version, VmConfig,
+    BootSource, Drive, DrivePatch, Entropy, FIRECRACKER_API_VERSION, InstanceInfo, InstanceState,
+    MachineConfig, MachineConfigPatch, NetworkInterface, NetworkInterfacePatch, Serial, Version, VmConfig,
 };
 
 use crate::boot::{self, BootError, BootOptions};
 use crate::config::{self, ConfigError, Origin};
+use crate::devices::DeviceError;
 use crate::devices::i8042::KeyboardBusy;
 use crate::log;
 use crate::machine::Machine;
@@ -39,6 +40,8 @@ pub enum VmmAction {
     SetBootSource(BootSource),
     /// Adds or replaces a drive; before the start only.
     SetDrive(Drive),
+    /// Changes a drive; after the start only.
+    PatchDrive(DrivePatch),
     /// Adds or replaces an interface; before the start only.
     SetNetworkInterface(NetworkInterface),
     /// Changes an interface's limits and link; after the start only.
@@ -95,6 +98,18 @@ pub enum ActionError {
     /// No such interface.
     #[error("there is no network interface {0:?}")]
     NoInterface(String),
+    /// A drive could not be changed.
+    #[error("Cannot change drive {drive_id}")]
+    Drive {
+        /// Which.
+        drive_id: String,
+        /// Cause.
+        #[source]
+        source: DeviceError,
+    },
+    /// There is no such drive.
+    #[error("There is no drive with the id {0:?}")]
+    UnknownDrive(String),
     /// No metrics yet.
     #[error("action_type FlushMetrics is not supported: this version keeps no metrics")]
     Metrics,
@@ -213,6 +228,13 @@ fn execute_after_start(
 ) -> Result<(), ActionError> {
     match action {
         VmmAction::PatchNetworkInterface(patch) => patch_interface(machine, config, patch)?,
+        VmmAction::PatchDrive(patch) => {
+            let drive_id = || patch.drive_id.clone();
+            let control = machine.controls().drives.get(&patch.drive_id);
+            let control = control.ok_or_else(|| ActionError::UnknownDrive(drive_id()))?;
+            control.update(patch).map_err(|source| ActionError::Drive { drive_id: drive_id(), source })?;
+            config::patch_drive(config, patch);
+        }
         VmmAction::Pause => machine.pause(),
         VmmAction::Resume => machine.resume(),
         VmmAction::SendCtrlAltDel => machine.send_ctrl_alt_del().map_err(ActionError::Keyboard)?,
@@ -253,7 +275,8 @@ mod tests {
 
     #[test]
     fn control_is_refused_before_the_start() {
-        for action in [VmmAction::Pause, VmmAction::Resume, VmmAction::SendCtrlAltDel] {
+        let patch = VmmAction::PatchDrive(DrivePatch::default());
+        for action in [VmmAction::Pause, VmmAction::Resume, VmmAction::SendCtrlAltDel, patch] {
             let error = controller().execute(action).unwrap_err();
             assert!(matches!(error, ActionError::NotSupportedPreBoot), "{error}");
         }

@@ -9,7 +9,7 @@ use std::{
 use mote_host_api::{NetworkId, PortSpec};
 use mote_images::kernel::{KernelError, check_kernel};
 use mote_vmm_api::{
-    BootSource, CacheType, Drive, Entropy, IoEngine, MachineConfig, NetworkInterface, Serial, VmConfig,
+    BootSource, CacheType, Drive, Entropy, MachineConfig, NetworkInterface, Serial, VmConfig,
 };
 
 use super::{TaskError, TaskEvent, Wanted, Work};
@@ -153,10 +153,8 @@ impl Work {
                 path_on_host: dir.disk(),
                 // A command line that names its own root (or a guest that needs none) is left as it is.
                 is_root_device: !names_root(spec.boot.command_line.as_deref()),
-                partuuid: None,
-                is_read_only: false,
                 cache_type: CacheType::Writeback,
-                io_engine: IoEngine::Sync,
+                ..Drive::default()
             }],
             machine_config: MachineConfig {
                 vcpu_count: spec.vcpus,

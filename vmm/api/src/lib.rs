@@ -123,13 +123,15 @@ pub enum CacheType {
 /// Which engine serves a drive.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum IoEngine {
-    /// pread/pwrite in the device's thread.
+    /// A call for each request in the device's thread.
     #[default]
     Sync,
+    /// io_uring; where it isn't available, as `Sync`, with a line in the log.
+    Async,
 }
 
 /// `/drives/{drive_id}`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Drive {
     /// 1–64 characters, letters, digits and `_`; equals the id in the path. Also the serial number the guest reads
@@ -151,6 +153,23 @@ pub struct Drive {
     /// Engine.
     #[serde(default)]
     pub io_engine: IoEngine,
+    /// Limits of bytes and operations; every request is an operation, reads and writes are bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiter>,
+}
+
+/// `PATCH /drives/{drive_id}`, after the start. What is left out stays as it is.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrivePatch {
+    /// Equals the id in the path.
+    pub drive_id: String,
+    /// Another file, or the same one after its size has changed. The guest is told the new size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_on_host: Option<PathBuf>,
+    /// Buckets to replace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<RateLimiter>,
 }
 
 /// `/network-interfaces/{iface_id}`.

@@ -4,8 +4,8 @@
 //! (`"rate_limiter": null`, `"huge_pages": "None"`); otherwise the fault names the field.
 
 use mote_vmm_api::{
-    Action, ActionType, Drive, Entropy, MachineConfigPatch, NetworkInterface, NetworkInterfacePatch,
-    VmConfig, VmState, VmStatePatch,
+    Action, ActionType, Drive, DrivePatch, Entropy, MachineConfigPatch, NetworkInterface,
+    NetworkInterfacePatch, VmConfig, VmState, VmStatePatch,
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -54,7 +54,7 @@ pub enum RequestError {
 type Neutral = (&'static str, Option<&'static str>);
 
 const MACHINE: &[Neutral] = &[("cpu_template", Some("None")), ("huge_pages", Some("None"))];
-const DRIVE: &[Neutral] = &[("rate_limiter", None), ("socket", None), ("io_engine", Some("Sync"))];
+const DRIVE: &[Neutral] = &[("socket", None)];
 const LIMITED: &[Neutral] = &[("rate_limiter", None)];
 const CONFIG: &[Neutral] = &[
     ("balloon", None),
@@ -66,8 +66,8 @@ const CONFIG: &[Neutral] = &[
     ("pmem", None),
     ("vsock", None),
 ];
-/// A field of ours that Firecracker allows to be null.
-const NULLABLE: &str = "is_read_only";
+/// Fields of ours that Firecracker allows to be null.
+const NULLABLE: [&str; 2] = ["is_read_only", "io_engine"];
 
 /// Removes the neutral fields of `value`; the others are refused.
 fn strip(value: &mut Value, fields: &[Neutral]) -> Result<(), RequestError> {
@@ -80,8 +80,10 @@ fn strip(value: &mut Value, fields: &[Neutral]) -> Result<(), RequestError> {
             Some(_) => return Err(RequestError::Unsupported(field)),
         }
     }
-    if object.get(NULLABLE).is_some_and(Value::is_null) {
-        object.remove(NULLABLE);
+    for field in NULLABLE {
+        if object.get(field).is_some_and(Value::is_null) {
+            object.remove(field);
+        }
     }
     Ok(())
 }
@@ -157,6 +159,9 @@ pub fn parse(request: &Request) -> Result<VmmAction, RequestError> {
         ("PATCH", false) => match (resource, rest.as_slice()) {
             ("machine-config", []) => patch_machine(request),
             ("network-interfaces", id) => patch_network_interface(request, id),
+            ("drives", id) => {
+                with_id(request, id, &[], |patch: &DrivePatch| &patch.drive_id).map(VmmAction::PatchDrive)
+            }
             ("vm", []) => Ok(match body::<VmStatePatch>(request, &[])?.state {
                 VmState::Paused => VmmAction::Pause,
                 VmState::Resumed => VmmAction::Resume,
@@ -280,15 +285,24 @@ mod tests {
             let body = format!(r#"{{"drive_id":"a","path_on_host":"/x","is_root_device":true,{field}}}"#);
             parse(&request("PUT", "/drives/a", &body))
         };
-        for field in
-            [r#""rate_limiter":null"#, r#""socket":null"#, r#""is_read_only":null,"io_engine":"Sync""#]
+        for field in [r#""rate_limiter":null"#, r#""socket":null"#, r#""is_read_only":null,"io_engine":null"#]
         {
             assert!(drive(field).is_ok(), "{field}");
         }
-        let error = drive(r#""rate_limiter":{"bandwidth":null}"#).unwrap_err().to_string();
-        assert!(error.contains("`rate_limiter`"), "{error}");
-        let error = drive(r#""io_engine":"Async""#).unwrap_err().to_string();
-        assert!(error.contains("`io_engine`"), "{error}");
+        let error = drive(r#""socket":"/s""#).unwrap_err().to_string();
+        assert!(error.contains("`socket`"), "{error}");
+        assert!(drive(r#""socket":null,"io_engine":"Async""#).is_ok());
+        let error = drive(r#""io_engine":"Threads""#).unwrap_err().to_string();
+        assert!(error.contains("`Threads`"), "{error}");
+        let patch =
+            r#"{"drive_id":"a","path_on_host":"/y","rate_limiter":{"ops":{"size":1,"refill_time":2}}}"#;
+        let patch = parse(&request("PATCH", "/drives/a", patch)).unwrap();
+        assert!(
+            matches!(patch, VmmAction::PatchDrive(patch) if patch.rate_limiter.unwrap().bandwidth.is_none())
+        );
+        assert!(
+            fault("PATCH", "/drives/a", r#"{"drive_id":"a","is_read_only":true}"#).contains("is_read_only")
+        );
         let machine = |value: &str| {
             let body =
                 format!(r#"{{"vcpu_count":1,"mem_size_mib":64,"huge_pages":{value},"cpu_template":"None"}}"#);

@@ -2,11 +2,14 @@
 
 use std::collections::BTreeMap;
 
+use super::virtio::block::BlockControl;
 use super::virtio::net::NetControl;
 
 /// The handles of a machine's devices.
 #[derive(Default)]
 pub struct Controls {
+    /// Drives by `drive_id`.
+    pub drives: BTreeMap<String, BlockControl>,
     /// Network interfaces by `iface_id`.
     pub interfaces: BTreeMap<String, NetControl>,
 }

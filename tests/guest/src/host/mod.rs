@@ -131,11 +131,9 @@ pub fn add_drive(config: &mut VmConfig, id: &str, file: &Path, read_only: bool) 
     config.drives.push(Drive {
         drive_id: id.into(),
         path_on_host: file.to_owned(),
-        is_root_device: false,
-        partuuid: None,
         is_read_only: read_only,
         cache_type: mote_vmm_api::CacheType::Writeback,
-        io_engine: mote_vmm_api::IoEngine::Sync,
+        ..Drive::default()
     });
 }
 

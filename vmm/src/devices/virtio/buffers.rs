@@ -62,6 +62,11 @@ impl GuestBuffers {
         self.iovecs.len()
     }
 
+    /// The segments as the kernel takes them. What they point to is mapped as long as `self` lives.
+    pub fn iovecs(&self) -> &[libc::iovec] {
+        &self.iovecs
+    }
+
     /// Adds guest memory at the end.
     ///
     /// # Errors

@@ -5,7 +5,7 @@
 //! | [`lifecycle`] | the state machine every transport shares: status, features, queue set-up, activation, reset |
 //! | [`mmio`] | the memory-mapped transport: registers only |
 //! | [`queue`], [`buffers`] | a running virtqueue, and guest buffers as I/O vectors (the only unsafe part of the data path) |
-//! | [`worker`] | a device's thread |
+//! | [`worker`], [`polling`] | a device's thread, and how long it looks for work before it sleeps |
 //! | [`block`], [`net`], [`rng`] | the devices |
 
 use std::sync::Arc;
@@ -19,6 +19,7 @@ pub mod buffers;
 pub mod lifecycle;
 pub mod mmio;
 pub mod net;
+pub mod polling;
 pub mod queue;
 pub mod rng;
 #[cfg(test)]

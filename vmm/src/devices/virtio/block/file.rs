@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -90,6 +90,11 @@ impl RawFile {
     /// Whether writes are refused.
     pub const fn is_read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// The open file, for io_uring.
+    pub fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
     }
 
     /// Fills `buffers` from `offset` bytes on.

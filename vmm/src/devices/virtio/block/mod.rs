@@ -1,26 +1,38 @@
 //! virtio-blk (virtio 1.2 §5.2) over a raw file or block device.
 //!
 //! One queue, served by one thread that is started when the driver activates the device. What it supports: read,
-//! write, flush (cache type Writeback), GET_ID, discard and write-zeroes (as `fallocate`, if the drive is writable).
+//! write, flush (cache type Writeback), GET_ID, discard and write-zeroes (as `fallocate`, if the drive is writable), rate
+//! limits, and another file or size while the guest runs ([`BlockControl`]).
 //! A file whose length is not a multiple of 512 bytes is offered without its last, partial sector, as Firecracker does.
+//!
+//! | module | what it is |
+//! |---|---|
+//! | `request` | from descriptor chain to command to status |
+//! | `server` | the worker's loop over a queue |
+//! | `ring` | the io_uring engine; the plain one is a call for each request |
+//! | `file` | the backend |
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mote_vmm_api::{CacheType, Drive, IoEngine};
+use mote_vmm_api::{CacheType, Drive, DrivePatch, IoEngine};
 use virtio_bindings::virtio_blk as abi;
-use vmm_sys_util::epoll::EventSet;
 
-use super::queue::{QueueError, VirtQueue};
-use super::worker::{Poller, Worker};
-use super::{Activation, VirtioDevice, device_type, read_config_bytes};
+use super::worker::Worker;
+use super::{Activation, Interrupt, VirtioDevice, device_type, read_config_bytes};
 use crate::devices::{DeviceError, report};
+use crate::rate_limiter::RateLimiter;
 
 mod file;
 mod request;
+mod ring;
+mod server;
 
 pub use file::{BlockError, RawFile};
-use request::{MAX_RANGES, Request};
+use request::{MAX_RANGES, Refusal, refusal};
+use server::Server;
 
 /// Bytes of a sector.
 pub const SECTOR: u64 = 512;
@@ -31,22 +43,111 @@ const QUEUE_SIZE: u16 = 256;
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 /// Sectors that one range of a discard or write-zeroes may name: 1 GiB.
 const MAX_RANGE_SECTORS: u32 = 1 << 21;
-/// After this long, used buffers are signalled although more requests are waiting.
-const SIGNAL_AFTER: Duration = Duration::from_micros(50);
 
-/// What the requests are served from, and the id of the drive.
+/// What the requests are served from. Replaced as a whole while no worker runs.
 struct Disk {
-    file: RawFile,
-    id: [u8; ID_BYTES],
+    image: Arc<RawFile>,
+    /// For messages: the drive's id.
+    name: String,
+    /// What GET_ID answers.
+    serial: [u8; ID_BYTES],
     flush: bool,
+    engine: IoEngine,
+    limited: bool,
+    limiter: Arc<Mutex<RateLimiter>>,
+    /// An error of the image was logged.
+    failed: AtomicBool,
+}
+
+impl Disk {
+    /// Takes an operation with so many bytes of data from the rate limit.
+    ///
+    /// # Errors
+    /// It has to wait so long.
+    fn limit(&self, bytes: u64) -> Result<(), Duration> {
+        if !self.limited {
+            return Ok(());
+        }
+        self.limiter.lock().unwrap_or_else(PoisonError::into_inner).consume(bytes, 1, Instant::now())
+    }
+
+    /// Turns the image's answer into the guest's. The first failure is logged: a guest can repeat it as often as it likes.
+    fn check(&self, operation: &str, result: io::Result<()>) -> Result<(), Refusal> {
+        result.map_err(|error| {
+            let refusal = refusal(&error);
+            if refusal == Refusal::Io && !self.failed.swap(true, Ordering::Relaxed) {
+                report(&format!("drive {}: cannot {operation} its file (told once)", self.name), &error);
+            }
+            refusal
+        })
+    }
+}
+
+impl Disk {
+    /// The same drive after a change.
+    fn updated(&self, image: Arc<RawFile>, patch: &DrivePatch) -> Self {
+        let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(limits) = &patch.rate_limiter {
+            limiter.update(limits, Instant::now());
+        }
+        Self {
+            image,
+            name: self.name.clone(),
+            serial: self.serial,
+            flush: self.flush,
+            engine: self.engine,
+            limited: !limiter.is_unlimited(),
+            limiter: self.limiter.clone(),
+            failed: AtomicBool::new(false),
+        }
+    }
+}
+
+/// What the device and the outside share.
+struct State {
+    disk: Arc<Disk>,
+    /// Number of changes of the configuration space.
+    generation: u32,
+    running: Option<Running>,
+}
+
+/// What there is while a driver runs the device.
+struct Running {
+    /// Each is locked by its worker.
+    servers: Vec<Arc<Mutex<Server>>>,
+    workers: Vec<Worker>,
+    interrupt: Arc<Interrupt>,
+}
+
+/// The queues go after their workers.
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Running {
+    /// Ends the workers; their queues stay where they are.
+    fn stop(&mut self) {
+        self.workers.clear();
+    }
+
+    /// Starts a worker for each queue.
+    fn start(&mut self, disk: &Arc<Disk>) -> Result<(), DeviceError> {
+        for server in &self.servers {
+            let (disk, server) = (disk.clone(), server.clone());
+            self.workers.push(Worker::spawn("block", move |stop| {
+                server.lock().unwrap_or_else(PoisonError::into_inner).work(&disk, stop);
+            })?);
+        }
+        Ok(())
+    }
 }
 
 /// A virtio block device.
 pub struct Block {
-    disk: Arc<Mutex<Disk>>,
-    config: [u8; 60],
+    state: Arc<Mutex<State>>,
     features: u64,
-    worker: Option<Worker>,
 }
 
 impl Block {
@@ -55,28 +156,100 @@ impl Block {
     /// # Errors
     /// The file can't be opened as wanted, or is no disk.
     pub fn open(drive: &Drive) -> Result<Self, DeviceError> {
-        let IoEngine::Sync = drive.io_engine;
-        let file = RawFile::open(&drive.path_on_host, drive.is_read_only)?;
-        Ok(Self::new(file, &drive.drive_id, drive.cache_type))
+        let image = RawFile::open(&drive.path_on_host, drive.is_read_only)?;
+        Ok(Self::new(image, drive))
     }
 
-    fn new(file: RawFile, drive_id: &str, cache_type: CacheType) -> Self {
-        let mut id = [0; ID_BYTES];
-        let n = drive_id.len().min(ID_BYTES);
-        id[..n].copy_from_slice(&drive_id.as_bytes()[..n]);
-        let flush = cache_type == CacheType::Writeback;
-        let mut features = 1 << abi::VIRTIO_BLK_F_SEG_MAX;
-        if flush {
-            features |= 1 << abi::VIRTIO_BLK_F_FLUSH;
-        }
-        if file.is_read_only() {
-            features |= 1 << abi::VIRTIO_BLK_F_RO;
-        } else {
-            features |= 1 << abi::VIRTIO_BLK_F_DISCARD | 1 << abi::VIRTIO_BLK_F_WRITE_ZEROES;
-        }
-        let config = config_space(file.sectors());
-        Self { disk: Arc::new(Mutex::new(Disk { file, id, flush })), config, features, worker: None }
+    fn new(image: RawFile, drive: &Drive) -> Self {
+        let mut serial = [0; ID_BYTES];
+        let n = drive.drive_id.len().min(ID_BYTES);
+        serial[..n].copy_from_slice(&drive.drive_id.as_bytes()[..n]);
+        let flush = drive.cache_type == CacheType::Writeback;
+        let features = features(flush, image.is_read_only());
+        let limiter = RateLimiter::new(drive.rate_limiter.as_ref(), Instant::now());
+        let disk = Disk {
+            image: Arc::new(image),
+            name: drive.drive_id.clone(),
+            serial,
+            flush,
+            engine: drive.io_engine,
+            limited: !limiter.is_unlimited(),
+            limiter: Arc::new(Mutex::new(limiter)),
+            failed: AtomicBool::new(false),
+        };
+        let state = State { disk: Arc::new(disk), generation: 0, running: None };
+        Self { state: Arc::new(Mutex::new(state)), features }
     }
+
+    /// For changes while the guest runs.
+    pub fn control(&self) -> BlockControl {
+        BlockControl(self.state.clone())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The outside's handle of a drive. Works whether or not the guest drives the device.
+#[derive(Clone)]
+pub struct BlockControl(Arc<Mutex<State>>);
+
+impl BlockControl {
+    /// Changes the drive as Firecracker's PATCH does: another file, or the same with another size, of which the guest is
+    /// told; other buckets of the rate limit. When this returns, nothing touches the old file any more.
+    ///
+    /// # Errors
+    /// The file can't be opened, or the worker can't be started again; the drive is as before in the first case, and
+    /// needs a reset by its driver in the second.
+    pub fn update(&self, patch: &DrivePatch) -> Result<(), DeviceError> {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let old = state.disk.clone();
+        let opened = patch.path_on_host.as_deref().map(|path| RawFile::open(path, old.image.is_read_only()));
+        let opened = opened.transpose()?;
+        if let Some(running) = &mut state.running {
+            running.stop();
+        }
+        let exchanged = opened.is_some();
+        let image = opened.map_or_else(|| old.image.clone(), Arc::new);
+        state.disk = Arc::new(old.updated(image, patch));
+        if exchanged {
+            state.generation = state.generation.wrapping_add(1);
+        }
+        state.go_on(exchanged)
+    }
+}
+
+impl State {
+    /// Starts the workers again, after a change.
+    fn go_on(&mut self, config_changed: bool) -> Result<(), DeviceError> {
+        // A broken queue is not served again.
+        let Some(running) = self.running.as_mut().filter(|running| !running.interrupt.needs_reset()) else {
+            return Ok(());
+        };
+        if let Err(error) = running.start(&self.disk) {
+            running.stop();
+            running.interrupt.set_needs_reset();
+            return Err(error);
+        }
+        if config_changed {
+            running.interrupt.config_changed();
+        }
+        Ok(())
+    }
+}
+
+fn features(flush: bool, read_only: bool) -> u64 {
+    let mut bits = vec![abi::VIRTIO_BLK_F_SEG_MAX, abi::VIRTIO_BLK_F_BLK_SIZE, abi::VIRTIO_BLK_F_TOPOLOGY];
+    if flush {
+        bits.push(abi::VIRTIO_BLK_F_FLUSH);
+    }
+    if read_only {
+        bits.push(abi::VIRTIO_BLK_F_RO);
+    } else {
+        bits.extend([abi::VIRTIO_BLK_F_DISCARD, abi::VIRTIO_BLK_F_WRITE_ZEROES]);
+    }
+    bits.into_iter().fold(0, |features, bit| features | 1 << bit)
 }
 
 /// `struct virtio_blk_config`, virtio 1.2 §5.2.4.
@@ -84,9 +257,14 @@ fn config_space(sectors: u64) -> [u8; 60] {
     let mut config = [0; 60];
     config[0..8].copy_from_slice(&sectors.to_le_bytes());
     config[12..16].copy_from_slice(&SEG_MAX.to_le_bytes());
+    config[20..24].copy_from_slice(&(SECTOR as u32).to_le_bytes());
+    // Requests may be of single sectors, but are best of whole, aligned blocks of 4 KiB, the host's page and the block of
+    // most file systems: 2^3 sectors.
+    config[24] = 3;
+    config[26..28].copy_from_slice(&8u16.to_le_bytes());
     config[36..40].copy_from_slice(&MAX_RANGE_SECTORS.to_le_bytes());
     config[40..44].copy_from_slice(&MAX_RANGES.to_le_bytes());
-    // Discards are best aligned to 4 KiB, the block size of most file systems.
+    // Discards, too.
     config[44..48].copy_from_slice(&8u32.to_le_bytes());
     config[48..52].copy_from_slice(&MAX_RANGE_SECTORS.to_le_bytes());
     config[52..56].copy_from_slice(&MAX_RANGES.to_le_bytes());
@@ -109,97 +287,25 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&self.config, offset, data);
+        read_config_bytes(&config_space(self.state().disk.image.sectors()), offset, data);
+    }
+
+    fn config_generation(&self) -> u32 {
+        self.state().generation
     }
 
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError> {
-        let given = activation.queues.len();
-        let Ok([queue]) = <[VirtQueue; 1]>::try_from(activation.queues) else {
-            return Err(DeviceError::QueueCount { device: "block", given });
-        };
-        let mut poller = Poller::new(&[(queue.notifier_fd(), EventSet::IN)]).map_err(DeviceError::EventFd)?;
-        let request = Request::new(queue.new_chain(), queue.new_buffers());
-        let disk = self.disk.clone();
-        self.worker = Some(Worker::spawn("block", move |stop| {
-            let disk = disk.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut server = Server { queue, request };
-            if let Err(error) = poller.watch_stop(stop).map_err(ServeError::Wait) {
-                server.give_up(&error);
-            } else if let Err(error) = server.run(&disk, &mut poller) {
-                server.give_up(&error);
-                poller.wait_for_stop();
-            }
-        })?);
+        let servers = activation.queues.into_iter().map(|queue| Arc::new(Mutex::new(Server::new(queue))));
+        let (servers, interrupt) = (servers.collect(), activation.interrupt);
+        let mut state = self.state();
+        let mut running = Running { servers, workers: Vec::new(), interrupt };
+        running.start(&state.disk)?;
+        state.running = Some(running);
         Ok(())
     }
 
     fn reset(&mut self) {
-        self.worker = None;
-    }
-}
-
-/// Why a worker stops serving until the driver resets the device.
-#[derive(Debug, thiserror::Error)]
-enum ServeError {
-    #[error(transparent)]
-    Queue(#[from] QueueError),
-    #[error("a request has no room for its status")]
-    Unanswerable,
-    #[error("wait for requests")]
-    Wait(#[source] std::io::Error),
-}
-
-/// The worker's loop over its queue.
-struct Server {
-    queue: VirtQueue,
-    request: Request,
-}
-
-impl Server {
-    fn give_up(&self, error: &ServeError) {
-        report("block device", error);
-        self.queue.set_needs_reset();
-    }
-
-    /// Serves until the worker is stopped.
-    fn run(&mut self, disk: &Disk, poller: &mut Poller) -> Result<(), ServeError> {
-        loop {
-            self.serve_available(disk, poller)?;
-            if poller.stopped() || !poller.wait(true, |_, _| {}).map_err(ServeError::Wait)? {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Serves until the queue is empty and the driver will notify, or the worker is stopped.
-    fn serve_available(&mut self, disk: &Disk, poller: &mut Poller) -> Result<(), ServeError> {
-        loop {
-            self.queue.disable_notification()?;
-            // When the oldest completion that wasn't signalled was made.
-            let mut unsignalled: Option<Instant> = None;
-            while self.queue.pop(&mut self.request.chain)? {
-                let Ok(written) = self.request.serve(disk) else { return Err(ServeError::Unanswerable) };
-                self.queue.push_used(self.request.chain.head, written)?;
-                let since = unsignalled.get_or_insert_with(Instant::now);
-                if since.elapsed() > SIGNAL_AFTER {
-                    self.queue.signal()?;
-                    unsignalled = None;
-                    // A queue that never runs dry must not outlive a reset.
-                    if !poller.wait(false, |_, _| {}).map_err(ServeError::Wait)? {
-                        return Ok(());
-                    }
-                }
-            }
-            if unsignalled.is_some() {
-                self.queue.signal()?;
-            }
-            // A driver that always adds one more must not outlive a reset, either.
-            if !self.queue.enable_notification()?
-                || !poller.wait(false, |_, _| {}).map_err(ServeError::Wait)?
-            {
-                return Ok(());
-            }
-        }
+        self.state().running = None;
     }
 }
 

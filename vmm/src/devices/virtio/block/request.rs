@@ -1,5 +1,7 @@
 //! From descriptor chain to request to status (virtio 1.2 §5.2.6).
 
+use std::io;
+
 use virtio_bindings::virtio_blk as abi;
 
 use super::file::is_unsupported;
@@ -16,15 +18,31 @@ pub const MAX_RANGES: u32 = 16;
 
 /// Why a request isn't done; becomes its status byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Refusal {
+pub enum Refusal {
+    /// `VIRTIO_BLK_S_IOERR`.
     Io,
+    /// `VIRTIO_BLK_S_UNSUPP`.
     Unsupported,
 }
 
-impl From<std::io::Error> for Refusal {
-    fn from(error: std::io::Error) -> Self {
-        if is_unsupported(&error) { Self::Unsupported } else { Self::Io }
-    }
+/// What a chain asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Command {
+    /// Fill the writable buffers from this offset in bytes, which is within the disk.
+    Read(u64),
+    /// Write the readable buffers at this offset in bytes, which is within the disk.
+    Write(u64),
+    /// Bring what was written to stable storage.
+    Flush,
+    /// Tell the serial number.
+    GetId,
+    /// Discard (false) or write zeroes (true) over the ranges in the readable buffers.
+    Clear {
+        /// The ranges must read as zeros afterwards.
+        zeroes: bool,
+    },
+    /// Nothing that can be done.
+    Refused(Refusal),
 }
 
 /// A chain being served, and its status byte. Reused for every request.
@@ -32,6 +50,8 @@ pub struct Request {
     /// Filled from the queue.
     pub chain: Chain,
     status: GuestBuffers,
+    /// Bytes of the chain's writable part, with the status.
+    room: usize,
 }
 
 /// A chain that has no room for a status byte can't be answered.
@@ -41,31 +61,24 @@ pub struct Unanswerable;
 impl Request {
     /// Over an empty chain and empty buffers of the same memory.
     pub const fn new(chain: Chain, status: GuestBuffers) -> Self {
-        Self { chain, status }
+        Self { chain, status, room: 0 }
     }
 
-    /// Serves the chain, whatever it holds, and returns how many bytes of its writable part were written.
+    /// Reads the chain, whatever it holds; what is left in its buffers are the data.
     ///
     /// # Errors
-    /// The chain can't be answered; nothing was done.
-    pub fn serve(&mut self, disk: &Disk) -> Result<u32, Unanswerable> {
-        let room = self.chain.writable.bytes();
-        if !self.chain.tail_valid || room == 0 {
+    /// The chain can't be answered.
+    pub fn parse(&mut self, disk: &Disk) -> Result<Command, Unanswerable> {
+        self.room = self.chain.writable.bytes();
+        if !self.chain.tail_valid || self.room == 0 {
             return Err(Unanswerable);
         }
         self.status.clear();
         self.chain.writable.split_last(1, &mut self.status);
-        let (status, written) = match self.execute(disk) {
-            Ok(()) => (abi::VIRTIO_BLK_S_OK, room),
-            Err(Refusal::Io) => (abi::VIRTIO_BLK_S_IOERR, 1),
-            Err(Refusal::Unsupported) => (abi::VIRTIO_BLK_S_UNSUPP, 1),
-        };
-        self.status.write_at(0, &[status as u8]);
-        // A chain holds less than 4 GiB.
-        Ok(u32::try_from(written).unwrap_or(u32::MAX))
+        Ok(self.command(disk).unwrap_or_else(Command::Refused))
     }
 
-    fn execute(&mut self, disk: &Disk) -> Result<(), Refusal> {
+    fn command(&mut self, disk: &Disk) -> Result<Command, Refusal> {
         let Chain { readable, writable, faulty, .. } = &mut self.chain;
         let mut header = [0; HEADER_BYTES];
         if *faulty || readable.read_at(0, &mut header) < HEADER_BYTES {
@@ -74,29 +87,58 @@ impl Request {
         readable.skip_front(HEADER_BYTES);
         let (kind, sector) = parse_header(&header);
         match kind {
-            abi::VIRTIO_BLK_T_IN => {
-                let offset = byte_offset(disk, sector, writable.bytes())?;
-                Ok(disk.file.read(writable, offset)?)
-            }
+            abi::VIRTIO_BLK_T_IN => Ok(Command::Read(byte_offset(disk, sector, writable.bytes())?)),
             abi::VIRTIO_BLK_T_OUT => {
                 let offset = byte_offset(disk, sector, readable.bytes())?;
                 refuse_read_only(disk)?;
-                Ok(disk.file.write(readable, offset)?)
+                Ok(Command::Write(offset))
             }
-            abi::VIRTIO_BLK_T_FLUSH if disk.flush => Ok(disk.file.flush()?),
-            abi::VIRTIO_BLK_T_GET_ID => {
-                if writable.write_at(0, &disk.id) == ID_BYTES {
-                    Ok(())
-                } else {
-                    Err(Refusal::Io)
-                }
-            }
+            abi::VIRTIO_BLK_T_FLUSH if disk.flush => Ok(Command::Flush),
+            abi::VIRTIO_BLK_T_GET_ID => Ok(Command::GetId),
             abi::VIRTIO_BLK_T_DISCARD | abi::VIRTIO_BLK_T_WRITE_ZEROES => {
                 refuse_read_only(disk)?;
-                clear_ranges(disk, readable, kind == abi::VIRTIO_BLK_T_WRITE_ZEROES)
+                Ok(Command::Clear { zeroes: kind == abi::VIRTIO_BLK_T_WRITE_ZEROES })
             }
             _ => Err(Refusal::Unsupported),
         }
+    }
+
+    /// Bytes that the command moves between guest and disk, for its rate limit.
+    pub fn data_bytes(&self, command: Command) -> u64 {
+        match command {
+            Command::Read(_) => self.chain.writable.bytes() as u64,
+            Command::Write(_) => self.chain.readable.bytes() as u64,
+            _ => 0,
+        }
+    }
+
+    /// Does what was asked for, now.
+    ///
+    /// # Errors
+    /// What to answer instead.
+    pub fn execute(&mut self, disk: &Disk, command: Command) -> Result<(), Refusal> {
+        let Chain { readable, writable, .. } = &mut self.chain;
+        match command {
+            Command::Read(offset) => disk.check("read", disk.image.read(writable, offset)),
+            Command::Write(offset) => disk.check("write", disk.image.write(readable, offset)),
+            Command::Flush => disk.check("flush", disk.image.flush()),
+            Command::GetId if writable.write_at(0, &disk.serial) == ID_BYTES => Ok(()),
+            Command::GetId => Err(Refusal::Io),
+            Command::Clear { zeroes } => clear_ranges(disk, readable, zeroes),
+            Command::Refused(refusal) => Err(refusal),
+        }
+    }
+
+    /// Writes the status, and returns how many bytes of the chain's writable part were written.
+    pub fn finish(&self, result: Result<(), Refusal>) -> u32 {
+        let (status, written) = match result {
+            Ok(()) => (abi::VIRTIO_BLK_S_OK, self.room),
+            Err(Refusal::Io) => (abi::VIRTIO_BLK_S_IOERR, 1),
+            Err(Refusal::Unsupported) => (abi::VIRTIO_BLK_S_UNSUPP, 1),
+        };
+        self.status.write_at(0, &[status as u8]);
+        // A chain holds less than 4 GiB.
+        u32::try_from(written).unwrap_or(u32::MAX)
     }
 }
 
@@ -106,18 +148,23 @@ fn parse_header(header: &[u8; HEADER_BYTES]) -> (u32, u64) {
 }
 
 fn refuse_read_only(disk: &Disk) -> Result<(), Refusal> {
-    if disk.file.is_read_only() { Err(Refusal::Io) } else { Ok(()) }
+    if disk.image.is_read_only() { Err(Refusal::Io) } else { Ok(()) }
 }
 
 /// Where `bytes` from `sector` on are, if they are whole sectors within the disk.
 fn byte_offset(disk: &Disk, sector: u64, bytes: usize) -> Result<u64, Refusal> {
     let bytes = bytes as u64;
     let end = sector.checked_add(bytes / SECTOR).ok_or(Refusal::Io)?;
-    if !bytes.is_multiple_of(SECTOR) || end > disk.file.sectors() {
+    if !bytes.is_multiple_of(SECTOR) || end > disk.image.sectors() {
         return Err(Refusal::Io);
     }
     // The end is within the file's length, which is a u64 in bytes.
     Ok(sector * SECTOR)
+}
+
+/// What the kernel said about an operation on the image, as a status.
+pub fn refusal(error: &io::Error) -> Refusal {
+    if is_unsupported(error) { Refusal::Unsupported } else { Refusal::Io }
 }
 
 /// Discard or write zeroes: the data are up to [`MAX_RANGES`] of sector, number of sectors, flags.
@@ -147,9 +194,9 @@ fn clear_ranges(disk: &Disk, data: &GuestBuffers, zeroes: bool) -> Result<(), Re
             continue;
         }
         if zeroes {
-            disk.file.write_zeroes(offset, bytes, unmap)?;
+            disk.check("write zeroes to", disk.image.write_zeroes(offset, bytes, unmap))?;
         } else {
-            disk.file.discard(offset, bytes)?;
+            disk.check("discard", disk.image.discard(offset, bytes))?;
         }
     }
     Ok(())

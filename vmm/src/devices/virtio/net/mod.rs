@@ -18,7 +18,6 @@ use super::{Activation, VirtioDevice, device_type, read_config_bytes};
 use crate::devices::DeviceError;
 
 mod control;
-mod polling;
 mod receive;
 mod server;
 mod tap;

@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::EventSet;
 
 use super::control::{Limits, Shared};
-use super::polling::PollWindow;
 use super::receive::{Received, Receiver};
 use super::tap::Tap;
 use super::transmit::{Transmitted, Transmitter};
 use crate::devices::report;
+use crate::devices::virtio::polling::PollWindow;
 use crate::devices::virtio::queue::{QueueError, VirtQueue};
 use crate::devices::virtio::worker::Poller;
 
