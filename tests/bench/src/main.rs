@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod block;
 mod candidate;
 mod measure;
 mod startup;
@@ -27,6 +28,44 @@ enum Command {
     /// run, so that what disturbs the machine disturbs all alike. Then a few starts of a guest that waits before it
     /// powers off, in which memory is read from /proc.
     Startup(StartupArguments),
+    /// Requests of a block device
+    ///
+    /// Starts the guest's `mote.bench=block` under each monitor and engine in turn: the guest keeps one or more requests
+    /// in flight from user mode, with queue code of its own and without interrupts. Prints min / median / max of the
+    /// rounds, and how the best engine of mote-vmm compares to the best of the peers.
+    Block(BlockArguments),
+}
+
+/// What `block` measures.
+#[derive(Debug, clap::Args)]
+struct BlockArguments {
+    /// mote-vmm
+    #[arg(long, value_name = "PATH")]
+    vmm: Option<PathBuf>,
+    /// Firecracker
+    #[arg(long, value_name = "PATH")]
+    firecracker: Option<PathBuf>,
+    /// Cloud Hypervisor
+    #[arg(long, value_name = "PATH")]
+    cloud_hypervisor: Option<PathBuf>,
+    /// The conformance guest
+    #[arg(long, value_name = "PATH")]
+    guest: PathBuf,
+    /// Where the disk's file is made
+    #[arg(long, value_name = "PATH", default_value = "/dev/shm")]
+    directory: PathBuf,
+    /// Size of the disk
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = clap::value_parser!(u32).range(16..=65_536))]
+    size_mib: u32,
+    /// Runs of each
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    rounds: u32,
+    /// Milliseconds of each measurement
+    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(10..=60_000))]
+    ms: u32,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// What `startup` measures.
@@ -59,12 +98,23 @@ struct StartupArguments {
 }
 
 fn main() -> Result<()> {
-    let Command::Startup(arguments) = Arguments::parse().command;
-    let results = startup::run(&arguments)?;
-    if arguments.json {
-        println!("{}", serde_json::to_string_pretty(&results)?);
+    match Arguments::parse().command {
+        Command::Startup(arguments) => {
+            let results = startup::run(&arguments)?;
+            print(&results, arguments.json, table::render)
+        }
+        Command::Block(arguments) => {
+            let cases = block::run(&arguments)?;
+            print(&cases, arguments.json, |cases| block::render(cases))
+        }
+    }
+}
+
+fn print<T: serde::Serialize>(results: &T, json: bool, table: impl Fn(&T) -> String) -> Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(results)?);
     } else {
-        print!("{}", table::render(&results));
+        print!("{}", table(results));
     }
     Ok(())
 }

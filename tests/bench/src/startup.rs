@@ -129,9 +129,11 @@ fn row(candidate: &Candidate, times: &[Times], memory: &[Memory]) -> Row {
     }
 }
 
+/// Smallest, middle and largest.
+///
 /// # Panics
 /// Without values; there is at least one run.
-fn spread(values: impl Iterator<Item = f64>) -> Spread {
+pub fn spread(values: impl Iterator<Item = f64>) -> Spread {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     let (low, high) = ((values.len() - 1) / 2, values.len() / 2);

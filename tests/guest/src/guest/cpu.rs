@@ -245,6 +245,11 @@ pub fn calibrate() {
     TSC_PER_MS.store(ticks * u64::from(1_000 * LAPIC_TIMER_PER_US) / u64::from(elapsed), Ordering::Relaxed);
 }
 
+/// Ticks of the TSC in a millisecond. [`calibrate`] comes first.
+pub fn tsc_per_ms() -> u64 {
+    TSC_PER_MS.load(Ordering::Relaxed).max(1)
+}
+
 /// Microseconds since the TSC was zero. [`calibrate`] comes first.
 pub fn now_us() -> u64 {
     let per_ms = TSC_PER_MS.load(Ordering::Relaxed).max(1);

@@ -5,6 +5,7 @@
 //! | `mote.hello` | prints one line and switches off; `mote.wait_mcycles=N` waits N million TSC cycles in between |
 //! | `mote.test` | drives every device with drivers from virtio-drivers, reports `ok NAME` or `FAIL NAME: why` |
 //! | `mote.hostile` | breaks every rule of the transport and the rings, then checks that the devices still work |
+//! | `mote.bench=block` | measures a device, see `bench` |
 //! | `mote.serve` | DHCP, ping, metadata, a page on port 80 |
 //! | `mote.off`, `mote.reboot[=acpi,cf9]`, `mote.crash`, `mote.internal-error`, `mote.halt`, `mote.spin` | ends that way |
 #![no_std]
@@ -12,6 +13,7 @@
 
 extern crate alloc;
 
+mod bench;
 mod boot;
 mod cpu;
 mod entry;
@@ -63,6 +65,7 @@ fn run(boot: &Boot) {
         () if line.has("mote.test") => test::run(boot),
         () if line.has("mote.hostile") => hostile::run(boot),
         () if line.has("mote.serve") => serve::run(boot),
+        () if line.has("mote.bench") => bench::run(boot),
         () if line.has("mote.off") => {}
         () if line.has("mote.reboot") => match line.value("mote.reboot") {
             Some("acpi") => power::reset_acpi(boot.rsdp),

@@ -1,8 +1,8 @@
-//! How long the worker looks for frames by itself before it goes to sleep.
+//! How long a worker looks for work by itself before it goes to sleep.
 //!
 //! A wake-up costs a notification by the driver (an exit of its vCPU) and a way through the host's scheduler, together
-//! more than serving a frame. So a worker whose sleeps turn out short stays awake a little longer the next time, and one
-//! whose sleeps are long goes to sleep at once: an idle interface costs nothing.
+//! more than serving a frame or a small request. So a worker whose sleeps turn out short stays awake a little longer the
+//! next time, and one whose sleeps are long goes to sleep at once: an idle device costs nothing.
 
 use std::time::Duration;
 
