@@ -120,8 +120,8 @@ pub struct SeenNetworks {
 /// What the network side shall look like.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct NetworkGoal {
-    /// Networks, complete.
-    pub networks: Vec<NetworkSpec>,
+    /// Networks and what belongs to them, complete.
+    pub desired: mote_network::Desired,
     /// What the metadata service says.
     pub metadata: BTreeMap<ServerId, InstanceMetadata>,
     /// Networks that are no longer wanted but that a VMM is still plugged into: left as they are.
@@ -257,7 +257,7 @@ fn network_goal(
         .copied()
         .collect();
     let metadata = wanted.iter().map(|(id, spec)| (*id, spec.metadata.clone())).collect();
-    NetworkGoal { networks: desired.networks.clone(), metadata, keep }
+    NetworkGoal { desired: desired.into(), metadata, keep }
 }
 
 struct Decider<'a> {
@@ -304,8 +304,9 @@ impl Decider<'_> {
         }
         // Its networks go first, so that a server that is reported gone has left nothing behind.
         let (_, done) = self.observed.networks.last.as_ref()?;
-        let named =
-            |id: &NetworkId| self.goal.networks.iter().any(|n| n.id == *id) || self.goal.keep.contains(id);
+        let named = |id: &NetworkId| {
+            self.goal.desired.networks.iter().any(|n| n.id == *id) || self.goal.keep.contains(id)
+        };
         let lingering =
             record.networks.iter().any(|id| done.existing.contains(&NetworkKey::from(*id)) && !named(id));
         (!lingering).then_some(Action::Forget(record.id))
@@ -355,7 +356,7 @@ impl Decider<'_> {
         let Some((last, done)) = &self.observed.networks.last else { return false };
         let ready = |port: &PortId| {
             let Some((network, _)) = self.ports.get(port) else { return false };
-            let find = |goal: &NetworkGoal| goal.networks.iter().find(|n| n.id == *network).cloned();
+            let find = |goal: &NetworkGoal| goal.desired.networks.iter().find(|n| n.id == *network).cloned();
             !done.failed.contains_key(&NetworkKey::from(*network))
                 && find(last).is_some()
                 && find(last) == find(self.goal)

@@ -216,7 +216,7 @@ impl Networks for Simulated {
         Box::pin(async move {
             let mut inner = self.0.lock();
             let wanted: BTreeSet<NetworkKey> =
-                goal.networks.iter().map(|network| network.id.into()).collect();
+                goal.desired.networks.iter().map(|network| network.id.into()).collect();
             let keep: BTreeSet<NetworkKey> = goal.keep.iter().map(|id| (*id).into()).collect();
             inner.networks.retain(|key| wanted.contains(key) || keep.contains(key));
             inner.networks.extend(wanted);

@@ -37,7 +37,7 @@ impl KernelNetworks {
     async fn pass(&self, goal: &NetworkGoal) -> Result<Converged, NetworksError> {
         let metadata: HashMap<_, _> = goal.metadata.iter().map(|(id, data)| (*id, data.clone())).collect();
         let mut services = self.services.lock().await;
-        services.update(&goal.networks, &metadata).await;
+        services.update(&goal.desired.networks, &metadata).await;
         let mut observed = self.executor.observe().await.map_err(|e| NetworksError::Observe(Box::new(e)))?;
         let mut existing: BTreeSet<NetworkKey> = observed.iter().map(|network| network.key).collect();
         // Neither wanted nor seen: the plan leaves them alone.
@@ -45,7 +45,7 @@ impl KernelNetworks {
         observed.retain(|network| !keep.contains(&network.key));
 
         let mut failed = BTreeMap::new();
-        let plan = plan(&goal.networks, &observed);
+        let plan = plan(&goal.desired, self.executor.conntrack().await, &observed);
         for refused in &plan.refused {
             failed.insert(refused.network.into(), one_line(&refused.problem));
         }
@@ -62,7 +62,7 @@ impl KernelNetworks {
                 Err(e) => drop(failed.insert(step.network, format!("{step}: {}", one_line(&e)))),
             }
         }
-        let outcome = services.update(&goal.networks, &metadata).await;
+        let outcome = services.update(&goal.desired.networks, &metadata).await;
         for (network, e) in &outcome.failed {
             failed.entry((*network).into()).or_insert_with(|| one_line(e));
         }

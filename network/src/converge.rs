@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use mote_host_api::{InstanceMetadata, NetworkSpec, ServerId};
+use mote_host_api::{InstanceMetadata, ServerId};
 
 use crate::{
+    Desired,
     executor::{Executor, ExecutorError},
     names::NetworkKey,
     plan::{Step, plan},
@@ -32,11 +33,11 @@ pub struct Converged {
 pub async fn converge(
     executor: &Executor,
     services: &mut Services,
-    desired: &[NetworkSpec],
+    desired: &Desired,
     metadata: &HashMap<ServerId, InstanceMetadata>,
 ) -> Result<Converged, ExecutorError> {
-    services.update(desired, metadata).await;
-    let plan = plan(desired, &executor.observe().await?);
+    services.update(&desired.networks, metadata).await;
+    let plan = plan(desired, executor.conntrack().await, &executor.observe().await?);
     let mut stuck: BTreeSet<NetworkKey> = BTreeSet::new();
     let mut failed = Vec::new();
     let mut executed = 0;
@@ -52,6 +53,6 @@ pub async fn converge(
             }
         }
     }
-    let services = services.update(desired, metadata).await;
+    let services = services.update(&desired.networks, metadata).await;
     Ok(Converged { executed, failed, refused: plan.refused, services })
 }

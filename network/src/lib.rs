@@ -25,7 +25,9 @@
 //! Why it is made this way: docs/decisions/0007-networks-on-a-host.md.
 
 mod converge;
+mod desired;
 pub mod executor;
+pub mod filter;
 pub mod names;
 pub mod namespace;
 pub mod observed;
@@ -35,6 +37,7 @@ pub mod spec;
 pub mod tap;
 
 pub use converge::{Converged, converge};
+pub use desired::Desired;
 pub use executor::{Executor, ExecutorError};
 pub use names::{MacAddress, NetworkKey};
 pub use plan::{Plan, Step, plan};

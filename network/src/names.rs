@@ -1,6 +1,10 @@
 //! Names and addresses that follow from ids.
 
-use std::{fmt, net::Ipv4Addr, str::FromStr};
+use std::{
+    fmt,
+    net::{Ipv4Addr, Ipv6Addr},
+    str::FromStr,
+};
 
 use mote_host_api::{NetworkId, PortId};
 
@@ -8,6 +12,8 @@ use mote_host_api::{NetworkId, PortId};
 pub const BRIDGE: &str = "br0";
 /// The metadata service's address (IPv4 link-local, the one that cloud-init and EC2's clients know).
 pub const METADATA_IP: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// The metadata service's IPv6 address.
+pub const METADATA_IP_V6: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0xa9fe, 0xa9fe);
 /// Hex digits of an id that a kernel object's name carries: "tap" and these are 14 bytes, IFNAMSIZ allows 15.
 pub const KEY_DIGITS: usize = 11;
 
@@ -67,6 +73,12 @@ pub struct MacAddress(pub [u8; 6]);
 impl MacAddress {
     /// All stations.
     pub const BROADCAST: Self = Self([0xff; 6]);
+
+    /// The link-local IPv6 address that follows from it (RFC 4291, appendix A).
+    pub fn link_local(self) -> Ipv6Addr {
+        let [a, b, c, d, e, f] = self.0.map(u16::from);
+        Ipv6Addr::new(0xfe80, 0, 0, 0, (a ^ 2) << 8 | b, c << 8 | 0xff, 0xfe00 | d, e << 8 | f)
+    }
 
     /// Whether one station can have it: neither a group address nor zero.
     pub fn is_station(self) -> bool {

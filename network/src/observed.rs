@@ -7,7 +7,10 @@ use std::{
 
 use ipnet::Ipv4Net;
 
-use crate::names::{MacAddress, NetworkKey};
+use crate::{
+    filter::Digest,
+    names::{MacAddress, NetworkKey},
+};
 
 /// A name under /run/netns that belongs to this host's networks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +36,8 @@ pub enum ObservedNamespace {
 pub struct NamespaceContent {
     /// Those of [`crate::plan::SYSCTLS`] that exist in this kernel: path below /proc/sys → value.
     pub sysctls: BTreeMap<&'static str, String>,
+    /// The packet filter that is loaded.
+    pub filter: Option<Digest>,
     /// All links.
     pub links: Vec<ObservedLink>,
     /// IPv4 addresses of `br0` with their prefix lengths.

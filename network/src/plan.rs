@@ -8,12 +8,14 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
     net::Ipv4Addr,
+    sync::Arc,
 };
 
 use ipnet::Ipv4Net;
-use mote_host_api::NetworkSpec;
 
 use crate::{
+    Desired,
+    filter::{Conntrack, Ruleset},
     names::{BRIDGE, MacAddress, NetworkKey},
     observed::{LinkKind, NamespaceContent, ObservedLink, ObservedNamespace, ObservedNetwork, PortFlags},
     spec::{self, NetworkConfig, PortConfig, SpecError},
@@ -37,11 +39,16 @@ pub const SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv6/conf/all/accept_ra", "0"),
     ("net/ipv6/conf/default/accept_ra", "0"),
     ("net/ipv6/conf/all/forwarding", "0"),
-    // Bridged frames don't pass iptables.
-    ("net/bridge/bridge-nf-call-iptables", "0"),
-    ("net/bridge/bridge-nf-call-ip6tables", "0"),
     ("net/bridge/bridge-nf-call-arptables", "0"),
 ];
+
+/// Bridged packets pass the inet family's filters.
+pub const BRIDGE_NETFILTER_ON: &[(&str, &str)] =
+    &[("net/bridge/bridge-nf-call-iptables", "1"), ("net/bridge/bridge-nf-call-ip6tables", "1")];
+
+/// They don't.
+pub const BRIDGE_NETFILTER_OFF: &[(&str, &str)] =
+    &[("net/bridge/bridge-nf-call-iptables", "0"), ("net/bridge/bridge-nf-call-ip6tables", "0")];
 
 /// Sysctls that exist as soon as the bridge does.
 pub const BRIDGE_SYSCTLS: &[(&str, &str)] = &[
@@ -92,6 +99,11 @@ pub enum Action {
     SetSysctls {
         /// Path below /proc/sys, value.
         settings: Vec<(&'static str, &'static str)>,
+    },
+    /// Load the packet filter in place of any other.
+    SetFilter {
+        /// It.
+        filter: Arc<Ruleset>,
     },
     /// Make `br0` (down).
     CreateBridge {
@@ -176,6 +188,7 @@ impl fmt::Display for Action {
             Self::CreateNamespace => write!(f, "create namespace"),
             Self::DeleteLink { link } => write!(f, "delete link {link}"),
             Self::SetSysctls { settings } => write!(f, "set {} sysctls", settings.len()),
+            Self::SetFilter { filter } => write!(f, "load filter {}", filter.digest().marker()),
             Self::CreateBridge { mac, mtu } => write!(f, "create bridge {mac} MTU {mtu}"),
             Self::SetMac { link, mac } => write!(f, "set address of {link} to {mac}"),
             Self::SetMtu { link, mtu } => write!(f, "set MTU of {link} to {mtu}"),
@@ -193,9 +206,9 @@ impl fmt::Display for Action {
 }
 
 /// Compares what is desired with what exists.
-pub fn plan(desired: &[NetworkSpec], observed: &[ObservedNetwork]) -> Plan {
-    let (configs, refused) = spec::validate_all(desired);
-    let known: BTreeSet<NetworkKey> = desired.iter().map(|spec| spec.id.into()).collect();
+pub fn plan(desired: &Desired, conntrack: Conntrack, observed: &[ObservedNetwork]) -> Plan {
+    let (configs, refused) = spec::configure(desired, conntrack);
+    let known: BTreeSet<NetworkKey> = desired.networks.iter().map(|spec| spec.id.into()).collect();
     let observed: BTreeMap<NetworkKey, &ObservedNamespace> =
         observed.iter().map(|network| (network.key, &network.namespace)).collect();
 
@@ -226,7 +239,9 @@ fn plan_network(config: &NetworkConfig, observed: Option<&ObservedNamespace>) ->
         }
     };
     planner.plan_links();
+    planner.plan_filter();
     planner.plan_sysctls(SYSCTLS);
+    planner.plan_sysctls(if config.bridge_netfilter { BRIDGE_NETFILTER_ON } else { BRIDGE_NETFILTER_OFF });
     planner.plan_bridge();
     planner.plan_sysctls(BRIDGE_SYSCTLS);
     planner.plan_addresses();
@@ -247,7 +262,9 @@ fn new_namespace() -> NamespaceContent {
         mac: None,
         bridge_port: None,
     };
-    NamespaceContent { sysctls: unknown(SYSCTLS), links: vec![lo], ..NamespaceContent::default() }
+    let mut sysctls = unknown(SYSCTLS);
+    sysctls.extend(unknown(BRIDGE_NETFILTER_OFF));
+    NamespaceContent { sysctls, links: vec![lo], ..NamespaceContent::default() }
 }
 
 fn unknown(sysctls: &[(&'static str, &'static str)]) -> BTreeMap<&'static str, String> {
@@ -270,6 +287,13 @@ impl Planner<'_> {
         }
         if self.content.links.iter().any(|link| link.kind == LinkKind::Loopback && !link.up) {
             self.actions.push(Action::SetUp { link: "lo".to_owned() });
+        }
+    }
+
+    /// Before anything is plugged in: its rules go by the names that links will have.
+    fn plan_filter(&mut self) {
+        if self.content.filter != Some(self.config.filter.digest()) {
+            self.actions.push(Action::SetFilter { filter: self.config.filter.clone() });
         }
     }
 

@@ -3,12 +3,19 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::Ipv4Addr,
+    sync::Arc,
 };
 
 use ipnet::Ipv4Net;
-use mote_host_api::{NetworkId, NetworkSpec, PortId, PortSpec, SubnetId, SubnetSpec};
+use mote_host_api::{
+    AddressSetId, NetworkId, NetworkSpec, PortId, PortSpec, SecurityGroupId, SubnetId, SubnetSpec,
+};
 
 use crate::names::{METADATA_IP, MacAddress, NetworkKey, bridge_mac, tap_name};
+use crate::{
+    Desired,
+    filter::{Conntrack, Ruleset, Surroundings, filter},
+};
 
 /// Smallest MTU: what every IPv4 link carries (RFC 791).
 pub const MTU_MIN: u16 = 68;
@@ -84,6 +91,15 @@ pub enum SpecProblem {
     /// Address outside of its subnet, or one that is no host's.
     #[error("port {0}: {1} is no host address of {2}")]
     FixedIp(PortId, Ipv4Addr, Ipv4Net),
+    /// A group that isn't described.
+    #[error("port {0}: security group {1} is not described")]
+    UnknownGroup(PortId, SecurityGroupId),
+    /// Groups of both kinds.
+    #[error("port {0}: its security groups are partly stateful and partly stateless")]
+    MixedGroups(PortId),
+    /// A set that isn't described.
+    #[error("security group {0}: address set {1} is not described")]
+    UnknownSet(SecurityGroupId, AddressSetId),
     /// Address.
     #[error("port {0}: {1} is in use by another port or by the network's services")]
     DuplicateIp(PortId, Ipv4Addr),
@@ -100,6 +116,10 @@ pub struct NetworkConfig {
     pub bridge_mac: MacAddress,
     /// MTU of bridge and taps.
     pub mtu: u16,
+    /// What its ports may send and get.
+    pub filter: Arc<Ruleset>,
+    /// Whether the filter needs br_netfilter.
+    pub bridge_netfilter: bool,
     /// IPv4 addresses of `br0`.
     pub addresses: BTreeSet<Ipv4Net>,
     /// Its ports by the names of their taps.
@@ -122,6 +142,30 @@ impl NetworkConfig {
     pub fn neighbours(&self) -> BTreeMap<Ipv4Addr, MacAddress> {
         self.ports.values().flat_map(|port| port.addresses.iter().map(|ip| (*ip, port.mac))).collect()
     }
+}
+
+/// As [`validate_all`], with the filters.
+pub fn configure(desired: &Desired, conntrack: Conntrack) -> (Vec<NetworkConfig>, Vec<SpecError>) {
+    let (mut configs, mut errors) = validate_all(&desired.networks);
+    let around = Surroundings::new(&desired.security_groups, &desired.address_sets, conntrack);
+    let specs: HashMap<NetworkId, &NetworkSpec> =
+        desired.networks.iter().map(|spec| (spec.id, spec)).collect();
+    configs.retain_mut(|config| {
+        let Some(spec) = specs.get(&config.id) else { return false };
+        match filter(spec, &around) {
+            Ok(ruleset) => {
+                config.filter = Arc::new(ruleset);
+                config.bridge_netfilter = conntrack == Conntrack::BridgeNetfilter
+                    && spec.ports.iter().any(|port| port.port_security && port.admin_state_up);
+                true
+            }
+            Err(problem) => {
+                errors.push(SpecError { network: config.id, problem });
+                false
+            }
+        }
+    });
+    (configs, errors)
 }
 
 /// Sorts descriptions into those that can be executed and those that can't.
@@ -166,6 +210,8 @@ pub fn validate(spec: &NetworkSpec) -> Result<NetworkConfig, SpecError> {
         key: spec.id.into(),
         bridge_mac: bridge_mac(spec.id),
         mtu: spec.mtu,
+        filter: Arc::default(),
+        bridge_netfilter: false,
         addresses: services.chain([metadata]).collect(),
         ports,
     })

@@ -24,7 +24,7 @@ use mote_network::{
 };
 
 async fn planned(executor: &Executor, desired: &[NetworkSpec]) -> Plan {
-    plan(desired, &executor.observe().await.unwrap())
+    plan(&desired.into(), executor.conntrack().await, &executor.observe().await.unwrap())
 }
 
 async fn execute(executor: &Executor, steps: &[Step]) {
@@ -266,7 +266,7 @@ async fn a_refused_network_is_left_as_it_is_and_the_others_go_on() {
     let before = content(&lab, &networks[0]).await;
     networks[0].mtu = 1;
     networks[1].mtu = 1300;
-    let steps = plan(&networks, &lab.executor.observe().await.unwrap());
+    let steps = planned(&lab.executor, &networks).await;
     assert_eq!(steps.refused.len(), 1);
     assert_eq!(steps.refused[0].network, networks[0].id);
     execute(&lab.executor, &steps.steps).await;

@@ -288,7 +288,7 @@ fn apply(action: Action, desired: &DesiredState, state: &mut Observed, next_pid:
     let now = state.now;
     let want = action.server().and_then(|id| desired.servers.iter().find(|s| s.id == id));
     if let Action::Networks(goal) = action {
-        let mut existing: BTreeSet<NetworkKey> = goal.networks.iter().map(|n| n.id.into()).collect();
+        let mut existing: BTreeSet<NetworkKey> = goal.desired.networks.iter().map(|n| n.id.into()).collect();
         existing.extend(goal.keep.iter().map(|id| NetworkKey::from(*id)));
         state.networks.last = Some((goal, Converged { existing, failed: BTreeMap::new() }));
         state.networks.stale = false;

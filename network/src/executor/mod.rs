@@ -4,15 +4,23 @@
 //! tokio uses it. Nothing is cached: each call looks again, so that what someone else did in between is an error or a
 //! repetition, never a change to the wrong object.
 
+mod filter;
 mod netlink;
 mod observe;
 
-use std::{fs, io, os::fd::OwnedFd};
+use std::{
+    collections::HashMap,
+    fs, io,
+    os::fd::OwnedFd,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use mote_host_api::{NetworkId, PortId, PortSpec};
+use tokio::sync::OnceCell;
 
 use crate::{
     Config,
+    filter::{Conntrack, Ruleset},
     names::{BRIDGE, NetworkKey, tap_name},
     namespace::{self, NamespaceError},
     observed::{LinkKind, ObservedNetwork, PortFlags},
@@ -68,6 +76,14 @@ pub enum ExecutorError {
         /// Why.
         source: io::Error,
     },
+    /// The packet filter can't be loaded or read.
+    #[error("network namespace {namespace}: cannot access the packet filter")]
+    Filter {
+        /// Namespace.
+        namespace: String,
+        /// Why.
+        source: io::Error,
+    },
     /// The port's Ethernet address is none.
     #[error("port {0}: {1:?} is no station's Ethernet address")]
     Mac(PortId, String),
@@ -97,17 +113,42 @@ pub enum ExecutorError {
 #[derive(Debug, Clone)]
 pub struct Executor {
     config: Config,
+    /// The filters that were loaded last: what makes a change small. Each is used only while the kernel says by its
+    /// digest that it is loaded.
+    filters: Arc<Mutex<HashMap<NetworkKey, Arc<Ruleset>>>>,
+    conntrack: Arc<OnceCell<Conntrack>>,
 }
 
 impl Executor {
     /// For the networks whose namespaces start with the configured prefix.
     pub fn new(config: Config) -> Self {
-        Self { config }
+        Self { config, filters: Arc::default(), conntrack: Arc::default() }
     }
 
     /// Name of a network's namespace.
     pub fn namespace(&self, network: impl Into<NetworkKey>) -> String {
         network.into().namespace(&self.config.prefix)
+    }
+
+    /// Where this kernel's conntrack sees bridged packets; looked at once.
+    pub async fn conntrack(&self) -> Conntrack {
+        *self.conntrack.get_or_init(filter::conntrack).await
+    }
+
+    /// Changes the loaded filter if it is the one that was loaded here last, else replaces it.
+    async fn set_filter(&self, network: NetworkKey, wanted: &Arc<Ruleset>) -> Result<(), ExecutorError> {
+        let namespace = self.namespace(network);
+        let filters = || self.filters.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = filters().remove(&network);
+        let changed = match last {
+            Some(last) => filter::load(&namespace, wanted.script_from(&last)).await.is_ok(),
+            None => false,
+        };
+        if !changed {
+            filter::load(&namespace, wanted.script()).await?;
+        }
+        filters().insert(network, wanted.clone());
+        Ok(())
     }
 
     /// Reads the state of all of this host's networks.
@@ -120,7 +161,11 @@ impl Executor {
         let namespace = self.namespace(step.network);
         match &step.action {
             Action::CreateNamespace => Ok(namespace::create(&namespace).await?),
-            Action::DeleteNamespace => delete_namespace(&namespace).await,
+            Action::DeleteNamespace => {
+                self.filters.lock().unwrap_or_else(PoisonError::into_inner).remove(&step.network);
+                delete_namespace(&namespace).await
+            }
+            Action::SetFilter { filter } => self.set_filter(step.network, filter).await,
             Action::SetSysctls { settings } => set_sysctls(&namespace, settings.clone()).await,
             action => execute_by_netlink(&Netlink::connect(&namespace).await?, action).await,
         }
@@ -179,7 +224,10 @@ async fn execute_by_netlink(netlink: &Netlink, action: &Action) -> Result<(), Ex
         Action::DeleteNeighbour { ip } => netlink.delete_neighbour(*ip).await,
         Action::AddStation { link, mac } => netlink.add_station(link, *mac).await,
         Action::DeleteStation { link, mac } => netlink.delete_station(link, *mac).await,
-        Action::CreateNamespace | Action::DeleteNamespace | Action::SetSysctls { .. } => Ok(()),
+        Action::CreateNamespace
+        | Action::DeleteNamespace
+        | Action::SetSysctls { .. }
+        | Action::SetFilter { .. } => Ok(()),
     }
 }
 

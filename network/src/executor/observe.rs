@@ -15,7 +15,7 @@ use netlink_packet_route::{
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
 };
 
-use super::{ExecutorError, PROC_SYS, netlink::Netlink};
+use super::{ExecutorError, PROC_SYS, filter, netlink::Netlink};
 use crate::{
     Config,
     names::{BRIDGE, MacAddress, NetworkKey},
@@ -23,7 +23,7 @@ use crate::{
     observed::{
         BridgePort, LinkKind, NamespaceContent, ObservedLink, ObservedNamespace, ObservedNetwork, PortFlags,
     },
-    plan::{BRIDGE_SYSCTLS, SYSCTLS},
+    plan::{BRIDGE_NETFILTER_OFF, BRIDGE_SYSCTLS, SYSCTLS},
 };
 
 pub(super) async fn observe(config: &Config) -> Result<Vec<ObservedNetwork>, ExecutorError> {
@@ -51,6 +51,7 @@ async fn content(namespace: &str) -> Result<NamespaceContent, ExecutorError> {
     let bridge = indices.get(BRIDGE).copied();
     Ok(NamespaceContent {
         sysctls: sysctls(namespace).await?,
+        filter: filter::loaded(namespace).await?,
         links,
         addresses: addresses(&netlink, bridge).await?,
         neighbours: neighbours(&netlink, bridge).await?,
@@ -61,7 +62,7 @@ async fn sysctls(namespace: &str) -> Result<BTreeMap<&'static str, String>, Exec
     let name = namespace.to_owned();
     let read = move || {
         let mut values = BTreeMap::new();
-        for (path, _) in SYSCTLS.iter().chain(BRIDGE_SYSCTLS) {
+        for (path, _) in SYSCTLS.iter().chain(BRIDGE_NETFILTER_OFF).chain(BRIDGE_SYSCTLS) {
             match fs::read_to_string(format!("{PROC_SYS}/{path}")) {
                 Ok(value) => _ = values.insert(*path, value.trim().to_owned()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}

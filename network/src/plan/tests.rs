@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use mote_host_api::{FixedIp, NetworkId, PortId, PortSpec, ServerId, SubnetId, SubnetSpec};
+use mote_host_api::{FixedIp, NetworkId, NetworkSpec, PortId, PortSpec, ServerId, SubnetId, SubnetSpec};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -36,7 +36,9 @@ impl Kernel {
                 if let Some(ObservedNamespace::Live(_)) = self.networks.get(&step.network) {
                     return;
                 }
-                let content = NamespaceContent { sysctls: self.sysctls(SYSCTLS), ..new_namespace() };
+                let mut sysctls = self.sysctls(SYSCTLS);
+                sysctls.extend(self.sysctls(BRIDGE_NETFILTER_OFF));
+                let content = NamespaceContent { sysctls, ..new_namespace() };
                 self.networks.insert(step.network, ObservedNamespace::Live(content));
             }
             _ => {
@@ -73,6 +75,7 @@ fn change(
                 forget_bridge(content);
             }
         }
+        Action::SetFilter { filter } => content.filter = Some(filter.digest()),
         Action::SetSysctls { settings } => {
             for (path, value) in settings.iter().filter(|(path, _)| !missing.contains(path)) {
                 let before = content.sysctls.insert(path, (*value).to_owned());
@@ -179,6 +182,7 @@ prop_compose! {
         PortSpec {
             id: PortId(id(3, index)),
             server_id: ServerId(id(4, index)),
+            port_security: index > 0,
             mac_address: mac(if mac_index == 0 { 0 } else { index }).to_string(),
             fixed_ips: (0..addresses).map(fixed).collect(),
             ..PortSpec::default()
@@ -250,7 +254,7 @@ prop_compose! {
         other in link("sit0".to_owned()),
         addresses in prop::collection::btree_set((0u8..2, 1u8..5, 24u8..=25), 0..4),
         neighbours in prop::collection::btree_map((0u8..2, 0u8..3, 0u8..2), prop::bool::weighted(0.8), 0..8),
-        sysctls in prop::collection::vec(prop::sample::select(vec!["0", "1"]), SYSCTLS.len() + BRIDGE_SYSCTLS.len()),
+        sysctls in prop::collection::vec(prop::sample::select(vec!["0", "1"]), SYSCTLS.len() + 2 + BRIDGE_SYSCTLS.len()),
     ) -> NamespaceContent {
         let bridge_is_bridge = bridge.as_ref().is_some_and(|bridge| bridge.kind == LinkKind::Bridge);
         let has_other = bridge.is_some() && !bridge_is_bridge;
@@ -259,7 +263,7 @@ prop_compose! {
         content.links.extend(links);
         content.links.extend(bridge);
         content.links.push(other);
-        let paths = SYSCTLS.iter().chain(BRIDGE_SYSCTLS).map(|(path, _)| *path);
+        let paths = SYSCTLS.iter().chain(BRIDGE_NETFILTER_OFF).chain(BRIDGE_SYSCTLS).map(|(path, _)| *path);
         content.sysctls = paths.zip(sysctls).map(|(path, value)| (path, value.to_owned())).collect();
         content.addresses =
             addresses.into_iter().map(|(s, h, len)| Ipv4Net::new(ip(s, h), len).unwrap()).collect();
@@ -288,7 +292,8 @@ fn observed_namespace(network: u8) -> impl Strategy<Value = Option<ObservedNames
 }
 
 fn kernel() -> impl Strategy<Value = Kernel> {
-    let all: Vec<&'static str> = SYSCTLS.iter().chain(BRIDGE_SYSCTLS).map(|(path, _)| *path).collect();
+    let all: Vec<&'static str> =
+        SYSCTLS.iter().chain(BRIDGE_NETFILTER_OFF).chain(BRIDGE_SYSCTLS).map(|(path, _)| *path).collect();
     let networks = (0u8..4).map(observed_namespace).collect::<Vec<_>>();
     (networks, prop::sample::subsequence(all, 0..4)).prop_map(|(networks, missing)| {
         let missing: BTreeSet<&'static str> = missing.into_iter().collect();
@@ -306,7 +311,7 @@ fn kernel() -> impl Strategy<Value = Kernel> {
 
 /// States what is desired without any of the plan's own comparisons.
 fn assert_is_desired(kernel: &Kernel, desired: &[NetworkSpec]) {
-    let (configs, errors) = spec::validate_all(desired);
+    let (configs, errors) = spec::configure(&desired.into(), Conntrack::BridgeNetfilter);
     let refused: BTreeSet<NetworkKey> = errors.iter().map(|error| error.network.into()).collect();
     let wanted: BTreeSet<NetworkKey> = configs.iter().map(|config| config.key).collect();
     let existing: BTreeSet<NetworkKey> = kernel.networks.keys().copied().collect();
@@ -321,6 +326,9 @@ fn assert_is_desired(kernel: &Kernel, desired: &[NetworkSpec]) {
             (bridge.kind, bridge.up, bridge.mtu, bridge.mac),
             (LinkKind::Bridge, true, u32::from(config.mtu), Some(config.bridge_mac))
         );
+        assert_eq!(content.filter, Some(config.filter.digest()));
+        let bridge_netfilter = content.sysctls.get(BRIDGE_NETFILTER_ON[0].0);
+        assert!(bridge_netfilter.is_none_or(|value| (value == "1") == config.bridge_netfilter));
         assert_eq!(content.addresses, config.addresses);
         assert_eq!(content.neighbours, config.neighbours());
         for (path, value) in
@@ -339,6 +347,10 @@ fn assert_is_desired(kernel: &Kernel, desired: &[NetworkSpec]) {
     }
 }
 
+fn plan_networks(desired: &[NetworkSpec], observed: &[ObservedNetwork]) -> Plan {
+    plan(&desired.into(), Conntrack::BridgeNetfilter, observed)
+}
+
 fn execute_all(kernel: &mut Kernel, steps: &[Step]) {
     steps.iter().for_each(|step| kernel.execute(step));
 }
@@ -351,10 +363,10 @@ proptest! {
         desired in desired(), mut kernel in kernel()
     ) {
         let before = kernel.clone();
-        let first = plan(&desired, &kernel.observe());
+        let first = plan_networks(&desired, &kernel.observe());
         execute_all(&mut kernel, &first.steps);
         assert_is_desired(&kernel, &desired);
-        let second = plan(&desired, &kernel.observe());
+        let second = plan_networks(&desired, &kernel.observe());
         prop_assert_eq!(&second.steps, &vec![]);
         prop_assert_eq!(&first.refused, &second.refused);
         for error in &first.refused {
@@ -367,16 +379,16 @@ proptest! {
     fn a_crash_after_any_step_is_made_good_by_the_next_plan(
         desired in desired(), mut kernel in kernel(), crash in any::<prop::sample::Index>()
     ) {
-        let steps = plan(&desired, &kernel.observe()).steps;
+        let steps = plan_networks(&desired, &kernel.observe()).steps;
         execute_all(&mut kernel, &steps[..crash.index(steps.len() + 1)]);
-        let rest = plan(&desired, &kernel.observe()).steps;
+        let rest = plan_networks(&desired, &kernel.observe()).steps;
         execute_all(&mut kernel, &rest);
         assert_is_desired(&kernel, &desired);
     }
 
     #[test]
     fn every_step_can_be_repeated(desired in desired(), mut kernel in kernel()) {
-        for step in plan(&desired, &kernel.observe()).steps {
+        for step in plan_networks(&desired, &kernel.observe()).steps {
             kernel.execute(&step);
             let once = kernel.clone();
             kernel.execute(&step);
@@ -387,7 +399,7 @@ proptest! {
 
     #[test]
     fn without_any_desired_network_everything_goes(mut kernel in kernel()) {
-        let steps = plan(&[], &kernel.observe()).steps;
+        let steps = plan_networks(&[], &kernel.observe()).steps;
         execute_all(&mut kernel, &steps);
         prop_assert!(kernel.networks.is_empty());
     }

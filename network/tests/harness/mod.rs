@@ -17,7 +17,9 @@ use mote_host_api::{
     FixedIp, HostRoute, InstanceMetadata, NetworkId, NetworkSpec, PortId, PortSpec, ServerId, SubnetId,
     SubnetSpec,
 };
-use mote_network::{Config, Converged, Executor, Services, converge, names, namespace};
+use mote_network::{Config, Converged, Desired, Executor, Services, converge, names, namespace};
+
+pub mod probe;
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
@@ -74,6 +76,15 @@ impl Lab {
     pub async fn converge(
         &mut self,
         desired: &[NetworkSpec],
+        metadata: &HashMap<ServerId, InstanceMetadata>,
+    ) -> Converged {
+        self.converge_all(&desired.into(), metadata).await
+    }
+
+    /// One pass that must succeed.
+    pub async fn converge_all(
+        &mut self,
+        desired: &Desired,
         metadata: &HashMap<ServerId, InstanceMetadata>,
     ) -> Converged {
         let converged = converge(&self.executor, &mut self.services, desired, metadata).await.unwrap();

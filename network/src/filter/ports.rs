@@ -1,0 +1,379 @@
+//! The filter of one network.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, Ipv6Addr},
+};
+
+use ipnet::IpNet;
+use mote_host_api::{
+    AddressSetId, AddressSetSpec, Direction, EtherType, NetworkSpec, PortId, PortSpec, Remote,
+    SecurityGroupId, SecurityGroupSpec, host_net,
+};
+
+use super::{
+    rules::{View, elements, rules, set_name},
+    ruleset::{Chain, Family, Ruleset},
+};
+use crate::{
+    names::{BRIDGE, METADATA_IP, METADATA_IP_V6, MacAddress, tap_name},
+    spec::{SpecProblem, station_mac},
+};
+
+/// Where conntrack sees bridged packets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Conntrack {
+    /// In the inet family, by br_netfilter.
+    #[default]
+    BridgeNetfilter,
+    /// In the bridge family.
+    Bridge,
+}
+
+/// What the ports of networks refer to, by id.
+#[derive(Debug, Default)]
+pub struct Surroundings<'a> {
+    groups: HashMap<SecurityGroupId, &'a SecurityGroupSpec>,
+    sets: HashMap<AddressSetId, &'a AddressSetSpec>,
+    conntrack: Conntrack,
+}
+
+impl<'a> Surroundings<'a> {
+    /// Of these groups and sets.
+    pub fn new(groups: &'a [SecurityGroupSpec], sets: &'a [AddressSetSpec], conntrack: Conntrack) -> Self {
+        Self {
+            groups: groups.iter().map(|group| (group.id, group)).collect(),
+            sets: sets.iter().map(|set| (set.id, set)).collect(),
+            conntrack,
+        }
+    }
+}
+
+/// Stands in the text for what follows from the digest of all of it.
+const GENERATION: &str = "GENERATION";
+/// What a guest may be told by (DHCP, router advertisements) and what it thus may not send.
+const SERVER_GUARD: [&str; 3] = [
+    "meta l4proto udp udp sport 67 udp dport 68 drop",
+    "meta l4proto udp udp sport 547 udp dport 546 drop",
+    "icmpv6 type { 134, 137 } drop",
+];
+
+/// A port as the filter needs it.
+struct FilteredPort<'a> {
+    tap: String,
+    spec: &'a PortSpec,
+    index: u16,
+    /// Own and paired Ethernet addresses, with what may be sent from each.
+    stations: BTreeMap<MacAddress, Vec<IpNet>>,
+    stateful: bool,
+}
+
+/// The filter of a network's ports here.
+///
+/// # Errors
+/// When a port refers to what isn't described.
+pub fn filter(network: &NetworkSpec, around: &Surroundings<'_>) -> Result<Ruleset, SpecProblem> {
+    let mut ruleset = Ruleset::default();
+    input(&mut ruleset);
+    let ports = filtered_ports(network, around)?;
+    let down = network.ports.iter().filter(|port| !port.admin_state_up);
+    let down: BTreeSet<String> = down.map(|port| tap_name(port.id)).collect();
+    if ports.is_empty() && down.is_empty() {
+        return Ok(ruleset);
+    }
+    bridge_chains(&mut ruleset, &ports, &down);
+    if !ports.is_empty() {
+        let stateful = match around.conntrack {
+            Conntrack::BridgeNetfilter => Family::Inet,
+            Conntrack::Bridge => Family::Bridge,
+        };
+        stateful_chains(&mut ruleset, stateful);
+        group_chains(&mut ruleset, stateful, &ports, around)?;
+        for port in &ports {
+            port_chains(&mut ruleset, stateful, port);
+        }
+    }
+    let generation = ruleset.digest().0 as u32 | 1;
+    ruleset.replace(GENERATION, &format!("0x{generation:08x}"));
+    Ok(ruleset)
+}
+
+fn filtered_ports<'a>(
+    network: &'a NetworkSpec,
+    around: &Surroundings<'_>,
+) -> Result<Vec<FilteredPort<'a>>, SpecProblem> {
+    let mut taken = BTreeSet::new();
+    let mut specs: Vec<&PortSpec> =
+        network.ports.iter().filter(|port| port.port_security && port.admin_state_up).collect();
+    specs.sort_unstable_by_key(|port| port.id);
+    let port = |spec: &'a PortSpec| {
+        let mut stateful = None;
+        for id in &spec.security_groups {
+            let group = around.groups.get(id).ok_or(SpecProblem::UnknownGroup(spec.id, *id))?;
+            if *stateful.get_or_insert(group.stateful) != group.stateful {
+                return Err(SpecProblem::MixedGroups(spec.id));
+            }
+        }
+        Ok(FilteredPort {
+            tap: tap_name(spec.id),
+            spec,
+            index: index(spec.id, &mut taken),
+            stations: stations(spec)?,
+            stateful: stateful.unwrap_or(true),
+        })
+    };
+    specs.into_iter().map(port).collect()
+}
+
+/// A number that follows from the port's id and rarely depends on the other ports: changing it would change the rules of
+/// a port to which nothing has happened.
+fn index(port: PortId, taken: &mut BTreeSet<u16>) -> u16 {
+    let mut index = (port.0.as_u128() % 0xffff) as u16;
+    loop {
+        index = index.checked_add(1).unwrap_or(1);
+        if taken.insert(index) {
+            return index;
+        }
+    }
+}
+
+fn stations(spec: &PortSpec) -> Result<BTreeMap<MacAddress, Vec<IpNet>>, SpecProblem> {
+    let own = station_mac(spec).ok_or_else(|| SpecProblem::Mac(spec.id, spec.mac_address.clone()))?;
+    let mut stations = BTreeMap::new();
+    let fixed = spec.fixed_ips.iter().map(|fixed| IpAddr::V4(fixed.ip_address));
+    let fixed = fixed.chain(spec.fixed_ips_v6.iter().map(|fixed| IpAddr::V6(fixed.ip_address)));
+    stations.insert(own, fixed.map(host_net).collect::<Vec<_>>());
+    for pair in &spec.allowed_address_pairs {
+        let mac = match &pair.mac_address {
+            Some(text) => text.parse::<MacAddress>().ok().filter(|mac| mac.is_station()),
+            None => Some(own),
+        };
+        let mac =
+            mac.ok_or_else(|| SpecProblem::Mac(spec.id, pair.mac_address.clone().unwrap_or_default()))?;
+        stations.entry(mac).or_default().push(pair.ip_address);
+    }
+    for (mac, ranges) in &mut stations {
+        ranges.push(host_net(IpAddr::V6(mac.link_local())));
+    }
+    Ok(stations)
+}
+
+/// What guests may ask this host for.
+fn input(ruleset: &mut Ruleset) {
+    let rules = vec![
+        format!("iifname != \"{BRIDGE}\" accept"),
+        "udp dport { 53, 67, 547 } accept".to_owned(),
+        "tcp dport 53 accept".to_owned(),
+        format!("ip daddr {METADATA_IP} tcp dport 80 accept"),
+        format!("ip6 daddr {METADATA_IP_V6} tcp dport 80 accept"),
+        // Echo requests and what belongs to a connection.
+        "icmp type { 3, 8, 11, 12 } accept".to_owned(),
+        "icmpv6 type { 1, 2, 3, 4, 128, 133, 135, 136 } accept".to_owned(),
+        "counter drop".to_owned(),
+    ];
+    let hook = Some("type filter hook input priority 0; policy drop;");
+    ruleset.chain(Family::Inet, "input", Chain { hook, rules });
+}
+
+fn bridge_chains(ruleset: &mut Ruleset, ports: &[FilteredPort<'_>], down: &BTreeSet<String>) {
+    for (name, kind) in [("from", "type ifname : verdict;"), ("to", "type ifname : verdict;")] {
+        let map = ruleset.set(Family::Bridge, name, kind);
+        let initial = if name == "from" { 'f' } else { 't' };
+        map.elements.extend(
+            ports
+                .iter()
+                .map(|port| (format!("\"{}\"", port.tap), Some(format!("jump {initial}-{}", port.tap)))),
+        );
+        map.elements.extend(down.iter().map(|tap| (format!("\"{tap}\""), Some("drop".to_owned()))));
+    }
+    // Before br_netfilter (priority 0 at prerouting, -1 at forward).
+    let hook = Some("type filter hook prerouting priority -250; policy accept;");
+    ruleset.chain(Family::Bridge, "prerouting", Chain { hook, rules: vec!["iifname vmap @from".to_owned()] });
+    let hook = Some("type filter hook forward priority -200; policy accept;");
+    let rules = vec!["oifname vmap @to".to_owned()];
+    ruleset.chain(Family::Bridge, "forward", Chain { hook, rules });
+    let hook = Some("type filter hook output priority -200; policy accept;");
+    let rules = down.iter().map(|tap| format!("oifname \"{tap}\" drop")).collect();
+    ruleset.chain(Family::Bridge, "output", Chain { hook, rules });
+}
+
+/// The mask of the sender's half of the mark, and of the receiver's.
+const HALVES: [(&str, &str, &str); 2] = [("egress", "0xffff0000", "0"), ("ingress", "0x0000ffff", "1")];
+
+fn stateful_chains(ruleset: &mut Ruleset, family: Family) {
+    for (name, mask, _) in HALVES {
+        for map in ["", "-reply", "-stateless"] {
+            ruleset.set(family, format!("{name}{map}"), "type mark : verdict;");
+        }
+        let key = format!("meta mark and {mask}");
+        let mut rules = vec![format!("{key} == 0x0 accept")];
+        if name == "egress" {
+            rules.extend(SERVER_GUARD.map(str::to_owned));
+        } else {
+            rules.push("meta l4proto udp udp sport 67 udp dport 68 accept".to_owned());
+            rules.push("meta l4proto udp udp sport 547 udp dport 546 accept".to_owned());
+        }
+        rules.extend([
+            // Neighbour discovery and multicast listeners, which conntrack leaves out.
+            "ct state untracked icmpv6 type { 130-136, 143 } accept".to_owned(),
+            format!("{key} vmap @{name}-stateless"),
+            "ct state related accept".to_owned(),
+            format!("ct state established ct mark {GENERATION} accept"),
+            "ct state { invalid, untracked } counter drop".to_owned(),
+            format!("ct direction original {key} vmap @{name}"),
+            // Requests are judged; their answers have other types.
+            "meta l4proto { 1, 58 } accept".to_owned(),
+            format!("{key} vmap @{name}-reply"),
+        ]);
+        let hook = match name {
+            "egress" => "type filter hook forward priority 0; policy drop;",
+            _ => "type filter hook forward priority 1; policy drop;",
+        };
+        ruleset.chain(family, name, Chain { hook: Some(hook), rules });
+    }
+    let rules = vec![
+        "meta mark 0x0 accept".to_owned(),
+        "ct direction reply meta l4proto { 1, 58 } accept".to_owned(),
+        format!("ct state {{ new, established }} ct mark != {GENERATION} ct mark set {GENERATION}"),
+    ];
+    let hook = Some("type filter hook forward priority 2; policy accept;");
+    ruleset.chain(family, "commit", Chain { hook, rules });
+}
+
+fn group_name(id: SecurityGroupId, direction: Direction) -> String {
+    let initial = if direction == Direction::Ingress { 'i' } else { 'e' };
+    format!("g{initial}-{}", id.0.simple())
+}
+
+/// The groups that ports here are in, and the sets that their rules name.
+fn group_chains(
+    ruleset: &mut Ruleset,
+    family: Family,
+    ports: &[FilteredPort<'_>],
+    around: &Surroundings<'_>,
+) -> Result<(), SpecProblem> {
+    let ids: BTreeSet<SecurityGroupId> =
+        ports.iter().flat_map(|port| port.spec.security_groups.iter().copied()).collect();
+    for group in ids.iter().filter_map(|id| around.groups.get(id)) {
+        let view = View { stateful: group.stateful, bridge: family == Family::Bridge };
+        for direction in [Direction::Ingress, Direction::Egress] {
+            ruleset.rules(family, group_name(group.id, direction), rules(&group.rules, direction, view));
+        }
+        for rule in &group.rules {
+            let Some(Remote::Set(id)) = rule.remote else { continue };
+            let set = around.sets.get(&id).ok_or(SpecProblem::UnknownSet(group.id, id))?;
+            let kind = match rule.ethertype {
+                EtherType::Ipv4 => "type ipv4_addr; flags interval;",
+                EtherType::Ipv6 => "type ipv6_addr; flags interval;",
+            };
+            let texts = elements(&set.addresses, rule.ethertype);
+            let put = ruleset.set(family, set_name(id, rule.ethertype), kind);
+            put.elements = texts.into_iter().map(|text| (text, None)).collect();
+        }
+    }
+    Ok(())
+}
+
+fn port_chains(ruleset: &mut Ruleset, family: Family, port: &FilteredPort<'_>) {
+    let (tap, index) = (&port.tap, u32::from(port.index));
+    ruleset.counter(Family::Bridge, format!("spoofed-{tap}"));
+    ruleset.counter(family, format!("denied-{tap}"));
+    ruleset.rules(Family::Bridge, format!("f-{tap}"), from_rules(port));
+    let mark = format!("meta mark set meta mark and 0xffff0000 or 0x{index:08x}");
+    ruleset.rules(Family::Bridge, format!("t-{tap}"), vec![mark]);
+    let mut sources = source_rules(port);
+    sources.push(format!("counter name spoofed-{tap} drop"));
+    ruleset.rules(Family::Bridge, format!("s-{tap}"), sources);
+    for direction in [Direction::Egress, Direction::Ingress] {
+        let initial = if direction == Direction::Ingress { 'i' } else { 'e' };
+        let mut rules: Vec<String> = port
+            .spec
+            .security_groups
+            .iter()
+            .map(|id| format!("jump {}", group_name(*id, direction)))
+            .collect();
+        rules.push(format!("counter name denied-{tap} drop"));
+        ruleset.rules(family, format!("{initial}-{tap}"), rules);
+    }
+    for (name, _, _) in HALVES {
+        let (shift, own, other) = if name == "egress" { (16, 'e', 'i') } else { (0, 'i', 'e') };
+        let key = format!("0x{:08x}", index << shift);
+        let mut put = |map: &str, chain: char| {
+            let kind = "type mark : verdict;";
+            let map = ruleset.set(family, format!("{name}{map}"), kind);
+            map.elements.insert(key.clone(), Some(format!("goto {chain}-{tap}")));
+        };
+        if port.stateful {
+            put("", own);
+            put("-reply", other);
+        } else {
+            put("-stateless", own);
+        }
+    }
+}
+
+/// What a port may send.
+fn from_rules(port: &FilteredPort<'_>) -> Vec<String> {
+    let drop = format!("counter name spoofed-{} drop", port.tap);
+    let macs: Vec<String> = port.stations.keys().map(ToString::to_string).collect();
+    let mut rules = vec![
+        format!("ether saddr != {{ {} }} {drop}", macs.join(", ")),
+        // Anything else, and tagged frames, which conntrack would not look into.
+        format!("ether type != {{ arp, ip, ip6 }} {drop}"),
+        format!("meta mark set 0x{:08x}", u32::from(port.index) << 16),
+    ];
+    for (mac, ranges) in &port.stations {
+        // A probe (RFC 5227) asks whether an address is free.
+        let mut senders = elements(ranges, EtherType::Ipv4);
+        if !senders.iter().any(|range| range == "0.0.0.0/0") {
+            senders.push("0.0.0.0".to_owned());
+        }
+        let senders = senders.join(", ");
+        rules.push(format!(
+            "ether type arp ether saddr {mac} arp saddr ether {mac} arp saddr ip {{ {senders} }} accept"
+        ));
+    }
+    rules.push(format!("ether type arp {drop}"));
+    rules.extend(SERVER_GUARD.map(|rule| rule.replace("drop", &drop)));
+    rules.push(
+        "ip saddr 0.0.0.0 ip daddr 255.255.255.255 meta l4proto udp udp sport 68 udp dport 67 accept"
+            .to_owned(),
+    );
+    rules.push("ip6 saddr :: icmpv6 type { 135, 143 } accept".to_owned());
+    for (mac, ranges) in &port.stations {
+        let v4 = elements(ranges, EtherType::Ipv4);
+        if !v4.is_empty() {
+            rules.push(format!("ether saddr {mac} ip saddr {{ {} }} accept", v4.join(", ")));
+        }
+    }
+    rules.push(format!("ether type ip {drop}"));
+    let targets = port.stations.values().flatten();
+    rules.extend(targets.filter_map(|range| match range {
+        IpNet::V6(range) => {
+            Some(format!("icmpv6 type 136 {} goto s-{}", target(range.network(), range.netmask()), port.tap))
+        }
+        IpNet::V4(_) => None,
+    }));
+    rules.push(format!("icmpv6 type 136 {drop}"));
+    rules.push(format!("goto s-{}", port.tap));
+    rules
+}
+
+/// Which IPv6 addresses may be sent from.
+fn source_rules(port: &FilteredPort<'_>) -> Vec<String> {
+    let rule = |(mac, ranges): (&MacAddress, &Vec<IpNet>)| {
+        let ranges = elements(ranges, EtherType::Ipv6);
+        format!("ether saddr {mac} ip6 saddr {{ {} }} accept", ranges.join(", "))
+    };
+    port.stations.iter().map(rule).collect()
+}
+
+/// The target of a neighbour advertisement (RFC 4861 §4.4) is in a range.
+fn target(network: Ipv6Addr, mask: Ipv6Addr) -> String {
+    let (network, mask) = (u128::from(network), u128::from(mask));
+    if mask == u128::MAX {
+        format!("@th,64,128 0x{network:032x}")
+    } else {
+        format!("@th,64,128 and 0x{mask:032x} == 0x{network:032x}")
+    }
+}
