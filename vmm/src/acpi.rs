@@ -1,15 +1,17 @@
 //! ACPI tables: a hardware-reduced platform (ACPI 6.5 §4.1) with its processors, I/O APIC, serial port, keyboard
-//! controller and virtio-mmio devices.
+//! controller and virtio devices: each one of them with mmio registers, or the PCI bus that they are on.
 //!
 //! Hardware-reduced means no PIC, PIT, RTC, PM timer or SCI for the kernel to probe, each of which costs exits; the
 //! kernel switches off by the sleep control register and restarts by the reset register.
 
 use acpi_tables::aml::{
-    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, ONE, Package, Path, ResourceTemplate, Scope, ZERO,
+    AddressSpace as Window, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, ONE,
+    Package, Path, ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
@@ -57,15 +59,31 @@ pub struct VirtioDevice {
     pub irq: u32,
 }
 
+/// What the tables describe.
+#[derive(Debug, Clone, Copy)]
+pub struct Platform<'a> {
+    /// Number of processors.
+    pub vcpus: u8,
+    /// Devices with mmio registers.
+    pub virtio: &'a [VirtioDevice],
+    /// There is a PCI bus.
+    pub pci: bool,
+}
+
 /// Writes all tables and returns the address of the RSDP.
-pub fn write_tables(memory: &GuestMemory, vcpus: u8, devices: &[VirtioDevice]) -> Result<u64, AcpiError> {
+pub fn write_tables(memory: &GuestMemory, platform: &Platform<'_>) -> Result<u64, AcpiError> {
     let mut tables = Tables { bytes: vec![0; Rsdp::len().next_multiple_of(16)] };
-    let dsdt = tables.append(&dsdt(devices));
+    let dsdt = tables.append(&dsdt(platform));
     let fadt = tables.append(&fadt(dsdt));
-    let madt = tables.append(&madt(vcpus));
+    let madt = tables.append(&madt(platform.vcpus));
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE, OEM_REVISION);
     xsdt.add_entry(fadt);
     xsdt.add_entry(madt);
+    if platform.pci {
+        let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE, OEM_REVISION);
+        mcfg.add_ecam(layout::PCI_ECAM, 0, 0, 0);
+        xsdt.add_entry(tables.append(&mcfg));
+    }
     let xsdt = tables.append(&xsdt);
     let mut rsdp = Vec::new();
     Rsdp::new(OEM_ID, xsdt).to_aml_bytes(&mut rsdp);
@@ -119,13 +137,16 @@ fn madt(vcpus: u8) -> impl Aml {
     madt
 }
 
-fn dsdt(devices: &[VirtioDevice]) -> Sdt {
+fn dsdt(platform: &Platform<'_>) -> Sdt {
     let mut aml = Vec::new();
     let off = Package::new(vec![&SLEEP_TYPE_OFF, &ZERO]);
     Name::new(Path::new("_S5_"), &off).to_aml_bytes(&mut aml);
     legacy_devices(&mut aml);
-    for (index, device) in devices.iter().enumerate() {
+    for (index, device) in platform.virtio.iter().enumerate() {
         virtio_device(&mut aml, index, device);
+    }
+    if platform.pci {
+        pci_bus(&mut aml);
     }
     let mut dsdt = Sdt::new(*b"DSDT", HEADER, 2, OEM_ID, OEM_TABLE, OEM_REVISION);
     dsdt.append_slice(&aml);
@@ -158,6 +179,37 @@ fn legacy_devices(aml: &mut dyn AmlSink) {
                     &Name::new(Path::new("_CRS"), &keyboard_resources),
                 ],
             ),
+        ],
+    )
+    .to_aml_bytes(aml);
+}
+
+/// The host bridge of bus 0 with the window for its functions' registers. There is no `_PRT`: no function has a legacy
+/// interrupt. Without `_OSC` the kernel leaves native hot-plug, AER and power management alone.
+fn pci_bus(aml: &mut dyn AmlSink) {
+    let end = (layout::PCI_WINDOW + layout::PCI_WINDOW_SIZE - 1) as u32;
+    let buses = Window::<u16>::new_bus_number(0, 0);
+    let start = layout::PCI_WINDOW as u32;
+    let memory = Window::new_memory(AddressSpaceCacheable::NotCacheable, true, start, end, None);
+    let windows = ResourceTemplate::new(vec![&buses, &memory]);
+    let express = Name::new(Path::new("_HID"), &EISAName::new("PNP0A08"));
+    let conventional = Name::new(Path::new("_CID"), &EISAName::new("PNP0A03"));
+    let unique = Name::new(Path::new("_UID"), &ZERO);
+    let segment = Name::new(Path::new("_SEG"), &ZERO);
+    let base_bus = Name::new(Path::new("_BBN"), &ZERO);
+    let coherent = Name::new(Path::new("_CCA"), &ONE);
+    let current = Name::new(Path::new("_CRS"), &windows);
+    let children: Vec<&dyn Aml> =
+        vec![&express, &conventional, &unique, &segment, &base_bus, &coherent, &current];
+    let ecam = Memory32Fixed::new(true, layout::PCI_ECAM as u32, layout::PCI_ECAM_SIZE as u32);
+    let ecam = ResourceTemplate::new(vec![&ecam]);
+    let board = Name::new(Path::new("_HID"), &EISAName::new("PNP0C02"));
+    let reserved = Name::new(Path::new("_CRS"), &ecam);
+    Scope::new(
+        Path::new("_SB_"),
+        vec![
+            &Device::new(Path::new("PCI0"), children),
+            &Device::new(Path::new("MBRD"), vec![&board, &unique, &reserved]),
         ],
     )
     .to_aml_bytes(aml);
@@ -198,7 +250,7 @@ mod tests {
         let devices: Vec<_> = (0..layout::MAX_VIRTIO_DEVICES as u32)
             .map(|n| VirtioDevice { address: 0xc000_1000 + n * 0x1000, irq: 5 + n })
             .collect();
-        let rsdp = write_tables(&memory, 32, &devices).unwrap();
+        let rsdp = write_tables(&memory, &Platform { vcpus: 32, virtio: &devices, pci: true }).unwrap();
         let mut bytes = [0; 36];
         memory.read_slice(&mut bytes, GuestAddress(rsdp)).unwrap();
         assert_eq!(&bytes[..8], b"RSD PTR ");
@@ -213,5 +265,9 @@ mod tests {
         let (signature, madt) = table(&memory, u64_at(&xsdt, 44));
         assert_eq!(&signature, b"APIC");
         assert_eq!(madt.len(), 44 + 32 * 8 + 12);
+        let (signature, mcfg) = table(&memory, u64_at(&xsdt, 52));
+        assert_eq!(&signature, b"MCFG");
+        assert_eq!(u64_at(&mcfg, 44), layout::PCI_ECAM);
+        assert!(dsdt.windows(4).any(|bytes| bytes == b"PCI0"));
     }
 }

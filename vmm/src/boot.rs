@@ -1,6 +1,6 @@
 //! How a machine starts, top to bottom: [`boot`].
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use mote_vmm_api::{Drive, ExitReason, NetworkInterface, VmConfig};
@@ -12,15 +12,17 @@ use crate::boot_timer::BootTimer;
 use crate::devices::bus::{BusDevice, BusError};
 use crate::devices::controls::Controls;
 use crate::devices::i8042::I8042;
+use crate::devices::pci::host::{DEVICES as PCI_DEVICES, PciHost};
 use crate::devices::serial::Serial;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::devices::virtio::net::Net;
+use crate::devices::virtio::pci::{PciTransport, REGISTERS_SIZE};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::{DeviceError, EventSource};
 use crate::ioapic::IoApic;
-use crate::kvm::{InterruptRoutes, KvmError, Topology, Vm};
+use crate::kvm::{InterruptRoutes, KvmError, Topology, Vm, Wiring};
 use crate::layout;
 use crate::loader::{self, LoadError};
 use crate::machine::{Buses, Machine, Parts};
@@ -55,9 +57,14 @@ pub enum BootError {
         #[source]
         source: DeviceError,
     },
-    /// More devices than interrupts.
-    #[error("{0} virtio devices are too many; the machine has interrupts for {max}", max = layout::MAX_VIRTIO_DEVICES)]
-    TooManyDevices(usize),
+    /// More devices than interrupts or slots.
+    #[error("{count} virtio devices are too many; the machine has room for {max}{}", more_room(*.max))]
+    TooManyDevices {
+        /// How many there are.
+        count: usize,
+        /// How many there may be.
+        max: usize,
+    },
     /// ACPI tables.
     #[error(transparent)]
     Acpi(#[from] AcpiError),
@@ -88,7 +95,7 @@ impl BootError {
             Self::NoBootSource
             | Self::Load(_)
             | Self::Device { .. }
-            | Self::TooManyDevices(_)
+            | Self::TooManyDevices { .. }
             | Self::Memory(MemoryError::Size(_))
             | Self::Kvm(KvmError::AddressBits { .. }) => ExitReason::BadConfig,
             _ => ExitReason::HostError,
@@ -96,11 +103,21 @@ impl BootError {
     }
 }
 
+/// What to do about too many devices.
+fn more_room(max: usize) -> &'static str {
+    if max < MAX_PCI_DEVICES { ", with --enable-pci for more" } else { "" }
+}
+
+/// Largest number of devices on the PCI bus: all but the host bridge.
+const MAX_PCI_DEVICES: usize = PCI_DEVICES - 1;
+
 /// What a start needs beside the VM's configuration.
 #[derive(Debug, Clone, Copy)]
 pub struct BootOptions {
     /// Offer the boot timer, which measures from this moment.
     pub boot_timer: Option<Instant>,
+    /// Put virtio devices on a PCI bus rather than behind mmio registers.
+    pub enable_pci: bool,
 }
 
 /// Makes the machine that `config` (validated: see `config`) describes and starts its vCPUs.
@@ -120,13 +137,22 @@ pub fn boot(config: &VmConfig, options: BootOptions, outcome: &Arc<Outcome>) -> 
     let initrd =
         source.initrd_path.as_deref().map(|path| loader::load_initrd(&memory, &kernel, path)).transpose()?;
 
-    let mut devices = Devices::new(&vm, &memory);
+    let mut devices = Devices::new(vm.wiring(), &memory);
+    if options.enable_pci {
+        devices.attach_pci_bus()?;
+    }
     let keyboard = devices.attach_legacy(config, outcome)?;
     devices.attach_boot_timer(options.boot_timer)?;
     devices.attach_virtio(config)?;
 
-    let command_line = command_line(source.boot_args.as_deref(), &config.drives, &devices.virtio);
-    let rsdp = acpi::write_tables(&memory, machine.vcpu_count, &devices.virtio)?;
+    let transport = match devices.pci {
+        Some(_) => Transport::Pci,
+        None => Transport::Mmio(&devices.virtio),
+    };
+    let command_line = command_line(source.boot_args.as_deref(), &config.drives, transport);
+    let platform =
+        acpi::Platform { vcpus: machine.vcpu_count, virtio: &devices.virtio, pci: devices.pci.is_some() };
+    let rsdp = acpi::write_tables(&memory, &platform)?;
     memory.write_slice(&RESET_CODE, GuestAddress(layout::RESET_VECTOR)).map_err(BootError::ResetVector)?;
     let entry = loader::write_boot_information(&memory, &kernel, initrd, &command_line, rsdp)?;
 
@@ -138,31 +164,42 @@ pub fn boot(config: &VmConfig, options: BootOptions, outcome: &Arc<Outcome>) -> 
 
 /// The machine's devices while they are put together.
 struct Devices<'a> {
-    vm: &'a Vm,
+    wiring: Wiring,
     memory: &'a GuestMemory,
     buses: Buses,
+    /// The PCI bus, if devices go there.
+    pci: Option<Arc<Mutex<PciHost>>>,
+    /// Those with mmio registers.
     virtio: Vec<acpi::VirtioDevice>,
     controls: Controls,
     event_sources: Vec<Box<dyn EventSource>>,
 }
 
 impl<'a> Devices<'a> {
-    fn new(vm: &'a Vm, memory: &'a GuestMemory) -> Self {
+    fn new(wiring: Wiring, memory: &'a GuestMemory) -> Self {
         Self {
-            vm,
+            wiring,
             memory,
             buses: Buses::default(),
+            pci: None,
             virtio: Vec::new(),
             controls: Controls::default(),
             event_sources: Vec::new(),
         }
     }
 
+    fn attach_pci_bus(&mut self) -> Result<(), BootError> {
+        let host = Arc::new(Mutex::new(PciHost::new(self.buses.mmio.clone())));
+        self.buses.mmio.insert(layout::PCI_ECAM, layout::PCI_ECAM_SIZE, host.clone())?;
+        self.pci = Some(host);
+        Ok(())
+    }
+
     /// An eventfd that raises `irq`.
     fn interrupt(&self, device: &str, irq: u32) -> Result<EventFd, BootError> {
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
             .map_err(|source| BootError::EventFd { device: device.to_owned(), source })?;
-        self.vm.connect_interrupt(&event, irq)?;
+        self.wiring.connect_interrupt(&event, irq)?;
         Ok(event)
     }
 
@@ -194,7 +231,7 @@ impl<'a> Devices<'a> {
         })));
         self.buses.ports.insert(layout::I8042_PORT.into(), 5, keyboard.clone())?;
 
-        let io_apic = IoApic::new(self.vm.interrupt_routes());
+        let io_apic = IoApic::new(self.wiring.interrupt_routes());
         let size = IoApic::<InterruptRoutes>::SIZE;
         self.buses.mmio.insert(layout::IO_APIC.into(), size, Arc::new(Mutex::new(io_apic)))?;
 
@@ -217,8 +254,9 @@ impl<'a> Devices<'a> {
     fn attach_virtio(&mut self, config: &VmConfig) -> Result<(), BootError> {
         let count =
             config.drives.len() + config.network_interfaces.len() + usize::from(config.entropy.is_some());
-        if count > layout::MAX_VIRTIO_DEVICES {
-            return Err(BootError::TooManyDevices(count));
+        let max = if self.pci.is_some() { MAX_PCI_DEVICES } else { layout::MAX_VIRTIO_DEVICES };
+        if count > max {
+            return Err(BootError::TooManyDevices { count, max });
         }
         let (root, others): (Vec<_>, Vec<_>) = config.drives.iter().partition(|drive| drive.is_root_device);
         for drive in root.into_iter().chain(others) {
@@ -253,19 +291,52 @@ impl<'a> Devices<'a> {
         name: String,
         open: impl FnOnce() -> Result<D, DeviceError>,
     ) -> Result<(), BootError> {
-        let failed = |source| BootError::Device { device: name.clone(), source };
-        let device = Box::new(open().map_err(failed)?);
+        let device = open().map_err(|source| BootError::Device { device: name.clone(), source })?;
+        match self.pci.clone() {
+            Some(host) => self.virtio_on_pci(&name, Box::new(device), &host),
+            None => self.virtio_on_mmio(&name, Box::new(device)),
+        }
+    }
+
+    fn virtio_on_mmio(&mut self, name: &str, device: Box<dyn VirtioDevice>) -> Result<(), BootError> {
         let irq = layout::VIRTIO_IRQ + self.virtio.len() as u32;
         let address = layout::VIRTIO_MMIO + self.virtio.len() as u64 * layout::VIRTIO_MMIO_SIZE;
-        let interrupt = self.interrupt(&name, irq)?;
-        let transport = MmioTransport::new(device, self.memory.clone(), interrupt).map_err(failed)?;
+        let interrupt = self.interrupt(name, irq)?;
+        let transport = MmioTransport::new(device, self.memory.clone(), interrupt)
+            .map_err(|source| BootError::Device { device: name.to_owned(), source })?;
         for (queue, notifier) in transport.queue_notifiers().iter().enumerate() {
-            self.vm.connect_notifier(notifier, address + QUEUE_NOTIFY, queue as u32)?;
+            self.wiring.connect_notifier(notifier, address + QUEUE_NOTIFY, queue as u32)?;
         }
         self.buses.mmio.insert(address, layout::VIRTIO_MMIO_SIZE, Arc::new(Mutex::new(transport)))?;
         self.virtio.push(acpi::VirtioDevice { address: address as u32, irq });
         Ok(())
     }
+
+    fn virtio_on_pci(
+        &self,
+        name: &str,
+        device: Box<dyn VirtioDevice>,
+        host: &Mutex<PciHost>,
+    ) -> Result<(), BootError> {
+        let mut host = host.lock().unwrap_or_else(PoisonError::into_inner);
+        let full = BootError::TooManyDevices { count: PCI_DEVICES, max: MAX_PCI_DEVICES };
+        let slot = host.free_slot().ok_or(full)?;
+        // One after the other, in the order of the slots: a guest may leave them there.
+        let address = layout::PCI_WINDOW as u32 + slot.number() as u32 * REGISTERS_SIZE;
+        let transport = PciTransport::new(device, self.memory.clone(), &self.wiring, address)
+            .map_err(|source| BootError::Device { device: name.to_owned(), source })?;
+        host.insert(slot, Arc::new(Mutex::new(transport)));
+        Ok(())
+    }
+}
+
+/// How the guest finds its virtio devices.
+#[derive(Clone, Copy)]
+enum Transport<'a> {
+    /// Named one by one.
+    Mmio(&'a [acpi::VirtioDevice]),
+    /// On a bus that it scans.
+    Pci,
 }
 
 /// The user's arguments and what the devices add. Arguments for init (after `--`) stay last.
@@ -273,7 +344,9 @@ impl<'a> Devices<'a> {
 /// Devices are declared here *and* in ACPI, like Firecracker does: stock kernels without
 /// `VIRTIO_MMIO_CMDLINE_DEVICES` find them by ACPI, bare-metal guests and kernels without ACPI by the command line. A
 /// kernel with both probes each device once: the second probe finds the registers taken and gives up.
-fn command_line(boot_args: Option<&str>, drives: &[Drive], devices: &[acpi::VirtioDevice]) -> String {
+///
+/// Devices on a PCI bus are not named at all: every kernel with PCI scans the bus that ACPI describes.
+fn command_line(boot_args: Option<&str>, drives: &[Drive], transport: Transport<'_>) -> String {
     let args = boot_args.unwrap_or(DEFAULT_BOOT_ARGS).trim();
     let (kernel, init) = match args.split_once(" -- ") {
         Some((kernel, init)) => (kernel, Some(init)),
@@ -286,7 +359,8 @@ fn command_line(boot_args: Option<&str>, drives: &[Drive], devices: &[acpi::Virt
         }
         line.push_str(argument);
     };
-    if !kernel.split_whitespace().any(|argument| argument.starts_with("pci=")) {
+    let names_pci = kernel.split_whitespace().any(|argument| argument.starts_with("pci="));
+    if matches!(transport, Transport::Mmio(_)) && !names_pci {
         add("pci=off");
     }
     if let Some(root) = drives.iter().find(|drive| drive.is_root_device) {
@@ -296,14 +370,17 @@ fn command_line(boot_args: Option<&str>, drives: &[Drive], devices: &[acpi::Virt
         }
         add(if root.is_read_only { "ro" } else { "rw" });
     }
+    let Transport::Mmio(devices) = transport else {
+        return with_init(line, init);
+    };
     for device in devices {
         add(&format!("virtio_mmio.device=4K@{:#x}:{}", device.address, device.irq));
     }
-    if let Some(init) = init {
-        add("--");
-        add(init);
-    }
-    line
+    with_init(line, init)
+}
+
+fn with_init(line: String, init: Option<&str>) -> String {
+    init.map_or(line.clone(), |init| format!("{line} -- {init}"))
 }
 
 #[cfg(test)]
@@ -327,21 +404,29 @@ mod tests {
     fn devices_are_added_before_the_arguments_of_init() {
         let devices = [acpi::VirtioDevice { address: 0xc000_1000, irq: 5 }];
         assert_eq!(
-            command_line(Some("console=ttyS0 -- single"), &[root(None, false)], &devices),
+            command_line(Some("console=ttyS0 -- single"), &[root(None, false)], Transport::Mmio(&devices)),
             "console=ttyS0 pci=off root=/dev/vda rw virtio_mmio.device=4K@0xc0001000:5 -- single"
         );
     }
 
     #[test]
     fn pci_is_left_alone_when_the_user_names_it() {
-        assert_eq!(command_line(Some("pci=lastbus=0"), &[], &[]), "pci=lastbus=0");
-        assert_eq!(command_line(Some(""), &[], &[]), "pci=off");
+        assert_eq!(command_line(Some("pci=lastbus=0"), &[], Transport::Mmio(&[])), "pci=lastbus=0");
+        assert_eq!(command_line(Some(""), &[], Transport::Mmio(&[])), "pci=off");
+    }
+
+    #[test]
+    fn devices_on_pci_are_not_named() {
+        assert_eq!(
+            command_line(Some("quiet -- x"), &[root(None, false)], Transport::Pci),
+            "quiet root=/dev/vda rw -- x"
+        );
     }
 
     #[test]
     fn a_partition_is_named_by_its_uuid() {
         assert_eq!(
-            command_line(Some("a"), &[root(Some("12-34"), true)], &[]),
+            command_line(Some("a"), &[root(Some("12-34"), true)], Transport::Mmio(&[])),
             "a pci=off root=PARTUUID=12-34 ro"
         );
     }

@@ -50,6 +50,9 @@ pub struct Options {
     /// Log the time from the start of the VM until the guest writes 123 to the first page of the device hole
     #[arg(long)]
     boot_timer: bool,
+    /// Put the devices on a PCI bus, with MSI-X interrupts, instead of behind virtio-mmio registers
+    #[arg(long)]
+    enable_pci: bool,
     /// Write why the process ended to this file (JSON, by way of PATH.tmp) just before it does
     #[arg(long, value_name = "PATH")]
     exit_report: Option<PathBuf>,
@@ -137,6 +140,7 @@ fn run(options: &Options) -> Result<ExitReport, RunError> {
     let signals: OwnedFd = event_loop::block_signals().map_err(RunError::Events)?;
     let outcome = Arc::new(Outcome::new().map_err(RunError::Events)?);
     let mut controller = Controller::new(options.id.clone(), options.boot_timer, outcome.clone());
+    controller.set_enable_pci(options.enable_pci);
     // Listening comes before the start: whoever waits for the socket can connect while the VM is put together.
     let server = if options.no_api { None } else { Some(Server::bind(&options.api_sock)?) };
     if let Some(path) = &options.config_file {
@@ -184,7 +188,8 @@ mod tests {
 
     #[test]
     fn flags_of_what_does_not_exist_are_refused() {
-        assert!(parse(&["--enable-pci"]).is_err());
+        assert!(parse(&["--describe-snapshot"]).is_err());
+        assert!(parse(&["--enable-pci"]).unwrap().enable_pci);
         assert!(parse(&["--id", "a_b"]).is_err());
         assert!(parse(&["--level", "loud"]).is_err());
     }

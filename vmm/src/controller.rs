@@ -126,13 +126,26 @@ pub struct Controller {
     config: VmConfig,
     phase: Phase,
     boot_timer: bool,
+    enable_pci: bool,
     outcome: Arc<Outcome>,
 }
 
 impl Controller {
     /// A VM with the default configuration, not started.
     pub fn new(id: String, boot_timer: bool, outcome: Arc<Outcome>) -> Self {
-        Self { id, config: VmConfig::default(), phase: Phase::Configuring, boot_timer, outcome }
+        Self {
+            id,
+            config: VmConfig::default(),
+            phase: Phase::Configuring,
+            boot_timer,
+            enable_pci: false,
+            outcome,
+        }
+    }
+
+    /// Puts the devices on a PCI bus when the machine starts.
+    pub fn set_enable_pci(&mut self, enable_pci: bool) {
+        self.enable_pci = enable_pci;
     }
 
     /// Takes the configuration from the config file.
@@ -200,7 +213,8 @@ impl Controller {
     /// It cannot be started; it can be configured further then.
     pub fn start(&mut self) -> Result<(), BootError> {
         let start = Instant::now();
-        let options = BootOptions { boot_timer: self.boot_timer.then_some(start) };
+        let options =
+            BootOptions { boot_timer: self.boot_timer.then_some(start), enable_pci: self.enable_pci };
         self.phase = Phase::Started(boot::boot(&self.config, options, &self.outcome)?);
         log::info!("microVM started in {} us", start.elapsed().as_micros());
         Ok(())

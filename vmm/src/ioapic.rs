@@ -123,7 +123,7 @@ fn message(entry: u64) -> Option<Message> {
     let assert = u32::from(level) << 14;
     let vector_and_delivery = entry as u32 & 0x7ff;
     Some(Message {
-        address: layout::LOCAL_APIC | destination << 12 | logical << 2,
+        address: u64::from(layout::LOCAL_APIC | destination << 12 | logical << 2),
         data: vector_and_delivery | assert | u32::from(level) << 15,
     })
 }

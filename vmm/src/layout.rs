@@ -11,6 +11,8 @@
 //! 0x000f_fff0  reset vector (reserved)
 //! 0x0010_0000  kernel and everything else
 //! 0xc000_0000  end of low memory, start of the MMIO hole: boot timer page, then one page per virtio device
+//! 0xd000_0000  registers of PCI functions (with --enable-pci)
+//! 0xe000_0000  configuration space of PCI bus 0 (ECAM)
 //! 0xfec0_0000  I/O APIC        0xfee0_0000  local APICs        0xfffb_d000  TSS and identity map (Intel)
 //! 0x1_0000_0000  rest of the memory
 //! ```
@@ -54,6 +56,14 @@ pub const BOOT_TIMER: u64 = MMIO_HOLE;
 pub const VIRTIO_MMIO: u64 = MMIO_HOLE + 0x1000;
 /// Size of a virtio-mmio device's registers.
 pub const VIRTIO_MMIO_SIZE: u64 = 0x1000;
+/// Start of the window for the base address registers of PCI functions.
+pub const PCI_WINDOW: u64 = 0xd000_0000;
+/// Size of that window.
+pub const PCI_WINDOW_SIZE: u64 = 0x1000_0000;
+/// Configuration space of PCI bus 0, the only one (PCI Express Base Specification §7.2.2: 4 KiB for each function).
+pub const PCI_ECAM: u64 = 0xe000_0000;
+/// Size of the configuration space of one bus.
+pub const PCI_ECAM_SIZE: u64 = 0x10_0000;
 /// I/O APIC.
 pub const IO_APIC: u32 = 0xfec0_0000;
 /// Local APIC.

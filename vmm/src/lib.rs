@@ -10,7 +10,7 @@
 //! | `ioapic`, `power` | the I/O APIC, and the registers that end the machine |
 //! | [`rate_limiter`] | token buckets of devices |
 //! | [`machine`] | the running machine: vCPU threads, pause and resume |
-//! | [`devices`] | virtio and legacy devices |
+//! | [`devices`] | virtio and legacy devices, and the PCI bus |
 //! | [`controller`], [`config`] | one command enum, the phases before and after the start, and the configuration's rules |
 //! | [`api`] | Firecracker's REST API |
 //! | [`event_loop`] | the main thread |

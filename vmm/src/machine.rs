@@ -30,9 +30,9 @@ const VCPU_STACK: usize = 256 << 10;
 #[derive(Default)]
 pub struct Buses {
     /// Port I/O.
-    pub ports: Bus,
+    pub ports: Arc<Bus>,
     /// Memory-mapped I/O.
-    pub mmio: Bus,
+    pub mmio: Arc<Bus>,
 }
 
 /// What all vCPU threads share.

@@ -204,8 +204,10 @@ fn what_is_no_kernel_ends_with_one_line_and_code_152() {
 
 #[test]
 fn bad_arguments_end_with_code_153() {
-    let status =
-        Command::new(env!("CARGO_BIN_EXE_mote-vmm")).arg("--enable-pci").stderr(Stdio::null()).status();
+    let status = Command::new(env!("CARGO_BIN_EXE_mote-vmm"))
+        .arg("--describe-snapshot")
+        .stderr(Stdio::null())
+        .status();
     assert_eq!(status.unwrap().code(), Some(153));
 }
 

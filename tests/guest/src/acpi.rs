@@ -61,6 +61,8 @@ pub struct Tables {
     pub s5_type: Option<u8>,
     /// Enabled local APICs in the MADT.
     pub processors: usize,
+    /// Where the configuration space of PCI segment 0, bus 0 is (MCFG, PCI Firmware Specification 3.3 §4.1.2).
+    pub ecam: Option<u64>,
 }
 
 impl Tables {
@@ -71,12 +73,14 @@ impl Tables {
     pub fn read(memory: &impl Memory, rsdp: u64) -> Result<Self, Error> {
         let mut fadt = None;
         let mut processors = 0;
+        let mut ecam = None;
         for table in listed(memory, rsdp)? {
             let Some(bytes) = table else { continue };
             let table = self::table(memory, bytes)?;
             match &table[..4] {
                 b"FACP" => fadt = Some(table),
                 b"APIC" => processors = count_processors(table),
+                b"MCFG" => ecam = bus_0(table),
                 _ => {}
             }
         }
@@ -89,7 +93,7 @@ impl Tables {
         if &dsdt[..4] != b"DSDT" {
             return Err(Error::Signature(*b"DSDT"));
         }
-        Ok(Self { s5_type: s5_type(dsdt), processors, ..registers(fadt) })
+        Ok(Self { s5_type: s5_type(dsdt), processors, ecam, ..registers(fadt) })
     }
 }
 
@@ -198,6 +202,12 @@ fn count_processors(madt: &[u8]) -> usize {
     enabled
 }
 
+/// The entry of an MCFG that has segment 0 and bus 0.
+fn bus_0(mcfg: &[u8]) -> Option<u64> {
+    let entries = mcfg.get(HEADER_BYTES + 8..)?.chunks_exact(16);
+    entries.filter(|entry| entry[8..11] == [0; 3]).find_map(|entry| word64(entry, 0))
+}
+
 fn word32(bytes: &[u8], offset: usize) -> Option<u32> {
     bytes.get(offset..offset + 4)?.try_into().ok().map(u32::from_le_bytes)
 }
@@ -274,6 +284,17 @@ mod tests {
         assert_eq!(tables.reset, Some((Register::Port(0xcf9), 6)));
         assert_eq!(tables.s5_type, Some(5));
         assert_eq!((tables.processors, tables.sleep_control), (1, None));
+    }
+
+    #[test]
+    fn the_configuration_space_is_that_of_segment_and_bus_0() {
+        let entry = |base: u64, segment: u8, first: u8| {
+            [&base.to_le_bytes()[..], &[segment, 0, first, 0xff, 0, 0, 0, 0]].concat()
+        };
+        let entries = [entry(1, 1, 0), entry(2, 0, 1), entry(3, 0, 0)].concat();
+        let table = with_header(b"MCFG", &[&[0; 8][..], &entries].concat());
+        assert_eq!(bus_0(&table), Some(3));
+        assert_eq!(bus_0(&table[..40]), None);
     }
 
     #[test]

@@ -22,6 +22,11 @@ fn programs() -> Result<(Monitor, PathBuf), Unavailable> {
     Ok((Monitor::Mote(host::vmm_path()?), host::guest_path()?))
 }
 
+/// The same monitor with the devices on a PCI bus.
+fn with_pci(monitor: &Monitor) -> Monitor {
+    Monitor::MotePci(monitor.program().to_owned())
+}
+
 /// The programs, or a line that says why the test is skipped.
 macro_rules! programs_or_skip {
     () => {
@@ -45,14 +50,15 @@ fn disk(directory: &Path, name: &str, bytes: u64) -> PathBuf {
 }
 
 /// All device types; without network if that can't be had here.
-fn full_config(guest: &Path, mode: &str, directory: &Path, network: bool) -> VmConfig {
+fn full_config(guest: &Path, mode: &str, directory: &Path, network: bool, processors: u8) -> VmConfig {
     let nets = u8::from(network);
     let net = if network { format!("mote.net=10.77.0.2/24,10.77.0.1 mote.mac={MAC}") } else { String::new() };
     let line = format!(
-        "{mode} mote.expect={nets},2,1 mote.memory_mib={} mote.processors=1 mote.read_only=1 mote.block_ids=disk,fixed {net}",
+        "{mode} mote.expect={nets},2,1 mote.memory_mib={} mote.processors={processors} mote.read_only=1 mote.block_ids=disk,fixed {net}",
         host::MEMORY_MIB
     );
     let mut config = host::config(guest, &line);
+    config.machine_config.vcpu_count = processors;
     host::add_drive(&mut config, "disk", &disk(directory, "disk", DISK_BYTES), false);
     host::add_drive(&mut config, "fixed", &disk(directory, "fixed", SMALL_DISK_BYTES), true);
     host::add_rng(&mut config);
@@ -96,9 +102,15 @@ fn assert_pattern(disk: &Path) {
 }
 
 fn device_test(monitor: &Monitor, guest: &Path, mode: &str) {
+    device_test_on(monitor, guest, mode, 1);
+}
+
+fn device_test_on(monitor: &Monitor, guest: &Path, mode: &str, processors: u8) {
+    let transport = if matches!(monitor, Monitor::MotePci(_)) { "pci" } else { "mmio" };
+    let mode = &format!("{mode} mote.transport={transport}");
     with_network(|network| {
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let config = full_config(guest, mode, directory.path(), network);
+        let config = full_config(guest, mode, directory.path(), network, processors);
         let outcome = run(monitor, &config);
         if let Err(why) = outcome.report().verdict() {
             panic!("{why}\n{}\n{}", outcome.output, outcome.log);
@@ -143,9 +155,30 @@ fn the_guest_finds_the_processors_and_memory_it_was_given() {
 }
 
 #[test]
+fn the_guest_passes_with_its_devices_on_pci() {
+    let (monitor, guest) = programs_or_skip!();
+    device_test(&with_pci(&monitor), &guest, "mote.test");
+}
+
+#[test]
+fn the_guest_passes_with_several_processors_on_both_transports() {
+    let (monitor, guest) = programs_or_skip!();
+    for processors in [2, 4] {
+        device_test_on(&monitor, &guest, "mote.test", processors);
+        device_test_on(&with_pci(&monitor), &guest, "mote.test", processors);
+    }
+}
+
+#[test]
 fn the_monitor_survives_a_hostile_guest() {
     let (monitor, guest) = programs_or_skip!();
     device_test(&monitor, &guest, "mote.hostile");
+}
+
+#[test]
+fn the_monitor_survives_a_hostile_guest_on_pci() {
+    let (monitor, guest) = programs_or_skip!();
+    device_test(&with_pci(&monitor), &guest, "mote.hostile");
 }
 
 #[test]
@@ -157,6 +190,7 @@ fn the_guest_passes_again_and_again() {
     }
     for _ in 0..count {
         device_test(&monitor, &guest, "mote.test");
+        device_test(&with_pci(&monitor), &guest, "mote.test");
     }
 }
 

@@ -1,6 +1,6 @@
 //! Address → device: one [`Bus`] for memory-mapped I/O and one for ports.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// A device reached by reads and writes of vCPUs. `offset` counts from the start of the device's range; an access never
 /// reaches past the end of the range. Any width at any offset must be harmless.
@@ -44,41 +44,51 @@ struct Range {
     device: SharedDevice,
 }
 
-/// Devices by address range. Filled before the vCPUs run, read-only afterwards.
+/// Devices by address range. Ranges come and go while vCPUs use the bus (the registers of PCI functions move), and no
+/// lock of the bus is held while a device is used: a device may change the bus it is on.
 #[derive(Default)]
 pub struct Bus {
     /// Sorted by base, disjoint.
-    ranges: Vec<Range>,
+    ranges: RwLock<Vec<Range>>,
 }
 
 impl Bus {
     /// An empty bus.
     pub const fn new() -> Self {
-        Self { ranges: Vec::new() }
+        Self { ranges: RwLock::new(Vec::new()) }
     }
 
     /// Puts `device` at `base..base + len`.
     ///
     /// # Errors
     /// The range is empty, wraps around, or overlaps another one.
-    pub fn insert(&mut self, base: u64, len: u64, device: SharedDevice) -> Result<(), BusError> {
+    pub fn insert(&self, base: u64, len: u64, device: SharedDevice) -> Result<(), BusError> {
         let last =
             len.checked_sub(1).and_then(|n| base.checked_add(n)).ok_or(BusError::BadRange { base, len })?;
-        let at = self.ranges.partition_point(|range| range.last < base);
-        if let Some(next) = self.ranges.get(at)
+        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        let at = ranges.partition_point(|range| range.last < base);
+        if let Some(next) = ranges.get(at)
             && next.base <= last
         {
             return Err(BusError::Overlap { base, len, other: next.base });
         }
-        self.ranges.insert(at, Range { base, last, device });
+        ranges.insert(at, Range { base, last, device });
         Ok(())
     }
 
+    /// Takes the range that starts at `base` off the bus and returns its device.
+    pub fn remove(&self, base: u64) -> Option<SharedDevice> {
+        let mut ranges = self.ranges.write().unwrap_or_else(PoisonError::into_inner);
+        let at = ranges.binary_search_by_key(&base, |range| range.base).ok()?;
+        Some(ranges.remove(at).device)
+    }
+
     /// The device whose range holds the whole of `address..address + len`, and the offset in it.
-    fn find(&self, address: u64, len: usize) -> Option<(&SharedDevice, u64)> {
+    fn find(&self, address: u64, len: usize) -> Option<(SharedDevice, u64)> {
         let last = address.checked_add((len as u64).checked_sub(1)?)?;
-        let range = self.ranges.get(self.ranges.partition_point(|range| range.last < address))?;
-        (range.base <= address && last <= range.last).then(|| (&range.device, address - range.base))
+        let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
+        let range = ranges.get(ranges.partition_point(|range| range.last < address))?;
+        (range.base <= address && last <= range.last).then(|| (range.device.clone(), address - range.base))
     }
 
     /// Reads `data.len()` bytes; false, with `data` untouched, if no device answers.
@@ -125,7 +135,7 @@ mod tests {
 
     #[test]
     fn access_reaches_the_device_of_the_range_with_its_offset() {
-        let mut bus = Bus::new();
+        let bus = Bus::new();
         let (a, b) = (probe(1), probe(100));
         bus.insert(0x1000, 0x100, b.clone()).unwrap();
         bus.insert(0x10, 0x10, a.clone()).unwrap();
@@ -139,7 +149,7 @@ mod tests {
 
     #[test]
     fn access_outside_or_across_the_end_of_a_range_reaches_nobody() {
-        let mut bus = Bus::new();
+        let bus = Bus::new();
         bus.insert(0x10, 0x10, probe(1)).unwrap();
         let mut data = [9; 4];
         for address in [0, 0xc, 0xf, 0x1d, 0x20, u64::MAX, u64::MAX - 1] {
@@ -151,8 +161,18 @@ mod tests {
     }
 
     #[test]
+    fn a_removed_range_is_free_again() {
+        let bus = Bus::new();
+        bus.insert(0x10, 0x10, probe(1)).unwrap();
+        assert!(bus.remove(0x11).is_none());
+        assert!(bus.remove(0x10).is_some());
+        assert!(!bus.write(0x10, &[0]));
+        bus.insert(0x18, 0x10, probe(2)).unwrap();
+    }
+
+    #[test]
     fn empty_wrapping_and_overlapping_ranges_are_refused() {
-        let mut bus = Bus::new();
+        let bus = Bus::new();
         bus.insert(0x10, 0x10, probe(0)).unwrap();
         assert_eq!(bus.insert(0, 0, probe(0)), Err(BusError::BadRange { base: 0, len: 0 }));
         assert!(matches!(bus.insert(u64::MAX, 2, probe(0)), Err(BusError::BadRange { .. })));
@@ -172,7 +192,7 @@ mod tests {
             ranges in proptest::collection::vec((0u64..512, 0u64..64), 0..24),
             accesses in proptest::collection::vec((0u64..600, 1usize..9), 0..64),
         ) {
-            let mut bus = Bus::new();
+            let bus = Bus::new();
             let mut accepted: Vec<(u64, u64, u8)> = Vec::new();
             for (number, (base, len)) in ranges.into_iter().enumerate() {
                 let free = len > 0 && accepted.iter().all(|(b, l, _)| base + len <= *b || b + l <= base);

@@ -1,7 +1,7 @@
-//! Devices of the microVM: the [`bus`] that vCPU exits go through, virtio devices on the mmio transport, and the few
-//! legacy devices that a PC guest expects.
+//! Devices of the microVM: the [`bus`] that vCPU exits go through, virtio devices on the mmio or the [`pci`] transport,
+//! and the few legacy devices that a PC guest expects.
 //!
-//! Device ≠ transport ≠ backend: a transport ([`virtio::mmio`]) is registers only, a device ([`virtio::block`],
+//! Device ≠ transport ≠ backend: a transport ([`virtio::mmio`], [`virtio::pci`]) is registers only, a device ([`virtio::block`],
 //! [`virtio::net`], [`virtio::rng`]) turns descriptor chains into requests, a backend (a file, a tap, the kernel's RNG)
 //! serves them. Each runs alone in its unit tests, without KVM.
 //!
@@ -13,6 +13,7 @@ use std::os::fd::RawFd;
 pub mod bus;
 pub mod controls;
 pub mod i8042;
+pub mod pci;
 pub mod serial;
 pub mod virtio;
 

@@ -6,21 +6,21 @@
 mod cpuid;
 mod registers;
 mod vcpu;
+mod wiring;
 
-use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_CAP_SPLIT_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_MAX_CPUID_ENTRIES, KvmIrqRouting,
-    kvm_enable_cap, kvm_irq_routing_entry, kvm_userspace_memory_region,
+    CpuId, KVM_API_VERSION, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap,
+    kvm_userspace_memory_region,
 };
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
-use vmm_sys_util::eventfd::EventFd;
 
 pub use cpuid::Topology;
 pub use registers::{Entry, Protocol};
 pub use vcpu::{Kick, Stop, Vcpu, install_kick_handler};
+pub use wiring::{Doorbell, InterruptRoutes, Message, MessageInterrupt, Wiring};
 
 use crate::layout;
 use crate::memory::GuestMemory;
@@ -113,6 +113,7 @@ struct Shared {
     fd: VmFd,
     /// Keeps the memory mapped as long as KVM has it.
     memory: GuestMemory,
+    routes: Mutex<wiring::Routes>,
 }
 
 impl Shared {
@@ -124,42 +125,6 @@ impl Shared {
         }
         Ok(())
     }
-}
-
-/// A message signalled interrupt: what is written to which address of the local APICs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Message {
-    /// Address.
-    pub address: u32,
-    /// Data.
-    pub data: u32,
-}
-
-/// The messages that eventfds send (see [`Vm::connect_interrupt`]).
-#[derive(Debug)]
-pub struct InterruptRoutes {
-    shared: Arc<Shared>,
-}
-
-impl InterruptRoutes {
-    /// Sets the message of each interrupt, whose number is its place; `None` drops what comes.
-    ///
-    /// # Errors
-    /// KVM refused.
-    pub fn set(&self, routes: &[Option<Message>]) -> io::Result<()> {
-        let entries: Vec<_> =
-            (0..).zip(routes).filter_map(|(gsi, route)| Some(routing_entry(gsi, (*route)?))).collect();
-        let routing =
-            KvmIrqRouting::from_entries(&entries).map_err(|_| io::Error::other("too many interrupts"))?;
-        Ok(self.shared.fd.set_gsi_routing(&routing)?)
-    }
-}
-
-fn routing_entry(gsi: u32, message: Message) -> kvm_irq_routing_entry {
-    let mut entry = kvm_irq_routing_entry { gsi, type_: KVM_IRQ_ROUTING_MSI, ..Default::default() };
-    entry.u.msi.address_lo = message.address;
-    entry.u.msi.data = message.data;
-    entry
 }
 
 impl Vm {
@@ -177,7 +142,8 @@ impl Vm {
             }
         }
         let fd = kvm.create_vm().map_err(|source| KvmError::Call("KVM_CREATE_VM", source))?;
-        let vm = Self { kvm, shared: Arc::new(Shared { fd, memory: memory.clone() }) };
+        let vm =
+            Self { kvm, shared: Arc::new(Shared { fd, memory: memory.clone(), routes: Mutex::default() }) };
         vm.add_memory(track_dirty_pages)?;
         Ok(vm)
     }
@@ -212,22 +178,9 @@ impl Vm {
         fd.enable_cap(&split).map_err(|source| KvmError::Call("KVM_ENABLE_CAP (split irqchip)", source))
     }
 
-    /// The messages that the inputs of the I/O APIC send.
-    pub fn interrupt_routes(&self) -> InterruptRoutes {
-        InterruptRoutes { shared: self.shared.clone() }
-    }
-
-    /// Makes a write to `event` raise interrupt `irq` (edge-triggered).
-    pub fn connect_interrupt(&self, event: &EventFd, irq: u32) -> Result<(), KvmError> {
-        self.shared.fd.register_irqfd(event, irq).map_err(|source| KvmError::Call("KVM_IRQFD", source))
-    }
-
-    /// Makes the guest's 32-bit write of `value` to `address` signal `event` without leaving the kernel.
-    pub fn connect_notifier(&self, event: &EventFd, address: u64, value: u32) -> Result<(), KvmError> {
-        self.shared
-            .fd
-            .register_ioevent(event, &IoEventAddress::Mmio(address), value)
-            .map_err(|source| KvmError::Call("KVM_IOEVENTFD", source))
+    /// What connects eventfds with the guest.
+    pub fn wiring(&self) -> Wiring {
+        Wiring { shared: self.shared.clone() }
     }
 
     /// Makes the `count` vCPUs: processor identification on each, the boot processor ready to run at `entry`.

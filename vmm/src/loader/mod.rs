@@ -253,6 +253,8 @@ fn memory_map(memory: &GuestMemory) -> Vec<(u64, u64, MemoryKind)> {
     if low_end > layout::HIGH_RAM {
         map.push((layout::HIGH_RAM, low_end - layout::HIGH_RAM, MemoryKind::Ram));
     }
+    // Linux uses the configuration space of PCI only where the map or ACPI says that nothing else is there.
+    map.push((layout::PCI_ECAM, layout::PCI_ECAM_SIZE, MemoryKind::Reserved));
     map.extend(
         memory.iter().skip(1).map(|region| (region.start_addr().raw_value(), region.len(), MemoryKind::Ram)),
     );

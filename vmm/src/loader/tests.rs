@@ -175,7 +175,7 @@ fn a_pvh_kernel_is_told_its_memory_and_initrd() {
     assert_eq!(word(layout::PVH_START_INFO), 0x336e_c578);
     assert_eq!(word(layout::PVH_START_INFO + 12), 1, "one module");
     assert_eq!(u64::from(word(layout::PVH_MODULES)), 32 * MIB);
-    assert_eq!(word(layout::PVH_START_INFO + 48), 3, "three ranges");
+    assert_eq!(word(layout::PVH_START_INFO + 48), 4, "four ranges");
     assert_eq!(u64::from(word(layout::PVH_MEMORY_MAP + 2 * 24)), layout::HIGH_RAM);
 }
 
@@ -185,7 +185,7 @@ fn the_zero_page_has_e820_and_rsdp() {
     let kernel = load_kernel(&memory, file(&elf(None, MIB, 4096)).path()).unwrap();
     write_boot_information(&memory, &kernel, None, "x", 0xe_0000).unwrap();
     let byte = |offset: u64| memory.read_obj::<u8>(GuestAddress(layout::ZERO_PAGE + offset)).unwrap();
-    assert_eq!(byte(0x1e8), 3, "e820 entries");
+    assert_eq!(byte(0x1e8), 4, "e820 entries");
     assert_eq!(memory.read_obj::<u64>(GuestAddress(layout::ZERO_PAGE + 0x70)).unwrap(), 0xe_0000);
     assert_eq!(memory.read_obj::<u32>(GuestAddress(layout::ZERO_PAGE + 0x228)).unwrap(), 0x2_0000);
 }

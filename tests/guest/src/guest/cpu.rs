@@ -193,7 +193,17 @@ pub fn route_irq(pin: u32) {
     mmio_write(IOAPIC_WINDOW, FIRST_VECTOR + pin);
 }
 
-/// How often the interrupt of I/O APIC pin `pin` came.
+/// Id of the local APIC of the processor that runs.
+pub fn apic_id() -> u32 {
+    mmio_read::<u32>(LAPIC + 0x20) >> 24
+}
+
+/// The message that interrupts the processor that runs, counted under number `pin`: address and data (SDM vol. 3A §11.11).
+pub fn message(pin: u32) -> (u32, u32) {
+    (LAPIC as u32 | apic_id() << 12, FIRST_VECTOR + pin)
+}
+
+/// How often the interrupt of I/O APIC pin `pin`, or of the message with this number, came.
 pub fn irq_count(pin: u32) -> u32 {
     IRQ_COUNTS[pin as usize].load(Ordering::Relaxed)
 }

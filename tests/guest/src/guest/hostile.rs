@@ -6,6 +6,7 @@ use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering, fence};
 
 use virtio_drivers::device::blk::{SECTOR_SIZE, VirtIOBlk};
@@ -15,8 +16,9 @@ use crate::boot::Boot;
 use crate::cpu::{self, mmio_read, mmio_write};
 use crate::heap::Identity;
 use crate::nic::Nic;
+use crate::pci::Function;
 use crate::report::Report;
-use crate::virtio::{self, Kind, StatusWrites, Window, register};
+use crate::virtio::{self, Kind, Place, StatusWrites, Window, register};
 use crate::{ensure, println};
 
 const NEXT: u16 = 1;
@@ -28,6 +30,9 @@ const SIZE: u16 = 16;
 const SETTLE_US: u64 = 500;
 /// Bytes of a register window that are tried, from before its start to behind the configuration space.
 const WINDOW_BYTES: u64 = 0x200;
+/// Bytes from one part of a PCI function's registers to the next here, and how many of each are tried.
+const PART: u64 = 0x1000;
+const PART_BYTES: u64 = 0x50;
 const UNMAPPED: u64 = 0xffff_ffff_ffff_f000;
 
 /// One descriptor (virtio 1.2 §2.7.5).
@@ -110,7 +115,7 @@ pub fn run(boot: &Boot) {
     cpu::calibrate();
     let top =
         boot.memory_map().iter().filter(|range| range.kind == 1).map(|range| range.end).max().unwrap_or(0);
-    for (number, window) in virtio::discover(&boot.command_line).iter().enumerate() {
+    for (number, window) in virtio::discover(boot).iter().enumerate() {
         let name = format!("{}-{:?}", number, window.kind).to_lowercase();
         report.result(format!("hostile-{name}-registers"), registers(window));
         for queue in 0..3 {
@@ -134,25 +139,45 @@ fn alive(window: &Window) -> Result<(), String> {
 
 /// Every offset in every width, read and written, on a device that is reset and on one that runs.
 fn registers(window: &Window) -> Result<(), String> {
-    let place = window.place.address;
     for running in [false, true] {
         window.set(register::STATUS, 0);
         if running {
             let case = Case::new("", vec![]);
             start(window, 0, &case);
         }
-        for offset in 0..WINDOW_BYTES {
-            let at = place + offset;
-            let _ = (mmio_read::<u8>(at), mmio_read::<u16>(at), mmio_read::<u32>(at), mmio_read::<u64>(at));
-            // Ones are valid nowhere; a status of all ones tells the device that its driver gave up.
-            mmio_write(at, 0xff_u8);
-            mmio_write(at, 0xffff_u16);
-            mmio_write(at, u64::MAX);
-            mmio_write(at, u32::MAX);
+        match &window.place {
+            Place::Mmio(place) => every_width(place.address..place.address + WINDOW_BYTES),
+            Place::Pci(function) => pci_registers(function),
         }
     }
     window.set(register::STATUS, 0);
     alive(window)
+}
+
+/// Reads and writes ones, which are valid nowhere; a status of all ones tells the device that its driver gave up.
+fn every_width(addresses: Range<u64>) {
+    for at in addresses {
+        let _ = (mmio_read::<u8>(at), mmio_read::<u16>(at), mmio_read::<u32>(at), mmio_read::<u64>(at));
+        mmio_write(at, 0xff_u8);
+        mmio_write(at, 0xffff_u16);
+        mmio_write(at, u64::MAX);
+        mmio_write(at, u32::MAX);
+    }
+}
+
+/// All parts of a function's registers as far as something may be there, their ends, and its configuration space.
+fn pci_registers(function: &Function) {
+    let registers = function.registers;
+    for part in 0..8 {
+        every_width(registers + part * PART..registers + part * PART + PART_BYTES);
+        every_width(registers + (part + 1) * PART - 4..registers + (part + 1) * PART - 1);
+    }
+    let saved: Vec<u32> = (0..64).map(|word| mmio_read(function.config + 4 * word)).collect();
+    every_width(function.config..function.config + 0x110);
+    every_width(function.config + 0xff8..function.config + 0xfff);
+    for (word, value) in (0..).zip(&saved) {
+        mmio_write(function.config + 4 * word, *value);
+    }
 }
 
 /// Negotiates everything that the device offers, as a correct driver does.

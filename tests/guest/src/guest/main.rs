@@ -21,6 +21,7 @@ mod freestanding;
 mod heap;
 mod hostile;
 mod nic;
+mod pci;
 mod power;
 mod report;
 mod serial;

@@ -1,22 +1,25 @@
-//! Finding the virtio-mmio devices, and a transport that can hold features back.
+//! Finding the virtio devices, and a transport that can hold features back.
 
 use alloc::vec::Vec;
 use core::ptr::NonNull;
 
-use mote_guest::cmdline::{CommandLine, MmioDevice};
+use mote_guest::cmdline::MmioDevice;
 use virtio_drivers::transport::mmio::MmioTransport;
-use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, Transport};
+use virtio_drivers::transport::{DeviceStatus, DeviceType, InterruptStatus, SomeTransport, Transport};
 use virtio_drivers::{PhysAddr, Result};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use crate::cpu::{mmio_read, mmio_write};
+use crate::boot::Boot;
+use crate::cpu::{self, mmio_read, mmio_write};
+use crate::pci::{self, Function};
 
 /// VIRTIO_F_INDIRECT_DESC (virtio 1.2 §6).
 pub const INDIRECT: u64 = 1 << 28;
 /// VIRTIO_F_EVENT_IDX.
 pub const EVENT_IDX: u64 = 1 << 29;
 
-/// Registers of virtio-mmio (virtio 1.2 §4.2.2) that are used without a driver.
+/// Registers of virtio-mmio (virtio 1.2 §4.2.2) that are used without a driver. On PCI they stand for the fields of the
+/// common configuration with the same meaning.
 pub mod register {
     pub const MAGIC: u64 = 0x00;
     pub const VERSION: u64 = 0x04;
@@ -47,19 +50,30 @@ pub enum Kind {
     Other(u32),
 }
 
-/// A device's register window.
+/// Where a device's registers are.
+#[derive(Debug, Clone, Copy)]
+pub enum Place {
+    /// A window of virtio-mmio registers.
+    Mmio(MmioDevice),
+    /// A function on the PCI bus.
+    Pci(Function),
+}
+
+/// A device's registers.
 #[derive(Debug, Clone, Copy)]
 pub struct Window {
-    /// Where it is.
-    pub place: MmioDevice,
-    /// What it is.
+    /// Where they are.
+    pub place: Place,
+    /// What the device is.
     pub kind: Kind,
 }
 
-/// All devices of the command line whose magic number is right.
-pub fn discover(line: &CommandLine<'_>) -> Vec<Window> {
-    let named = line.mmio_devices().map(|place| Window { place, kind: Kind::Other(0) });
+/// All devices of the command line whose magic number is right, then those on the PCI bus.
+pub fn discover(boot: &Boot) -> Vec<Window> {
+    let named = boot.command_line.mmio_devices().map(Place::Mmio);
+    let named = named.chain(pci::scan(boot).into_iter().map(Place::Pci));
     named
+        .map(|place| Window { place, kind: Kind::Other(0) })
         .filter(|window| window.get(register::MAGIC) == 0x7472_6976)
         .map(|window| {
             let kind = match window.get(register::DEVICE_ID) {
@@ -76,12 +90,39 @@ pub fn discover(line: &CommandLine<'_>) -> Vec<Window> {
 impl Window {
     /// Reads a register.
     pub fn get(&self, register: u64) -> u32 {
-        mmio_read(self.place.address + register)
+        match &self.place {
+            Place::Mmio(place) => mmio_read(place.address + register),
+            Place::Pci(function) => function.get(register),
+        }
     }
 
     /// Writes a register.
     pub fn set(&self, register: u64, value: u32) {
-        mmio_write(self.place.address + register, value);
+        match &self.place {
+            Place::Mmio(place) => mmio_write(place.address + register, value),
+            Place::Pci(function) => function.set(register, value),
+        }
+    }
+
+    /// The number under which its interrupts are counted.
+    pub fn pin(&self) -> u32 {
+        match &self.place {
+            Place::Mmio(place) => place.irq,
+            Place::Pci(function) => function.pin(),
+        }
+    }
+
+    /// Lets the device interrupt the processor.
+    pub fn route_irq(&self) {
+        match &self.place {
+            Place::Mmio(place) => cpu::route_irq(place.irq),
+            Place::Pci(function) => function.route_messages(),
+        }
+    }
+
+    /// Whether an interrupt comes with a bit in the interrupt status; messages do without.
+    pub fn has_interrupt_status(&self) -> bool {
+        matches!(self.place, Place::Mmio(_))
     }
 
     /// The device's 64 feature bits.
@@ -96,22 +137,25 @@ impl Window {
     /// The transport for a driver.
     ///
     /// # Errors
-    /// The registers are not those of a virtio-mmio device.
-    pub fn transport(
-        &self,
-        withheld: u64,
-        status: StatusWrites,
-    ) -> core::result::Result<Masked, MmioErrorText> {
-        let header = NonNull::new(self.place.address as *mut _).ok_or("address 0")?;
-        // SAFETY: a register window by the command line, identity-mapped and not RAM (mmio_read asserted it in
-        // `discover`); callers have one transport for a window at a time.
-        let inner = unsafe { MmioTransport::new(header, self.place.size as usize) };
-        let inner = inner.map_err(|_| "no virtio-mmio registers, or a legacy device")?;
-        Ok(Masked { inner, withheld, status })
+    /// The registers are not those of a virtio device.
+    pub fn transport(&self, withheld: u64, status: StatusWrites) -> core::result::Result<Masked, ErrorText> {
+        let (inner, function) = match self.place {
+            Place::Mmio(place) => (SomeTransport::Mmio(mmio_transport(&place)?), None),
+            Place::Pci(function) => (SomeTransport::Pci(function.transport()?), Some(function)),
+        };
+        Ok(Masked { inner, function, withheld, status })
     }
 }
 
-type MmioErrorText = &'static str;
+fn mmio_transport(place: &MmioDevice) -> core::result::Result<MmioTransport<'static>, ErrorText> {
+    let header = NonNull::new(place.address as *mut _).ok_or("address 0")?;
+    // SAFETY: a register window by the command line, identity-mapped and not RAM (mmio_read asserted it in
+    // `discover`); callers have one transport for a window at a time.
+    let inner = unsafe { MmioTransport::new(header, place.size as usize) };
+    inner.map_err(|_| "no virtio-mmio registers, or a legacy device")
+}
+
+pub type ErrorText = &'static str;
 
 /// How the status bits ACKNOWLEDGE and DRIVER are set. Both are right (virtio 1.2 §3.1.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -124,7 +168,9 @@ pub enum StatusWrites {
 
 /// A transport that does not show some of the device's features to the driver.
 pub struct Masked {
-    inner: MmioTransport<'static>,
+    inner: SomeTransport<'static>,
+    /// Gives each queue its message, which virtio-drivers doesn't.
+    function: Option<Function>,
     withheld: u64,
     status: StatusWrites,
 }
@@ -177,6 +223,9 @@ impl Transport for Masked {
         driver: PhysAddr,
         device: PhysAddr,
     ) {
+        if let Some(function) = &self.function {
+            function.assign_message(queue);
+        }
         self.inner.queue_set(queue, size, descriptors, driver, device);
     }
 

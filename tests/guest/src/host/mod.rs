@@ -45,6 +45,8 @@ pub struct Unavailable(pub String);
 pub enum Monitor {
     /// mote-vmm.
     Mote(PathBuf),
+    /// mote-vmm with the devices on a PCI bus.
+    MotePci(PathBuf),
     /// Firecracker.
     Firecracker(PathBuf),
 }
@@ -53,7 +55,7 @@ impl Monitor {
     /// The program.
     pub fn program(&self) -> &Path {
         match self {
-            Self::Mote(path) | Self::Firecracker(path) => path,
+            Self::Mote(path) | Self::MotePci(path) | Self::Firecracker(path) => path,
         }
     }
 
@@ -61,9 +63,11 @@ impl Monitor {
     pub fn arguments(&self, config_file: &Path) -> Vec<OsString> {
         let mut arguments: Vec<OsString> =
             vec!["--no-api".into(), "--config-file".into(), config_file.into()];
-        if matches!(self, Self::Firecracker(_)) {
+        match self {
+            Self::Mote(_) => {}
+            Self::MotePci(_) => arguments.push("--enable-pci".into()),
             // Firecracker's log goes to stdout, too.
-            arguments.extend(["--level".into(), "Error".into()]);
+            Self::Firecracker(_) => arguments.extend(["--level".into(), "Error".into()]),
         }
         arguments
     }

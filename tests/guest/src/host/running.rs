@@ -108,7 +108,7 @@ impl Running {
         fs::write(&file, json).map_err(failed("configuration file"))?;
         let mut command = Command::new(monitor.program());
         command.args(monitor.arguments(&file));
-        if matches!(monitor, Monitor::Mote(_)) {
+        if !matches!(monitor, Monitor::Firecracker(_)) {
             command.arg("--exit-report").arg(directory.path().join("exit.json"));
         }
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

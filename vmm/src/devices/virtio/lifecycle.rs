@@ -142,6 +142,11 @@ impl Lifecycle {
         }
     }
 
+    /// What the driver has asked for so far.
+    pub fn driver_features(&self) -> u64 {
+        self.driver_features
+    }
+
     /// The device status, with what the device itself has to say.
     pub fn status(&self) -> u8 {
         if self.interrupt.needs_reset() { self.status | status::NEEDS_RESET } else { self.status }

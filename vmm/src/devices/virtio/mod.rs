@@ -3,7 +3,7 @@
 //! | module | what it is |
 //! |---|---|
 //! | [`lifecycle`] | the state machine every transport shares: status, features, queue set-up, activation, reset |
-//! | [`mmio`] | the memory-mapped transport: registers only |
+//! | [`mmio`], [`pci`] | the transports: registers only |
 //! | [`queue`], [`buffers`] | a running virtqueue, and guest buffers as I/O vectors (the only unsafe part of the data path) |
 //! | [`worker`], [`polling`] | a device's thread, and how long it looks for work before it sleeps |
 //! | [`block`], [`net`], [`rng`] | the devices |
@@ -19,6 +19,7 @@ pub mod buffers;
 pub mod lifecycle;
 pub mod mmio;
 pub mod net;
+pub mod pci;
 pub mod polling;
 pub mod queue;
 pub mod rng;

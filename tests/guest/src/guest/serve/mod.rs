@@ -39,12 +39,12 @@ pub fn run(boot: &Boot) {
 }
 
 fn serve(boot: &Boot) -> Result<(), String> {
-    let windows = virtio::discover(&boot.command_line);
+    let windows = virtio::discover(boot);
     let window = windows.iter().find(|window| window.kind == Kind::Net).ok_or("no network device")?;
     // Without EVENT_IDX: virtio-drivers compares its indices without regard to their wrap, which can lose a
     // notification after 65,536 packets.
     let transport = window.transport(EVENT_IDX, StatusWrites::Single)?;
-    let mut stack = Stack::new(transport, window.place.irq)?;
+    let mut stack = Stack::new(transport, window.pin())?;
     let address = stack.wait_for_address();
     let identity = identify(&mut stack);
     println!(

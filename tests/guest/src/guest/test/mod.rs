@@ -1,6 +1,7 @@
 //! `mote.test`: every device by the rules. More words on the command line:
 //!
 //! - `mote.expect=NETS,BLOCKS,RNGS`: how many devices there must be.
+//! - `mote.transport=pci` or `mmio`: where all of them must be.
 //! - `mote.net=ADDRESS/PREFIX,PEER`: the first network device has this address, and PEER answers pings.
 //! - `mote.memory_mib=N`, `mote.processors=N`: what the memory map and the MADT must say.
 //! - `mote.read_only=N`: block device N (from 0) is read-only.
@@ -11,6 +12,7 @@
 
 mod block;
 mod net;
+mod pci;
 mod platform;
 mod rng;
 
@@ -22,7 +24,7 @@ use crate::boot::Boot;
 use crate::cpu;
 use crate::ensure;
 use crate::report::Report;
-use crate::virtio::{self, EVENT_IDX, INDIRECT, Kind, StatusWrites, Window, register};
+use crate::virtio::{self, EVENT_IDX, INDIRECT, Kind, Place, StatusWrites, Window, register};
 
 /// How a device is driven: name, features held back, status writes.
 const WAYS: [(&str, u64, StatusWrites); 4] = [
@@ -47,7 +49,13 @@ pub fn run(boot: &Boot) {
         cpu::enable_interrupts();
         report.result("timer-interrupt", platform::timer_interrupt());
     }
-    let windows = virtio::discover(&line);
+    let windows = virtio::discover(boot);
+    if let Some(expected) = line.value("mote.transport") {
+        let pci = windows.iter().filter(|window| matches!(window.place, Place::Pci(_))).count();
+        let right = pci == if expected == "pci" { windows.len() } else { 0 };
+        let why = || format!("{pci} of {} devices are on PCI, expected {expected}", windows.len());
+        report.result("transport", if right { Ok(()) } else { Err(why()) });
+    }
     let count = |kind| windows.iter().filter(|window| window.kind == kind).count();
     if let Some(expected) = line.value("mote.expect") {
         let found = format!("{},{},{}", count(Kind::Net), count(Kind::Block), count(Kind::Rng));
@@ -68,6 +76,9 @@ pub fn run(boot: &Boot) {
         let subject = Subject { boot, window, name: format!("{name}{number}"), number: *number, use_irqs };
         *number += 1;
         report.result(format!("{}-registers", subject.name), registers(window));
+        if let Place::Pci(function) = &window.place {
+            pci::run(&subject, function, &mut report);
+        }
         for way in ways {
             match window.kind {
                 Kind::Net => net::run(&subject, way, &mut report),
@@ -95,15 +106,15 @@ struct Subject<'a> {
 impl Subject<'_> {
     /// Routes the device's interrupt and waits for one more than `before` while `poll` is called.
     fn wait_for_irq(&self, before: u32) -> TestResult {
-        let irq = self.window.place.irq;
+        let irq = self.window.pin();
         ensure!(cpu::wait_until(IRQ_TIMEOUT_US, || cpu::irq_count(irq) != before), "no interrupt {irq}");
         Ok(())
     }
 
     /// Routes the device's interrupt and returns how often it came so far.
     fn route_irq(&self) -> u32 {
-        cpu::route_irq(self.window.place.irq);
-        cpu::irq_count(self.window.place.irq)
+        self.window.route_irq();
+        cpu::irq_count(self.window.pin())
     }
 }
 

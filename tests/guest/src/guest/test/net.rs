@@ -158,7 +158,7 @@ impl Pinger {
         for _ in 0..MAX_ASKS {
             self.ask(&[7; 8])?;
             ensure!(self.answer(nic)?.is_some(), "no answer");
-            if cpu::irq_count(subject.window.place.irq) != before {
+            if cpu::irq_count(subject.window.pin()) != before {
                 break;
             }
         }

@@ -41,9 +41,11 @@ fn drive(subject: &Subject<'_>, transport: Masked) -> TestResult {
     ensure!(halves[0] != halves[1], "the same bytes twice");
     if subject.use_irqs {
         subject.wait_for_irq(before)?;
-        ensure!(!rng.ack_interrupt().is_empty(), "interrupt {} without status", subject.window.place.irq);
-        ensure!(rng.ack_interrupt().is_empty(), "interrupt status is set after acknowledgement");
-        ensure!(cpu::irq_count(subject.window.place.irq) > before, "no interrupt");
+        if subject.window.has_interrupt_status() {
+            ensure!(!rng.ack_interrupt().is_empty(), "interrupt {} without status", subject.window.pin());
+            ensure!(rng.ack_interrupt().is_empty(), "interrupt status is set after acknowledgement");
+        }
+        ensure!(cpu::irq_count(subject.window.pin()) > before, "no interrupt");
     }
     Ok(())
 }
