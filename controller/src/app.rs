@@ -27,8 +27,10 @@ pub struct App {
     pub identity: Arc<identity::Identity>,
     /// Bytes of images (blocking: use it in `spawn_blocking`).
     pub images: mote_images::store::Store,
-    /// Held while bytes and the record that names them are made or removed together.
-    pub(crate) blob_turn: Arc<tokio::sync::Mutex<()>>,
+    /// Held while bytes and the record that names them are made or removed together, see [`App::blob_turn`].
+    blobs: Arc<tokio::sync::Mutex<()>>,
+    /// This controller among the others of the same database.
+    pub presence: Arc<db::Presence>,
     /// Hosts that wait, and questions to them.
     pub hub: hosts::Hub,
 }
@@ -53,7 +55,17 @@ impl App {
     /// # Errors
     /// If the directory, the database, the keys or the image store can't be opened.
     pub async fn open(config: Config) -> Result<Self, OpenError> {
-        let pools = db::open(&config.state_dir).await?;
+        let pools = db::open(&config.state_dir, config.database.as_deref()).await?;
+        let place = || "the database".to_owned();
+        let presence = db::Presence::announce(pools.postgres.as_ref()).await;
+        let presence = presence.map_err(|source| DbError::Connect { place: place(), source })?;
+        let presence = Arc::new(presence);
+        let hub = hosts::Hub::default();
+        if let Some(options) = &pools.postgres {
+            hosts::share(&hub, options)
+                .await
+                .map_err(|source| DbError::Connect { place: place(), source })?;
+        }
         let identity = identity::Identity::open(&config.state_dir)?;
         // The store's own directories are open to all (hosts share theirs); the one around them is not.
         let images = config.state_dir.join("images");
@@ -65,8 +77,9 @@ impl App {
             config: Arc::new(config),
             identity: Arc::new(identity),
             images,
-            blob_turn: Arc::default(),
-            hub: hosts::Hub::default(),
+            blobs: Arc::default(),
+            presence,
+            hub,
         })
     }
 
@@ -78,6 +91,24 @@ impl App {
     pub async fn begin(&self) -> Result<Tx, ApiError> {
         Ok(db::begin_immediate(&self.writer).await?)
     }
+
+    /// A turn to make or remove images' bytes together with the record that names them, among all controllers of this
+    /// database. [`App::begin`] comes after it, never before.
+    ///
+    /// # Errors
+    /// If the turn does not come in time or the database fails.
+    pub(crate) async fn blob_turn(&self) -> Result<BlobTurn, ApiError> {
+        let here = self.blobs.clone().lock_owned().await;
+        Ok(BlobTurn { _everywhere: db::blobs_turn(&self.db).await?, _here: here })
+    }
+}
+
+/// The turn of [`App::blob_turn`]; it ends when this is dropped.
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct BlobTurn {
+    _everywhere: Option<Tx>,
+    _here: tokio::sync::OwnedMutexGuard<()>,
 }
 
 /// All routes with everything around them.

@@ -16,6 +16,8 @@ pub struct Config {
     pub listen: SocketAddr,
     /// Database, keys and image bytes.
     pub state_dir: PathBuf,
+    /// `postgres://…`; without it, SQLite below [`state_dir`](Self::state_dir).
+    pub database: Option<String>,
     /// How clients reach [`listen`](Self::listen), `http://host:port` without a slash at the end; the catalog's base.
     pub public_url: String,
     /// Largest image in bytes.
@@ -49,6 +51,7 @@ impl Config {
         Ok(Self {
             listen,
             state_dir,
+            database: None,
             public_url: public_url.trim_end_matches('/').to_owned(),
             max_image_bytes: DEFAULT_MAX_IMAGE_BYTES,
             token_lifetime_s: DEFAULT_TOKEN_LIFETIME_S,

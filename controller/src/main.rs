@@ -55,6 +55,19 @@ struct Common {
     /// Directory of the database, the keys and the images' bytes.
     #[arg(long, default_value = "/var/lib/mote/controller", env = "MOTE_CONTROLLER_STATE_DIR")]
     state_dir: PathBuf,
+    /// PostgreSQL 15 or newer in place of SQLite in the state directory: postgres://user:password@host/database.
+    ///
+    /// Several controllers may share one. Better given by the environment: arguments can be seen by every user.
+    #[arg(long, value_name = "URL", env = "MOTE_DATABASE", hide_env_values = true)]
+    database: Option<String>,
+}
+
+impl Common {
+    fn config(&self, listen: SocketAddr, public_url: &str) -> anyhow::Result<Config> {
+        let mut config = Config::new(listen, self.state_dir.clone(), public_url)?;
+        config.database.clone_from(&self.database);
+        Ok(config)
+    }
 }
 
 #[derive(Debug, Args)]
@@ -123,7 +136,7 @@ fn main() -> std::process::ExitCode {
 
 async fn run(args: Run) -> anyhow::Result<()> {
     let public_url = args.public_url.unwrap_or_else(|| format!("http://{}", args.listen));
-    let config = Config::new(args.listen, args.common.state_dir, &public_url)?;
+    let config = args.common.config(args.listen, &public_url)?;
     let listener = TcpListener::bind(args.listen).await.with_context(|| {
         format!("can't listen on {} (another program may be using the port)", args.listen)
     })?;
@@ -153,7 +166,7 @@ fn lock_state_dir(dir: &Path) -> anyhow::Result<File> {
 
 async fn bootstrap(args: Bootstrap) -> anyhow::Result<()> {
     let listen = ([127, 0, 0, 1], 8774).into();
-    let app = App::open(Config::new(listen, args.common.state_dir, &args.public_url)?).await?;
+    let app = App::open(args.common.config(listen, &args.public_url)?).await?;
     let password = match env::var(PASSWORD_VARIABLE) {
         Ok(password) => Some(password),
         Err(env::VarError::NotPresent) => None,
@@ -167,10 +180,11 @@ async fn bootstrap(args: Bootstrap) -> anyhow::Result<()> {
 /// Only writes a row: the controller that may be running finds it there.
 async fn join_token(args: JoinToken) -> anyhow::Result<()> {
     let dir = &args.common.state_dir;
-    if !dir.join("mote.db").is_file() {
+    let database = args.common.database.as_deref();
+    if database.is_none() && !dir.join(db::SQLITE_FILE).is_file() {
         bail!("there is no database of a controller in {} (wrong --state-dir?)", dir.display());
     }
-    let pools = db::open(dir).await?;
+    let pools = db::open(dir, database).await?;
     let wish = TokenWish {
         description: "made by mote-controller join-token".into(),
         uses: args.uses,

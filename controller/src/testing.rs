@@ -5,6 +5,8 @@ use http::{HeaderMap, Method, Request, StatusCode};
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
+mod postgres;
+
 use crate::{
     app::{self, App},
     config::Config,
@@ -23,6 +25,9 @@ pub(crate) struct TestApp {
     pub admin_token: String,
     dir: tempfile::TempDir,
 }
+
+/// A PostgreSQL server for tests: tests named below ask it for a database each. See [`postgres`].
+pub(crate) const POSTGRES_VARIABLE: &str = "MOTE_TEST_POSTGRES";
 
 /// What came back.
 #[derive(Debug)]
@@ -64,6 +69,7 @@ impl TestApp {
         let dir = tempfile::tempdir().unwrap();
         let listen = ([127, 0, 0, 1], 8774).into();
         let mut config = Config::new(listen, dir.path().to_owned(), "http://cloud.test:8774").unwrap();
+        config.database = postgres::database().await;
         change(&mut config);
         let app = App::open(config).await.unwrap();
         let admin = bootstrap(&app, Some("adminpw".into()), false).await.unwrap();

@@ -1,18 +1,33 @@
-//! The database: SQLite in `<state dir>/mote.db`, and what every table keeps to.
+//! The database: SQLite in `<state dir>/mote.db`, or PostgreSQL 15 or newer; and what every table keeps to.
 //!
-//! - **SQL** is written for PostgreSQL as well: `$1` placeholders, `ON CONFLICT`, no `rowid`, no SQLite functions.
+//! - **One text of SQL** for both ([`driver`]): `$1` placeholders, `ON CONFLICT`, no `rowid`, no functions of one database
+//!   only. `ORDER BY` a nullable column says where NULLs go, `LIKE` is not relied on for case, `GROUP BY` names all columns.
+//!   Migrations (`migrations/`, forward only) are shared as well.
 //! - **Time** is a `BIGINT` of microseconds since 1970 UTC ([`now_us`]): compares and indexes as it is, and every service
 //!   prints it in its own form.
 //! - **Ids** are `TEXT`: 32 hex digits for users, projects, domains, roles (as Keystone's), hyphened UUIDs elsewhere.
 //! - **Truth values** are `BOOLEAN`, JSON is `TEXT`.
 //!
-//! **Durability.** WAL with `synchronous = FULL`: what was acknowledged survives `kill -9` *and* loss of power, at the
-//! price of one `fdatasync` per commit. `NORMAL` would survive only the former: after a power failure hosts would have
-//! executed a generation of their desired state that the database has forgotten.
+//! **Writing.** All writes go through [`crate::app::App::begin`], and in the whole cloud one such transaction is under way
+//! at a time: what it reads stays true until it ends, so that quotas, addresses and claims are exact without a retry.
 //!
-//! **Writing.** All writes go through one connection ([`crate::app::App::begin`]) whose pool is the queue, in transactions that are
-//! `IMMEDIATE`: they take SQLite's write lock at the start, so none fails half-way by having read an old state. Readers
-//! (other connections) are never blocked. Other processes (`mote-controller bootstrap`) are waited for by the busy time-out.
+//! | | SQLite | PostgreSQL |
+//! |---|---|---|
+//! | within a controller | the pool of one connection is the queue | the same |
+//! | between processes | `BEGIN IMMEDIATE` takes the file's write lock | `pg_advisory_xact_lock` |
+//! | what it sees | the newest state | `READ COMMITTED`: each statement begins after the lock was had, and the lock is let go after the commit is visible |
+//! | readers | own connections, never wait | the same; their transactions are `REPEATABLE READ`: one snapshot, as in SQLite |
+//!
+//! A statement that failed ends the transaction on PostgreSQL: never go on after one, use `ON CONFLICT` where a conflict is
+//! expected.
+//!
+//! **Durability.** SQLite runs with WAL and `synchronous = FULL`: what was acknowledged survives `kill -9` *and* loss of
+//! power, at the price of one `fdatasync` per commit. `NORMAL` would survive only the former: after a power failure hosts
+//! would have executed a generation of their desired state that the database has forgotten. PostgreSQL does the same with
+//! its default `synchronous_commit`.
+
+pub mod driver;
+mod presence;
 
 use std::{
     path::{Path, PathBuf},
@@ -21,23 +36,42 @@ use std::{
 
 use jiff::Timestamp;
 use sqlx::{
-    Sqlite, SqliteConnection, SqlitePool, Transaction,
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+    Connection, SqlSafeStr, Transaction,
+    migrate::Migrator,
+    pool::PoolOptions,
+    postgres::PgConnectOptions,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
+
+pub use presence::Presence;
 
 /// Connections that read at the same time.
 const READERS: u32 = 4;
+/// The same for PostgreSQL, where a reader's wait is the network's, not a processor's.
+const READERS_POSTGRES: u32 = 16;
 /// How long a writer waits for its turn, and how long for another process's lock.
 const WRITE_WAIT: Duration = Duration::from_secs(15);
 /// How long a reader waits for a connection.
 const READ_WAIT: Duration = Duration::from_secs(15);
+/// PostgreSQL ends a transaction whose controller has fallen silent for so long, so that the others can write.
+const SILENT_WRITER: Duration = Duration::from_secs(30);
+/// Longest time of one statement on PostgreSQL.
+const STATEMENT: Duration = Duration::from_secs(60);
+/// The advisory lock of the one writer: "mote".
+const WRITER_LOCK: &str = "SELECT pg_advisory_xact_lock(1836020837)";
+
+/// The advisory lock of who makes or removes images' bytes together with the record that names them.
+const BLOBS_LOCK: &str = "SELECT pg_advisory_xact_lock(1836020838)";
+
+/// The schema, for both databases.
+static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
 
 /// The database's driver. Everything outside this module names it by these aliases, so that one place decides.
-pub type Db = Sqlite;
+pub type Db = driver::Mote;
 /// A connection, inside a transaction or not.
-pub type Conn = SqliteConnection;
+pub type Conn = driver::Conn;
 /// Connections.
-pub type Pool = SqlitePool;
+pub type Pool = sqlx::Pool<Db>;
 /// A transaction.
 pub type Tx = Transaction<'static, Db>;
 
@@ -48,6 +82,8 @@ pub struct Pools {
     pub read: Pool,
     /// One connection, for writing.
     pub write: Pool,
+    /// Where PostgreSQL is, if it is that: to listen for what other controllers say.
+    pub postgres: Option<PgConnectOptions>,
 }
 
 /// Why the database can't be opened.
@@ -69,33 +105,52 @@ pub enum DbError {
         /// Cause.
         source: std::io::Error,
     },
-    /// SQLite refuses.
-    #[error("can't open {path}")]
+    /// Not a URL of PostgreSQL. The URL has a password in it and is not shown.
+    #[error("the database's URL must be of the form postgres://user:password@host:port/database")]
+    Url(#[source] Option<sqlx::Error>),
+    /// PostgreSQL is too old.
+    #[error("{place} is version {version}; PostgreSQL 15 or newer is needed")]
+    TooOld {
+        /// Server.
+        place: String,
+        /// What it says of itself.
+        version: String,
+    },
+    /// The database refuses.
+    #[error("can't open {place}")]
     Connect {
-        /// File.
-        path: PathBuf,
+        /// File or server.
+        place: String,
         /// Cause.
         source: sqlx::Error,
     },
     /// The schema can't be brought up to date.
-    #[error("can't migrate {path}")]
+    #[error("can't migrate {place}")]
     Migrate {
-        /// File.
-        path: PathBuf,
+        /// File or server.
+        place: String,
         /// Cause.
         source: sqlx::migrate::MigrateError,
     },
 }
 
-/// Opens the database below `state_dir`, creates it if absent, and migrates it.
+/// Opens the database at `url` (PostgreSQL), or without one the SQLite file below `state_dir`, and migrates it.
 ///
 /// # Errors
 /// See [`DbError`].
-pub async fn open(state_dir: &Path) -> Result<Pools, DbError> {
+pub async fn open(state_dir: &Path, url: Option<&str>) -> Result<Pools, DbError> {
     create_private_dir(state_dir)?;
-    let path = state_dir.join("mote.db");
+    match url {
+        Some(url) => open_postgres(url).await,
+        None => open_sqlite(state_dir).await,
+    }
+}
+
+async fn open_sqlite(state_dir: &Path) -> Result<Pools, DbError> {
+    let path = state_dir.join(SQLITE_FILE);
     create_private_file(&path)?;
-    let failed = |source| DbError::Connect { path: path.clone(), source };
+    let place = path.display().to_string();
+    let failed = |source| DbError::Connect { place: place.clone(), source };
     let options = SqliteConnectOptions::new()
         .filename(&path)
         .create_if_missing(true)
@@ -104,28 +159,70 @@ pub async fn open(state_dir: &Path) -> Result<Pools, DbError> {
         .foreign_keys(true)
         .busy_timeout(WRITE_WAIT)
         .optimize_on_close(true, None);
-    let write = SqlitePoolOptions::new()
-        .max_connections(1)
-        .acquire_timeout(WRITE_WAIT)
-        .idle_timeout(None)
-        .max_lifetime(None)
-        .connect_with(options.clone())
-        .await
-        .map_err(failed)?;
-    sqlx::migrate!("./migrations")
-        .run(&write)
-        .await
-        .map_err(|source| DbError::Migrate { path: path.clone(), source })?;
-    let read = SqlitePoolOptions::new()
-        .max_connections(READERS)
-        .acquire_timeout(READ_WAIT)
-        .idle_timeout(None)
-        .max_lifetime(None)
-        .connect_with(options)
-        .await
-        .map_err(failed)?;
-    Ok(Pools { read, write })
+    let mut first = sqlx::SqliteConnection::connect_with(&options).await.map_err(failed)?;
+    let migrated = MIGRATIONS.run(&mut first).await;
+    migrated.map_err(|source| DbError::Migrate { place: place.clone(), source })?;
+    first.close().await.map_err(failed)?;
+    let options = driver::Options::Sqlite(Box::new(options));
+    let (write, read) = pools(options.clone(), options, READERS);
+    Ok(Pools { write: write.await.map_err(failed)?, read: read.await.map_err(failed)?, postgres: None })
 }
+
+async fn open_postgres(url: &str) -> Result<Pools, DbError> {
+    if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+        return Err(DbError::Url(None));
+    }
+    let options: PgConnectOptions = url.parse().map_err(|error| DbError::Url(Some(error)))?;
+    let options = options.application_name("mote-controller");
+    let place = format!(
+        "the database {} at {}:{}",
+        options.get_database().unwrap_or("of the same name as the user"),
+        options.get_socket().map_or(options.get_host().to_owned(), |path| path.display().to_string()),
+        options.get_port()
+    );
+    let failed = |source| DbError::Connect { place: place.clone(), source };
+    let mut first = sqlx::PgConnection::connect_with(&options).await.map_err(failed)?;
+    let version = first.server_version_num();
+    if version.is_some_and(|number| number < 150_000) {
+        let version = version.map_or_else(String::new, |number| (number / 10_000).to_string());
+        return Err(DbError::TooOld { place, version });
+    }
+    let migrated = MIGRATIONS.run(&mut first).await;
+    migrated.map_err(|source| DbError::Migrate { place: place.clone(), source })?;
+    first.close().await.map_err(failed)?;
+    let ms = |limit: Duration| limit.as_millis().to_string();
+    let both = options.clone().options([("statement_timeout", ms(STATEMENT))]);
+    let write = both.clone().options([
+        ("lock_timeout", ms(WRITE_WAIT)),
+        ("idle_in_transaction_session_timeout", ms(SILENT_WRITER)),
+    ]);
+    let read = both.options([("default_transaction_isolation", "repeatable read")]);
+    let (write, read) = pools(
+        driver::Options::Postgres(Box::new(write)),
+        driver::Options::Postgres(Box::new(read)),
+        READERS_POSTGRES,
+    );
+    Ok(Pools {
+        write: write.await.map_err(failed)?,
+        read: read.await.map_err(failed)?,
+        postgres: Some(options),
+    })
+}
+
+fn pools(
+    write: driver::Options,
+    read: driver::Options,
+    readers: u32,
+) -> (impl Future<Output = Result<Pool, sqlx::Error>>, impl Future<Output = Result<Pool, sqlx::Error>>) {
+    let pool = |size, wait, options| {
+        let pool = PoolOptions::<Db>::new().max_connections(size).acquire_timeout(wait);
+        pool.idle_timeout(None).max_lifetime(None).connect_with(options)
+    };
+    (pool(1, WRITE_WAIT, write), pool(readers, READ_WAIT, read))
+}
+
+/// The name of SQLite's file in the state directory.
+pub const SQLITE_FILE: &str = "mote.db";
 
 /// Makes the state directory. Keys, password hashes and tenants' images are below: nobody but the owner may look.
 ///
@@ -149,12 +246,32 @@ fn create_private_file(path: &Path) -> Result<(), DbError> {
     options.open(path).map(drop).map_err(|source| DbError::CreateFile { path: path.to_owned(), source })
 }
 
-/// Begins a transaction that holds the write lock from the start.
+/// Begins a transaction that is the only one of the whole cloud that writes.
 ///
 /// # Errors
-/// If the lock isn't had in time.
+/// If its turn doesn't come in time.
 pub async fn begin_immediate(pool: &Pool) -> Result<Tx, sqlx::Error> {
-    pool.begin_with("BEGIN IMMEDIATE").await
+    let mut conn = pool.acquire().await?;
+    if let driver::Conn::Sqlite(_) = &mut *conn {
+        return Transaction::begin(conn, Some("BEGIN IMMEDIATE".into_sql_str())).await;
+    }
+    let mut tx = Transaction::begin(conn, None).await?;
+    sqlx::query(WRITER_LOCK).execute(&mut *tx).await?;
+    Ok(tx)
+}
+
+/// A turn among all controllers to make or remove images' bytes; it ends when it is dropped. None is needed on SQLite,
+/// which has one controller.
+///
+/// # Errors
+/// Of the database.
+pub async fn blobs_turn(pool: &Pool) -> Result<Option<Tx>, sqlx::Error> {
+    let mut tx = pool.begin().await?;
+    if let driver::Conn::Sqlite(_) = &*tx {
+        return Ok(None);
+    }
+    sqlx::query(BLOBS_LOCK).execute(&mut *tx).await?;
+    Ok(Some(tx))
 }
 
 /// Now, in microseconds since 1970 UTC.
@@ -191,48 +308,54 @@ mod tests {
         assert_eq!(rfc3339_us(1_795_402_800_000_007), "2026-11-23T03:00:00.000007Z");
     }
 
-    #[tokio::test]
-    async fn opening_twice_keeps_the_data_and_pragmas_are_set() {
-        let dir = tempfile::tempdir().unwrap();
-        for _ in 0..2 {
-            let pools = open(dir.path()).await.unwrap();
-            let sync: i64 = sqlx::query_scalar("PRAGMA synchronous").fetch_one(&pools.write).await.unwrap();
-            let keys: i64 = sqlx::query_scalar("PRAGMA foreign_keys").fetch_one(&pools.read).await.unwrap();
-            let journal: String =
-                sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&pools.read).await.unwrap();
-            assert_eq!((sync, keys, journal.as_str()), (2, 1, "wal"));
-            pools.read.close().await;
-            pools.write.close().await;
-        }
-    }
+    mod sqlite {
+        use super::*;
 
-    #[tokio::test]
-    async fn the_files_are_private_also_in_an_open_directory() {
-        use std::os::unix::fs::PermissionsExt;
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
-        let _pools = open(dir.path()).await.unwrap();
-        for entry in std::fs::read_dir(dir.path()).unwrap() {
-            let entry = entry.unwrap();
-            assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o077, 0, "{:?}", entry.path());
+        #[tokio::test]
+        async fn opening_twice_keeps_the_data_and_pragmas_are_set() {
+            let dir = tempfile::tempdir().unwrap();
+            for _ in 0..2 {
+                let pools = open(dir.path(), None).await.unwrap();
+                let sync: i64 =
+                    sqlx::query_scalar("PRAGMA synchronous").fetch_one(&pools.write).await.unwrap();
+                let keys: i64 =
+                    sqlx::query_scalar("PRAGMA foreign_keys").fetch_one(&pools.read).await.unwrap();
+                let journal: String =
+                    sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&pools.read).await.unwrap();
+                assert_eq!((sync, keys, journal.as_str()), (2, 1, "wal"));
+                pools.read.close().await;
+                pools.write.close().await;
+            }
         }
-    }
 
-    #[tokio::test]
-    async fn a_dropped_transaction_leaves_nothing_and_frees_the_writer() {
-        let dir = tempfile::tempdir().unwrap();
-        let pools = open(dir.path()).await.unwrap();
-        for _ in 0..3 {
-            let mut tx = begin_immediate(&pools.write).await.unwrap();
-            sqlx::query("INSERT INTO settings (name, value) VALUES ('a', 'b')")
-                .execute(&mut *tx)
+        #[tokio::test]
+        async fn the_files_are_private_also_in_an_open_directory() {
+            use std::os::unix::fs::PermissionsExt;
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::set_permissions(dir.path(), PermissionsExt::from_mode(0o755)).unwrap();
+            let _pools = open(dir.path(), None).await.unwrap();
+            for entry in std::fs::read_dir(dir.path()).unwrap() {
+                let entry = entry.unwrap();
+                assert_eq!(entry.metadata().unwrap().permissions().mode() & 0o077, 0, "{:?}", entry.path());
+            }
+        }
+
+        #[tokio::test]
+        async fn a_dropped_transaction_leaves_nothing_and_frees_the_writer() {
+            let dir = tempfile::tempdir().unwrap();
+            let pools = open(dir.path(), None).await.unwrap();
+            for _ in 0..3 {
+                let mut tx = begin_immediate(&pools.write).await.unwrap();
+                sqlx::query("INSERT INTO settings (name, value) VALUES ('a', 'b')")
+                    .execute(&mut *tx)
+                    .await
+                    .unwrap();
+            }
+            let n: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM settings WHERE name = 'a'")
+                .fetch_one(&pools.read)
                 .await
                 .unwrap();
+            assert_eq!(n, 0);
         }
-        let n: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM settings WHERE name = 'a'")
-            .fetch_one(&pools.read)
-            .await
-            .unwrap();
-        assert_eq!(n, 0);
     }
 }

@@ -55,7 +55,9 @@ pub(super) async fn poll(
         }
         // No connection is held while waiting.
         drop(snapshot);
-        if !matches!(timeout_at(deadline, changes.changed()).await, Ok(Ok(()))) {
+        let look_again = deadline.min(Instant::now() + app.hub.look_again());
+        let woken = matches!(timeout_at(look_again, changes.changed()).await, Ok(Ok(())));
+        if !woken && Instant::now() >= deadline {
             return Ok(StatusCode::NO_CONTENT.into_response());
         }
     }

@@ -5,18 +5,21 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
     time::Duration,
 };
 
-use mote_host_api::{HostId, HostReply, HostRequest, HostRequestKind, RequestId};
+use mote_host_api::{HostId, HostReply, HostRequest, HostRequestKind, MAX_WAIT_S, RequestId};
 use tokio::{
-    sync::{Notify, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::{Instant, timeout, timeout_at},
 };
 
 /// Questions that may be under way to one host.
 const MAX_REQUESTS_PER_HOST: usize = 128;
+
+/// With several controllers a long poll looks again after so long: a wake at another one may have been lost on the way.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// A host's desired state changes in this transaction: hand this to [`Hub::wake`] once it is committed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +39,11 @@ pub(crate) enum AskError {
 
 /// Shared by all handlers of one controller; clones are the same hub.
 #[derive(Debug, Clone, Default)]
-pub struct Hub(Arc<Mutex<HashMap<HostId, Entry>>>);
+pub struct Hub {
+    hosts: Arc<Mutex<HashMap<HostId, Entry>>>,
+    /// Tells the other controllers of the same database, see [`super::share`].
+    others: Arc<OnceLock<mpsc::Sender<HostId>>>,
+}
 
 #[derive(Debug)]
 struct Entry {
@@ -64,7 +71,29 @@ impl Default for Entry {
 impl Hub {
     /// Wakes the long polls of the host, if any.
     pub(crate) fn wake(&self, touched: Touched) {
-        if let Some(entry) = self.lock().get(&touched.0) {
+        self.wake_here(touched.0);
+        if let Some(others) = self.others.get() {
+            // A hint: without it the host hears of the change when its long poll looks again.
+            let _ = others.try_send(touched.0);
+        }
+    }
+
+    /// Tells `others` of each wake from now on.
+    pub(super) fn tell(&self, others: mpsc::Sender<HostId>) {
+        let _ = self.others.set(others);
+    }
+
+    /// How long a long poll may wait for a wake before it looks into the database itself.
+    pub(super) fn look_again(&self) -> Duration {
+        match self.others.get() {
+            Some(_) => LOOK_AGAIN,
+            None => Duration::from_secs(MAX_WAIT_S),
+        }
+    }
+
+    /// Wakes the long polls at this controller.
+    pub(super) fn wake_here(&self, host: HostId) {
+        if let Some(entry) = self.lock().get(&host) {
             entry.changed.send_modify(|count| *count = count.wrapping_add(1));
         }
     }
@@ -132,7 +161,7 @@ impl Hub {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<HostId, Entry>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -32,6 +32,7 @@ mod join;
 mod observed;
 mod protocol;
 mod secrets;
+mod share;
 #[cfg(test)]
 mod tests;
 
@@ -41,6 +42,7 @@ pub(crate) use hub::{AskError, Touched};
 pub(crate) use inventory::{is_up, policy, views};
 pub(crate) use observed::finish_deletion;
 pub use secrets::{DEFAULT_TOKEN_LIFETIME, JoinToken, TokenWish, make_join_token};
+pub use share::share;
 
 /// Largest report or answer of a host: thousands of servers, or a console log of which every byte is escaped.
 const MAX_HOST_BODY_BYTES: usize = 8 << 20;

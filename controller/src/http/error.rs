@@ -132,6 +132,18 @@ impl From<sqlx::Error> for ApiError {
     fn from(error: sqlx::Error) -> Self {
         match error {
             sqlx::Error::PoolTimedOut => Self::Unavailable("The database is busy. Please try again.".into()),
+            sqlx::Error::Io(source) => {
+                tracing::error!(error = %source, "the database can't be reached");
+                Self::Unavailable("The database can't be reached. Please try again.".into())
+            }
+            // PostgreSQL: lock_not_available, query_canceled (by its time limit), admin_shutdown, character_not_in_repertoire.
+            sqlx::Error::Database(error) => match error.code().as_deref() {
+                Some("55P03" | "57014" | "57P01") => {
+                    Self::Unavailable("The database is busy. Please try again.".into())
+                }
+                Some("22021") => Self::BadRequest("Texts must not have the character U+0000 in them.".into()),
+                _ => Self::internal(sqlx::Error::Database(error)),
+            },
             other => Self::internal(other),
         }
     }

@@ -15,7 +15,7 @@ use crate::{app::App, http::error::ApiError};
 /// # Errors
 /// Of the database or the store; the next start removes what stayed.
 pub async fn release(app: &App, digests: &[String]) -> Result<(), ApiError> {
-    let _turn = app.blob_turn.lock().await;
+    let _turn = app.blob_turn().await?;
     release_in_turn(app, digests).await
 }
 
@@ -32,16 +32,31 @@ pub(super) async fn release_in_turn(app: &App, digests: &[String]) -> Result<(),
     Ok(())
 }
 
-/// Once at the start, before requests: uploads that were under way begin anew, and bytes that nobody needs are removed.
+/// Once at the start, before requests: uploads of controllers that are no more begin anew, and bytes that nobody needs are removed.
 ///
 /// # Errors
 /// Of the database or the store.
 pub async fn recover(app: &App) -> Result<(), ApiError> {
     let mut tx = app.begin().await?;
-    let broken = sqlx::query("UPDATE images SET status = 'queued', upload_id = NULL WHERE status = 'saving'")
-        .execute(&mut *tx)
-        .await?
-        .rows_affected();
+    let uploads: Vec<(String, Option<String>)> =
+        sqlx::query_as("SELECT id, upload_id FROM images WHERE status = 'saving'")
+            .fetch_all(&mut *tx)
+            .await?;
+    let mut broken = 0;
+    for (image, upload) in uploads {
+        let whose =
+            upload.as_deref().and_then(|id| id.split(':').next()).and_then(|number| number.parse().ok());
+        if let Some(number) = whose
+            && app.presence.is_alive(&mut tx, number).await?
+        {
+            continue;
+        }
+        broken += sqlx::query("UPDATE images SET status = 'queued', upload_id = NULL WHERE id = $1")
+            .bind(image)
+            .execute(&mut *tx)
+            .await?
+            .rows_affected();
+    }
     tx.commit().await?;
     if broken > 0 {
         tracing::warn!(images = broken, "uploads were broken off by the last stop of the controller");

@@ -123,7 +123,8 @@ async fn begin(app: &App, ctx: &Ctx, id: &str) -> Result<Upload, ApiError> {
         let text = "The image needs a disk_format and a container_format before its bytes are sent.";
         return Err(ApiError::BadRequest(text.into()));
     };
-    let upload_id = Uuid::new_v4().to_string();
+    // Whose upload it is: `blobs::recover` leaves those of living controllers alone.
+    let upload_id = format!("{}:{}", app.presence.number, Uuid::new_v4());
     sqlx::query("UPDATE images SET status = 'saving', upload_id = $2, updated_us = $3 WHERE id = $1")
         .bind(id)
         .bind(&upload_id)
@@ -164,7 +165,7 @@ async fn store(app: &App, upload: &Upload, body: Body, announced: Option<u64>) -
     let disk_format = upload.disk_format.clone();
     let writer = blocking(move || check_whole(writer, &disk_format)).await??;
     // Bytes and record together, while nobody removes bytes.
-    let _turn = app.blob_turn.lock().await;
+    let _turn = app.blob_turn().await?;
     let digest = blocking(move || writer.commit(None)).await??;
     let mut tx = app.begin().await?;
     let done = sqlx::query(

@@ -1,0 +1,379 @@
+//! One driver over two databases: [`Either`](Mote) SQLite or PostgreSQL, chosen when a connection is made.
+//!
+//! `sqlx::Any` would be the ready-made thing, but it reads neither SQLite's `BOOLEAN` nor PostgreSQL's sums, and copies
+//! each row. Here a connection, a row, a value is an enum of the two native ones and everything is handed through;
+//! the few differences between the databases that a query's author can't see are levelled in [`value`].
+
+mod row;
+mod value;
+
+use std::{
+    fmt::{self, Debug},
+    str::FromStr,
+    time::Duration,
+};
+
+use futures_util::{
+    FutureExt, StreamExt, TryFutureExt, TryStreamExt,
+    future::{self, BoxFuture},
+    stream::{self, BoxStream},
+};
+use log::LevelFilter;
+use sqlx::{
+    ConnectOptions, Connection, Database, Describe, Either, Executor, PgConnection, Postgres, SqlSafeStr,
+    SqlStr, Sqlite, SqliteConnection, Transaction, postgres::PgConnectOptions, sqlite::SqliteConnectOptions,
+};
+use sqlx_core::{database::HasStatementCache, executor::Execute, transaction::TransactionManager};
+
+pub use row::{Column, Row, Statement};
+pub use value::{Arguments, TypeInfo, Value, ValueRef};
+
+/// The driver.
+#[derive(Debug)]
+pub struct Mote;
+
+impl Database for Mote {
+    type Connection = Conn;
+    type TransactionManager = Transactions;
+    type Row = Row;
+    type QueryResult = QueryResult;
+    type Column = Column;
+    type TypeInfo = TypeInfo;
+    type Value = Value;
+    type ValueRef<'r> = ValueRef<'r>;
+    type Arguments = Arguments;
+    type ArgumentBuffer = Vec<value::Argument>;
+    type Statement = Statement;
+
+    const NAME: &'static str = "SQLite or PostgreSQL";
+    const URL_SCHEMES: &'static [&'static str] = &["sqlite", "postgres", "postgresql"];
+}
+
+impl HasStatementCache for Mote {}
+
+/// What a statement did.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct QueryResult {
+    rows_affected: u64,
+}
+
+impl QueryResult {
+    /// Rows inserted, changed or deleted.
+    pub fn rows_affected(&self) -> u64 {
+        self.rows_affected
+    }
+}
+
+impl Extend<QueryResult> for QueryResult {
+    fn extend<T: IntoIterator<Item = Self>>(&mut self, iter: T) {
+        for one in iter {
+            self.rows_affected += one.rows_affected;
+        }
+    }
+}
+
+/// A connection to one of the two.
+#[derive(Debug)]
+pub enum Conn {
+    /// SQLite.
+    Sqlite(Box<SqliteConnection>),
+    /// PostgreSQL.
+    Postgres(Box<PgConnection>),
+}
+
+/// How to connect to one of the two.
+#[derive(Debug, Clone)]
+pub enum Options {
+    /// SQLite.
+    Sqlite(Box<SqliteConnectOptions>),
+    /// PostgreSQL.
+    Postgres(Box<PgConnectOptions>),
+}
+
+impl FromStr for Options {
+    type Err = sqlx::Error;
+
+    fn from_str(url: &str) -> Result<Self, sqlx::Error> {
+        let url = url.parse().map_err(|error| sqlx::Error::Configuration(Box::new(error)))?;
+        Self::from_url(&url)
+    }
+}
+
+impl ConnectOptions for Options {
+    type Connection = Conn;
+
+    fn from_url(url: &url::Url) -> Result<Self, sqlx::Error> {
+        Ok(match url.scheme() {
+            "postgres" | "postgresql" => Self::Postgres(Box::new(PgConnectOptions::from_url(url)?)),
+            _ => Self::Sqlite(Box::new(SqliteConnectOptions::from_url(url)?)),
+        })
+    }
+
+    async fn connect(&self) -> Result<Conn, sqlx::Error> {
+        Ok(match self {
+            Self::Sqlite(options) => Conn::Sqlite(Box::new(options.connect().await?)),
+            Self::Postgres(options) => Conn::Postgres(Box::new(options.connect().await?)),
+        })
+    }
+
+    fn log_statements(self, level: LevelFilter) -> Self {
+        match self {
+            Self::Sqlite(options) => Self::Sqlite(Box::new(options.log_statements(level))),
+            Self::Postgres(options) => Self::Postgres(Box::new(options.log_statements(level))),
+        }
+    }
+
+    fn log_slow_statements(self, level: LevelFilter, duration: Duration) -> Self {
+        match self {
+            Self::Sqlite(options) => Self::Sqlite(Box::new(options.log_slow_statements(level, duration))),
+            Self::Postgres(options) => Self::Postgres(Box::new(options.log_slow_statements(level, duration))),
+        }
+    }
+}
+
+impl Connection for Conn {
+    type Database = Mote;
+    type Options = Options;
+
+    fn close(self) -> impl Future<Output = Result<(), sqlx::Error>> + Send + 'static {
+        match self {
+            Self::Sqlite(conn) => conn.close().boxed(),
+            Self::Postgres(conn) => conn.close().boxed(),
+        }
+    }
+
+    fn close_hard(self) -> impl Future<Output = Result<(), sqlx::Error>> + Send + 'static {
+        match self {
+            Self::Sqlite(conn) => conn.close_hard().boxed(),
+            Self::Postgres(conn) => conn.close_hard().boxed(),
+        }
+    }
+
+    fn ping(&mut self) -> impl Future<Output = Result<(), sqlx::Error>> + Send + '_ {
+        match self {
+            Self::Sqlite(conn) => conn.ping().boxed(),
+            Self::Postgres(conn) => conn.ping().boxed(),
+        }
+    }
+
+    fn begin(&mut self) -> impl Future<Output = Result<Transaction<'_, Mote>, sqlx::Error>> + Send + '_ {
+        Transaction::begin(self, None)
+    }
+
+    fn begin_with(
+        &mut self,
+        statement: impl SqlSafeStr,
+    ) -> impl Future<Output = Result<Transaction<'_, Mote>, sqlx::Error>> + Send + '_ {
+        Transaction::begin(self, Some(statement.into_sql_str()))
+    }
+
+    fn cached_statements_size(&self) -> usize {
+        match self {
+            Self::Sqlite(conn) => conn.cached_statements_size(),
+            Self::Postgres(conn) => conn.cached_statements_size(),
+        }
+    }
+
+    fn clear_cached_statements(&mut self) -> impl Future<Output = Result<(), sqlx::Error>> + Send + '_ {
+        match self {
+            Self::Sqlite(conn) => conn.clear_cached_statements().boxed(),
+            Self::Postgres(conn) => conn.clear_cached_statements().boxed(),
+        }
+    }
+
+    fn shrink_buffers(&mut self) {
+        match self {
+            Self::Sqlite(conn) => conn.shrink_buffers(),
+            Self::Postgres(conn) => conn.shrink_buffers(),
+        }
+    }
+
+    fn flush(&mut self) -> impl Future<Output = Result<(), sqlx::Error>> + Send + '_ {
+        match self {
+            Self::Sqlite(conn) => conn.flush().boxed(),
+            Self::Postgres(conn) => conn.flush().boxed(),
+        }
+    }
+
+    fn should_flush(&self) -> bool {
+        match self {
+            Self::Sqlite(conn) => conn.should_flush(),
+            Self::Postgres(conn) => conn.should_flush(),
+        }
+    }
+}
+
+/// Begins and ends transactions.
+#[derive(Debug)]
+pub struct Transactions;
+
+type SqliteTransactions = <Sqlite as Database>::TransactionManager;
+type PgTransactions = <Postgres as Database>::TransactionManager;
+
+impl TransactionManager for Transactions {
+    type Database = Mote;
+
+    fn begin(
+        conn: &mut Conn,
+        statement: Option<SqlStr>,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send + '_ {
+        match conn {
+            Conn::Sqlite(conn) => SqliteTransactions::begin(conn, statement).boxed(),
+            Conn::Postgres(conn) => PgTransactions::begin(conn, statement).boxed(),
+        }
+    }
+
+    fn commit(conn: &mut Conn) -> impl Future<Output = Result<(), sqlx::Error>> + Send + '_ {
+        match conn {
+            Conn::Sqlite(conn) => SqliteTransactions::commit(conn).boxed(),
+            Conn::Postgres(conn) => PgTransactions::commit(conn).boxed(),
+        }
+    }
+
+    fn rollback(conn: &mut Conn) -> impl Future<Output = Result<(), sqlx::Error>> + Send + '_ {
+        match conn {
+            Conn::Sqlite(conn) => SqliteTransactions::rollback(conn).boxed(),
+            Conn::Postgres(conn) => PgTransactions::rollback(conn).boxed(),
+        }
+    }
+
+    fn start_rollback(conn: &mut Conn) {
+        match conn {
+            Conn::Sqlite(conn) => SqliteTransactions::start_rollback(conn),
+            Conn::Postgres(conn) => PgTransactions::start_rollback(conn),
+        }
+    }
+
+    fn get_transaction_depth(conn: &Conn) -> usize {
+        match conn {
+            Conn::Sqlite(conn) => SqliteTransactions::get_transaction_depth(conn),
+            Conn::Postgres(conn) => PgTransactions::get_transaction_depth(conn),
+        }
+    }
+}
+
+/// A query for one of the two native drivers.
+struct Native<DB: Database> {
+    sql: SqlStr,
+    arguments: Option<DB::Arguments>,
+    persistent: bool,
+}
+
+impl<DB: Database> Execute<'_, DB> for Native<DB> {
+    fn sql(self) -> SqlStr {
+        self.sql
+    }
+
+    fn statement(&self) -> Option<&DB::Statement> {
+        None
+    }
+
+    fn take_arguments(&mut self) -> Result<Option<DB::Arguments>, sqlx::error::BoxDynError> {
+        Ok(self.arguments.take())
+    }
+
+    fn persistent(&self) -> bool {
+        // A statement without arguments may be several: not to be prepared.
+        self.persistent && self.arguments.is_some()
+    }
+}
+
+/// The native form of a query.
+fn native<'q, DB: Database>(mut query: impl Execute<'q, Mote>) -> Result<Native<DB>, sqlx::Error>
+where
+    Arguments: value::Into<DB>,
+{
+    let persistent = query.persistent();
+    let arguments = query.take_arguments().map_err(sqlx::Error::Encode)?;
+    let arguments = arguments.map(value::Into::<DB>::into_native).transpose().map_err(sqlx::Error::Encode)?;
+    // The native drivers ask for this before they take the arguments.
+    Ok(Native { sql: query.sql(), arguments, persistent })
+}
+
+type Step = Either<QueryResult, Row>;
+
+impl<'c> Executor<'c> for &'c mut Conn {
+    type Database = Mote;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Step, sqlx::Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Mote>,
+    {
+        let failed = |error| stream::once(future::ready(Err(error))).boxed();
+        match self {
+            Conn::Sqlite(conn) => match native::<Sqlite>(query) {
+                Ok(query) => conn
+                    .fetch_many(query)
+                    .map_ok(|step| match step {
+                        Either::Left(done) => {
+                            Either::Left(QueryResult { rows_affected: done.rows_affected() })
+                        }
+                        Either::Right(row) => Either::Right(Row::from(row)),
+                    })
+                    .boxed(),
+                Err(error) => failed(error),
+            },
+            Conn::Postgres(conn) => match native::<Postgres>(query) {
+                Ok(query) => conn
+                    .fetch_many(query)
+                    .map_ok(|step| match step {
+                        Either::Left(done) => {
+                            Either::Left(QueryResult { rows_affected: done.rows_affected() })
+                        }
+                        Either::Right(row) => Either::Right(Row::from(row)),
+                    })
+                    .boxed(),
+                Err(error) => failed(error),
+            },
+        }
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<Row>, sqlx::Error>>
+    where
+        'c: 'e,
+        E: 'q + Execute<'q, Mote>,
+    {
+        match self {
+            Conn::Sqlite(conn) => match native::<Sqlite>(query) {
+                Ok(query) => conn.fetch_optional(query).map_ok(|row| row.map(Row::from)).boxed(),
+                Err(error) => future::ready(Err(error)).boxed(),
+            },
+            Conn::Postgres(conn) => match native::<Postgres>(query) {
+                Ok(query) => conn.fetch_optional(query).map_ok(|row| row.map(Row::from)).boxed(),
+                Err(error) => future::ready(Err(error)).boxed(),
+            },
+        }
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        _parameters: &'e [TypeInfo],
+    ) -> BoxFuture<'e, Result<Statement, sqlx::Error>>
+    where
+        'c: 'e,
+    {
+        match self {
+            Conn::Sqlite(conn) => conn.prepare_with(sql, &[]).map_ok(Statement::from_sqlite).boxed(),
+            Conn::Postgres(conn) => conn.prepare_with(sql, &[]).map_ok(Statement::from_postgres).boxed(),
+        }
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Mote>, sqlx::Error>>
+    where
+        'c: 'e,
+    {
+        async move {
+            let columns = sqlx::Statement::columns(&self.prepare_with(sql, &[]).await?).to_vec();
+            Ok(Describe { nullable: vec![None; columns.len()], columns, parameters: None })
+        }
+        .boxed()
+    }
+}
+
+impl fmt::Display for Mote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(Self::NAME)
+    }
+}
