@@ -15,11 +15,13 @@ use crate::devices::i8042::I8042;
 use crate::devices::pci::host::{DEVICES as PCI_DEVICES, PciHost};
 use crate::devices::serial::Serial;
 use crate::devices::virtio::VirtioDevice;
+use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::pci::{PciTransport, REGISTERS_SIZE};
 use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vsock::Vsock;
 use crate::devices::{DeviceError, EventSource};
 use crate::ioapic::IoApic;
 use crate::kvm::{InterruptRoutes, KvmError, Topology, Vm, Wiring};
@@ -252,8 +254,11 @@ impl<'a> Devices<'a> {
 
     /// Drives (the root device first), network interfaces, entropy: the guest numbers them in this order.
     fn attach_virtio(&mut self, config: &VmConfig) -> Result<(), BootError> {
-        let count =
-            config.drives.len() + config.network_interfaces.len() + usize::from(config.entropy.is_some());
+        let count = config.drives.len()
+            + config.network_interfaces.len()
+            + usize::from(config.entropy.is_some())
+            + usize::from(config.balloon.is_some())
+            + usize::from(config.vsock.is_some());
         let max = if self.pci.is_some() { MAX_PCI_DEVICES } else { layout::MAX_VIRTIO_DEVICES };
         if count > max {
             return Err(BootError::TooManyDevices { count, max });
@@ -270,6 +275,24 @@ impl<'a> Devices<'a> {
         }
         if let Some(entropy) = &config.entropy {
             self.virtio_device("the entropy device".to_owned(), || Rng::open(entropy))?;
+        }
+        if let Some(balloon) = &config.balloon {
+            let mut control = None;
+            self.virtio_device("the balloon".to_owned(), || {
+                let balloon = Balloon::open(balloon)?;
+                control = Some(balloon.control());
+                Ok(balloon)
+            })?;
+            self.controls.balloon = control;
+        }
+        if let Some(vsock) = &config.vsock {
+            let mut socket = None;
+            self.virtio_device("the vsock device".to_owned(), || {
+                let vsock = Vsock::open(vsock)?;
+                socket = Some(vsock.socket_file()?);
+                Ok(vsock)
+            })?;
+            self.event_sources.extend(socket.map(|file| Box::new(file) as Box<dyn EventSource>));
         }
         Ok(())
     }

@@ -6,14 +6,16 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use mote_vmm_api::{
-    BootSource, Drive, DrivePatch, MAX_VCPUS, MachineConfig, MachineConfigPatch, NetworkInterface,
-    NetworkInterfacePatch, RateLimiter, Serial, VmConfig,
+    Balloon, BootSource, Drive, DrivePatch, MAX_VCPUS, MachineConfig, MachineConfigPatch, NetworkInterface,
+    NetworkInterfacePatch, RateLimiter, Serial, VmConfig, Vsock,
 };
 
 use crate::memory::MAX_MEMORY_MIB;
 
 /// Longest id of a drive or interface.
 const MAX_ID: usize = 64;
+/// Longest path of a Unix socket (`sun_path` with its terminator) less `_` and ten digits of a port.
+const MAX_UDS_PATH: usize = 107 - 11;
 
 /// A part of the configuration is wrong.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +51,25 @@ pub enum ConfigError {
     /// A MAC address.
     #[error("guest_mac {0:?} is no unicast MAC address like 06:00:ac:10:00:02")]
     Mac(String),
+    /// More memory than there is.
+    #[error(
+        "amount_mib {amount_mib} of the balloon is more than the mem_size_mib {mem_size_mib} of the machine"
+    )]
+    BalloonAmount {
+        /// What was given.
+        amount_mib: u32,
+        /// The machine's.
+        mem_size_mib: usize,
+    },
+    /// The statistics' queue is there or not from the start on.
+    #[error("stats_polling_interval_s can't be changed from or to 0 after the start")]
+    BalloonStatistics,
+    /// A context id of somebody else.
+    #[error("guest_cid must be from 3 to 4294967294, not {0}")]
+    GuestCid(u32),
+    /// A path that no socket can have.
+    #[error("uds_path must have 1 to {max} bytes, so that a port fits behind it", max = MAX_UDS_PATH)]
+    UdsPath,
     /// A MAC address in use.
     #[error("The MAC address is already in use: {0}")]
     MacInUse(String),
@@ -109,6 +130,12 @@ pub fn validate(config: VmConfig) -> Result<VmConfig, ConfigError> {
         set_network_interface(&mut valid, interface, Origin::File)?;
     }
     valid.entropy = config.entropy;
+    if let Some(balloon) = config.balloon {
+        set_balloon(&mut valid, balloon)?;
+    }
+    if let Some(vsock) = config.vsock {
+        set_vsock(&mut valid, vsock)?;
+    }
     if let Some(serial) = config.serial {
         set_serial(&mut valid, serial)?;
     }
@@ -218,6 +245,43 @@ pub fn set_network_interface(
         }
     }
     replace_or_add(&mut config.network_interfaces, interface, |interface| &interface.iface_id);
+    Ok(())
+}
+
+/// Sets the balloon.
+///
+/// # Errors
+/// It is asked for more memory than the machine has.
+pub fn set_balloon(config: &mut VmConfig, balloon: Balloon) -> Result<(), ConfigError> {
+    check_balloon_amount(config, balloon.amount_mib)?;
+    config.balloon = Some(balloon);
+    Ok(())
+}
+
+/// Whether the machine has as much memory.
+///
+/// # Errors
+/// It hasn't.
+pub fn check_balloon_amount(config: &VmConfig, amount_mib: u32) -> Result<(), ConfigError> {
+    let mem_size_mib = config.machine_config.mem_size_mib;
+    if amount_mib as usize > mem_size_mib {
+        return Err(ConfigError::BalloonAmount { amount_mib, mem_size_mib });
+    }
+    Ok(())
+}
+
+/// Sets the socket device.
+///
+/// # Errors
+/// The context id is reserved (virtio 1.2 §5.10.4), or the path too long for a socket.
+pub fn set_vsock(config: &mut VmConfig, vsock: Vsock) -> Result<(), ConfigError> {
+    if !(3..u32::MAX).contains(&vsock.guest_cid) {
+        return Err(ConfigError::GuestCid(vsock.guest_cid));
+    }
+    if !(1..=MAX_UDS_PATH).contains(&vsock.uds_path.as_os_str().len()) {
+        return Err(ConfigError::UdsPath);
+    }
+    config.vsock = Some(vsock);
     Ok(())
 }
 

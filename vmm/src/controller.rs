@@ -9,14 +9,17 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mote_vmm_api::{
+    Balloon, BalloonHintingStart, BalloonHintingStatus, BalloonPatch, BalloonStats, BalloonStatsPatch,
     BootSource, Drive, DrivePatch, Entropy, FIRECRACKER_API_VERSION, InstanceInfo, InstanceState,
     MachineConfig, MachineConfigPatch, NetworkInterface, NetworkInterfacePatch, Serial, Version, VmConfig,
+    Vsock,
 };
 
 use crate::boot::{self, BootError, BootOptions};
 use crate::config::{self, ConfigError, Origin};
 use crate::devices::DeviceError;
 use crate::devices::i8042::KeyboardBusy;
+use crate::devices::virtio::balloon::{BalloonError, HintingOff};
 use crate::log;
 use crate::machine::Machine;
 use crate::outcome::Outcome;
@@ -48,6 +51,24 @@ pub enum VmmAction {
     PatchNetworkInterface(NetworkInterfacePatch),
     /// Adds the entropy device; before the start only.
     SetEntropy(Entropy),
+    /// The balloon's configuration.
+    GetBalloon,
+    /// Sets the balloon; before the start only.
+    SetBalloon(Balloon),
+    /// Changes the balloon's size; after the start only, like all that follows of the balloon.
+    PatchBalloon(BalloonPatch),
+    /// What the guest has told of its memory.
+    GetBalloonStatistics,
+    /// How often it is asked.
+    PatchBalloonStatistics(BalloonStatsPatch),
+    /// Begins free page hinting.
+    StartBalloonHinting(BalloonHintingStart),
+    /// How far it is.
+    GetBalloonHinting,
+    /// Ends it.
+    StopBalloonHinting,
+    /// Sets the socket device; before the start only.
+    SetVsock(Vsock),
     /// Sets where the serial port leads; before the start only.
     SetSerial(Serial),
     /// Starts the machine; before the start only, of course.
@@ -73,6 +94,12 @@ pub enum Answer {
     Version(Version),
     /// To `GetVmConfig`.
     VmConfig(Box<VmConfig>),
+    /// To `GetBalloon`.
+    Balloon(Balloon),
+    /// To `GetBalloonStatistics`.
+    BalloonStatistics(Box<BalloonStats>),
+    /// To `GetBalloonHinting`.
+    BalloonHinting(BalloonHintingStatus),
     /// To `GetMachineConfig`.
     MachineConfig(MachineConfig),
 }
@@ -95,6 +122,18 @@ pub enum ActionError {
     /// The guest takes no keys now.
     #[error("Cannot send Ctrl+Alt+Del")]
     Keyboard(#[source] KeyboardBusy),
+    /// No balloon.
+    #[error("there is no balloon: PUT /balloon before the start makes one")]
+    NoBalloon,
+    /// The balloon was configured without statistics.
+    #[error("the balloon has no statistics: stats_polling_interval_s was 0 at the start")]
+    NoBalloonStatistics,
+    /// The balloon refuses.
+    #[error(transparent)]
+    Balloon(#[from] BalloonError),
+    /// Free page hinting is off.
+    #[error(transparent)]
+    Hinting(#[from] HintingOff),
     /// No such interface.
     #[error("there is no network interface {0:?}")]
     NoInterface(String),
@@ -179,6 +218,10 @@ impl Controller {
             VmmAction::GetVmConfig => Ok(Answer::VmConfig(Box::new(self.config.clone()))),
             VmmAction::GetMachineConfig => Ok(Answer::MachineConfig(self.config.machine_config.clone())),
             VmmAction::FlushMetrics => Err(ActionError::Metrics),
+            VmmAction::GetBalloon => {
+                self.config.balloon.clone().map(Answer::Balloon).ok_or(ActionError::NoBalloon)
+            }
+            VmmAction::GetBalloonStatistics | VmmAction::GetBalloonHinting => self.ask_balloon(&action),
             action => {
                 match &mut self.phase {
                     Phase::Configuring => self.execute_before_start(action)?,
@@ -200,6 +243,8 @@ impl Controller {
                 config::set_network_interface(config, interface, Origin::Api)?;
             }
             VmmAction::SetEntropy(entropy) => config.entropy = Some(entropy),
+            VmmAction::SetBalloon(balloon) => config::set_balloon(config, balloon)?,
+            VmmAction::SetVsock(vsock) => config::set_vsock(config, vsock)?,
             VmmAction::SetSerial(serial) => config::set_serial(config, serial)?,
             VmmAction::Start => self.start().map_err(|error| ActionError::Start(Box::new(error)))?,
             _ => return Err(ActionError::NotSupportedPreBoot),
@@ -218,6 +263,19 @@ impl Controller {
         self.phase = Phase::Started(boot::boot(&self.config, options, &self.outcome)?);
         log::info!("microVM started in {} us", start.elapsed().as_micros());
         Ok(())
+    }
+
+    /// Statistics or the state of hinting.
+    fn ask_balloon(&self, action: &VmmAction) -> Result<Answer, ActionError> {
+        let Phase::Started(machine) = &self.phase else { return Err(ActionError::NotSupportedPreBoot) };
+        let control = machine.controls().balloon.as_ref().ok_or(ActionError::NoBalloon)?;
+        if *action == VmmAction::GetBalloonHinting {
+            return Ok(Answer::BalloonHinting(control.hinting_status()?));
+        }
+        if self.config.balloon.as_ref().is_none_or(|balloon| balloon.stats_polling_interval_s == 0) {
+            return Err(ActionError::NoBalloonStatistics);
+        }
+        Ok(Answer::BalloonStatistics(Box::new(control.statistics())))
     }
 
     fn instance_info(&self) -> InstanceInfo {
@@ -249,10 +307,38 @@ fn execute_after_start(
             control.update(patch).map_err(|source| ActionError::Drive { drive_id: drive_id(), source })?;
             config::patch_drive(config, patch);
         }
+        VmmAction::PatchBalloon(_)
+        | VmmAction::PatchBalloonStatistics(_)
+        | VmmAction::StartBalloonHinting(_)
+        | VmmAction::StopBalloonHinting => change_balloon(machine, config, action)?,
         VmmAction::Pause => machine.pause(),
         VmmAction::Resume => machine.resume(),
         VmmAction::SendCtrlAltDel => machine.send_ctrl_alt_del().map_err(ActionError::Keyboard)?,
         _ => return Err(ActionError::NotSupportedPostBoot),
+    }
+    Ok(())
+}
+
+fn change_balloon(machine: &Machine, config: &mut VmConfig, action: &VmmAction) -> Result<(), ActionError> {
+    let control = machine.controls().balloon.as_ref().ok_or(ActionError::NoBalloon)?;
+    match action {
+        VmmAction::PatchBalloon(patch) => {
+            config::check_balloon_amount(config, patch.amount_mib)?;
+            control.set_amount(patch.amount_mib)?;
+            if let Some(balloon) = &mut config.balloon {
+                balloon.amount_mib = patch.amount_mib;
+            }
+        }
+        VmmAction::PatchBalloonStatistics(patch) => {
+            let Some(balloon) = &mut config.balloon else { return Err(ActionError::NoBalloon) };
+            if (balloon.stats_polling_interval_s == 0) != (patch.stats_polling_interval_s == 0) {
+                return Err(ConfigError::BalloonStatistics.into());
+            }
+            balloon.stats_polling_interval_s = patch.stats_polling_interval_s;
+            control.set_statistics_interval(patch.stats_polling_interval_s);
+        }
+        VmmAction::StartBalloonHinting(start) => control.start_hinting(start.acknowledge_on_stop)?,
+        _ => control.stop_hinting()?,
     }
     Ok(())
 }

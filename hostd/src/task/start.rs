@@ -168,6 +168,7 @@ impl Work {
                 log_limit_bytes: Some(CONSOLE_LOG_LIMIT),
                 socket_path: Some(run.console_socket()),
             }),
+            ..VmConfig::default()
         }
     }
 }

@@ -9,8 +9,12 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+mod balloon;
 mod exit;
 mod rate_limiter;
+pub use balloon::{
+    Balloon, BalloonHintingStart, BalloonHintingStatus, BalloonPatch, BalloonStats, BalloonStatsPatch,
+};
 pub use exit::{ExitReason, ExitReport};
 pub use rate_limiter::{RateLimiter, TokenBucket};
 
@@ -260,6 +264,20 @@ pub struct Entropy {
     pub rate_limiter: Option<RateLimiter>,
 }
 
+/// `/vsock`: stream sockets between guest and host, over Unix sockets of the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Vsock {
+    /// Firecracker's old name of the device; means nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock_id: Option<String>,
+    /// The guest's context id, from 3 on.
+    pub guest_cid: u32,
+    /// Unix socket that host-initiated connections come to; with `_PORT` behind it, those that guest-initiated
+    /// connections go to.
+    pub uds_path: PathBuf,
+}
+
 /// `/serial`: where the first serial port's output goes. Default: stdout, with input from stdin.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -315,6 +333,12 @@ pub struct VmConfig {
     /// virtio-rng.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entropy: Option<Entropy>,
+    /// virtio-balloon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<Balloon>,
+    /// virtio-vsock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<Vsock>,
     /// First serial port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<Serial>,

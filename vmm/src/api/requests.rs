@@ -4,8 +4,8 @@
 //! (`"rate_limiter": null`, `"huge_pages": "None"`); otherwise the fault names the field.
 
 use mote_vmm_api::{
-    Action, ActionType, Drive, DrivePatch, Entropy, MachineConfigPatch, NetworkInterface,
-    NetworkInterfacePatch, VmConfig, VmState, VmStatePatch,
+    Action, ActionType, BalloonHintingStart, Drive, DrivePatch, Entropy, MachineConfigPatch,
+    NetworkInterface, NetworkInterfacePatch, VmConfig, VmState, VmStatePatch,
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -57,14 +57,12 @@ const MACHINE: &[Neutral] = &[("cpu_template", Some("None")), ("huge_pages", Som
 const DRIVE: &[Neutral] = &[("socket", None)];
 const LIMITED: &[Neutral] = &[("rate_limiter", None)];
 const CONFIG: &[Neutral] = &[
-    ("balloon", None),
     ("cpu-config", None),
     ("logger", None),
     ("memory-hotplug", None),
     ("metrics", None),
     ("mmds-config", None),
     ("pmem", None),
-    ("vsock", None),
 ];
 /// Fields of ours that Firecracker allows to be null.
 const NULLABLE: [&str; 2] = ["is_read_only", "io_engine"];
@@ -143,12 +141,22 @@ pub fn parse(request: &Request) -> Result<VmmAction, RequestError> {
     match (method, request.body.is_empty()) {
         ("GET", true) => match (resource, rest.as_slice()) {
             ("", []) => Ok(VmmAction::GetInstanceInfo),
+            ("balloon", []) => Ok(VmmAction::GetBalloon),
+            ("balloon", ["statistics"]) => Ok(VmmAction::GetBalloonStatistics),
+            ("balloon", ["hinting", "status"]) => Ok(VmmAction::GetBalloonHinting),
             ("version", []) => Ok(VmmAction::GetVersion),
             ("machine-config", []) => Ok(VmmAction::GetMachineConfig),
             ("vm", ["config"]) => Ok(VmmAction::GetVmConfig),
             _ => Err(no_route()),
         },
         ("GET", false) => Err(RequestError::GetWithBody),
+        // These need no body.
+        ("PATCH", true) if (resource, rest.as_slice()) == ("balloon", &["hinting", "start"]) => {
+            Ok(VmmAction::StartBalloonHinting(BalloonHintingStart::default()))
+        }
+        ("PATCH", _) if (resource, rest.as_slice()) == ("balloon", &["hinting", "stop"]) => {
+            Ok(VmmAction::StopBalloonHinting)
+        }
         ("PUT" | "PATCH", true) => Err(RequestError::Empty(method.to_owned())),
         ("PUT", false) => match (resource, rest.as_slice()) {
             ("drives", id) => put_drive(request, id),
@@ -162,6 +170,9 @@ pub fn parse(request: &Request) -> Result<VmmAction, RequestError> {
             ("drives", id) => {
                 with_id(request, id, &[], |patch: &DrivePatch| &patch.drive_id).map(VmmAction::PatchDrive)
             }
+            ("balloon", []) => body(request, &[]).map(VmmAction::PatchBalloon),
+            ("balloon", ["statistics"]) => body(request, &[]).map(VmmAction::PatchBalloonStatistics),
+            ("balloon", ["hinting", "start"]) => body(request, &[]).map(VmmAction::StartBalloonHinting),
             ("vm", []) => Ok(match body::<VmStatePatch>(request, &[])?.state {
                 VmState::Paused => VmmAction::Pause,
                 VmState::Resumed => VmmAction::Resume,
@@ -178,6 +189,8 @@ fn put(request: &Request, resource: &str) -> Option<Result<VmmAction, RequestErr
         "machine-config" => body(request, MACHINE).map(VmmAction::SetMachineConfig),
         "boot-source" => body(request, &[]).map(VmmAction::SetBootSource),
         "entropy" => body::<Entropy>(request, &[]).map(VmmAction::SetEntropy),
+        "balloon" => body(request, &[]).map(VmmAction::SetBalloon),
+        "vsock" => body(request, &[]).map(VmmAction::SetVsock),
         "serial" => body(request, LIMITED).map(VmmAction::SetSerial),
         "actions" => body::<Action>(request, &[]).map(|action| match action.action_type {
             ActionType::InstanceStart => VmmAction::Start,
@@ -230,6 +243,9 @@ pub fn respond(result: &Result<Answer, ActionError>) -> Response {
         Ok(Answer::InstanceInfo(info)) => Response::json(info),
         Ok(Answer::Version(version)) => Response::json(version),
         Ok(Answer::VmConfig(config)) => Response::json(config),
+        Ok(Answer::Balloon(balloon)) => Response::json(balloon),
+        Ok(Answer::BalloonStatistics(statistics)) => Response::json(statistics),
+        Ok(Answer::BalloonHinting(status)) => Response::json(status),
         Ok(Answer::MachineConfig(machine)) => Response::json(machine),
         Err(error) => Response::fault(400, error_chain(error)),
     }
@@ -327,7 +343,7 @@ mod tests {
         .unwrap();
         assert_eq!((config.drives.len(), config.machine_config.vcpu_count), (1, 2));
         assert!(
-            parse_config_file(br#"{"vsock":{"guest_cid":3}}"#).unwrap_err().to_string().contains("`vsock`")
+            parse_config_file(br#"{"mmds-config":{}}"#).unwrap_err().to_string().contains("`mmds-config`")
         );
         assert!(parse_config_file(b"{").is_err());
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::virtio::balloon::BalloonControl;
 use super::virtio::block::BlockControl;
 use super::virtio::net::NetControl;
 
@@ -10,6 +11,8 @@ use super::virtio::net::NetControl;
 pub struct Controls {
     /// Drives by `drive_id`.
     pub drives: BTreeMap<String, BlockControl>,
+    /// The balloon, if there is one.
+    pub balloon: Option<BalloonControl>,
     /// Network interfaces by `iface_id`.
     pub interfaces: BTreeMap<String, NetControl>,
 }

@@ -39,6 +39,12 @@ pub enum DeviceError {
     /// A network interface.
     #[error(transparent)]
     Net(#[from] virtio::net::NetError),
+    /// A balloon.
+    #[error(transparent)]
+    Balloon(#[from] virtio::balloon::BalloonError),
+    /// Sockets.
+    #[error(transparent)]
+    Vsock(#[from] virtio::vsock::VsockError),
     /// The serial port.
     #[error(transparent)]
     Serial(#[from] serial::SerialError),

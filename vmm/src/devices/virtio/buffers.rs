@@ -124,6 +124,17 @@ impl GuestBuffers {
         self.iovecs.drain(..whole);
     }
 
+    /// Keeps the first `n` bytes, or all.
+    pub fn truncate(&mut self, n: usize) {
+        let mut left = n.min(self.bytes);
+        self.bytes = left;
+        self.iovecs.retain_mut(|iovec| {
+            iovec.iov_len = iovec.iov_len.min(left);
+            left -= iovec.iov_len;
+            iovec.iov_len > 0
+        });
+    }
+
     /// Drops the first `n` segments with the `bytes` they hold.
     pub fn drop_segments(&mut self, n: usize) {
         let bytes: usize = self.iovecs.drain(..n.min(self.iovecs.len())).map(|iovec| iovec.iov_len).sum();
@@ -282,6 +293,32 @@ impl GuestBuffers {
         Ok(())
     }
 
+    /// Gives the whole pages in all segments back to the host; they read as zeros when they are touched again. For memory
+    /// that the guest doesn't use.
+    ///
+    /// # Errors
+    /// As madvise(2), the first error; the other segments are given back all the same.
+    pub fn discard(&self) -> io::Result<()> {
+        const PAGE: usize = 4096;
+        let mut result = Ok(());
+        for iovec in &self.iovecs {
+            let start = iovec.iov_base as usize;
+            let (first, end) = (start.next_multiple_of(PAGE), (start + iovec.iov_len) / PAGE * PAGE);
+            if first >= end {
+                continue;
+            }
+            let first_page = iovec.iov_base.wrapping_byte_add(first - start);
+            // SAFETY: whole pages within a mapping that `self.mem` keeps alive. Rust refers to none of them, so that it
+            // doesn't matter that they become zeros; the mapping stays.
+            let advise = |advice| unsafe { libc::madvise(first_page, end - first, advice) } == 0;
+            // Memory that is mapped privately has no file to take pages out of.
+            if !advise(libc::MADV_REMOVE) && !advise(libc::MADV_DONTNEED) {
+                result = result.and(Err(io::Error::last_os_error()));
+            }
+        }
+        result
+    }
+
     /// Fills up to the first `limit` bytes with random bytes that never block after boot; returns how many.
     pub fn fill_random(&self, limit: usize) -> usize {
         let (mut done, mut segments) = (0, self.iovecs.iter());
@@ -309,7 +346,7 @@ mod tests {
     use std::os::fd::AsFd;
 
     use proptest::prelude::*;
-    use vm_memory::Bytes;
+    use vm_memory::{Bytes, GuestMemoryBackend, GuestMemoryRegion};
 
     use super::*;
     use crate::devices::virtio::testing::{HIGH, MEMORY_BYTES, memory};
@@ -378,6 +415,25 @@ mod tests {
     }
 
     #[test]
+    fn discarded_pages_leave_the_memory_file() {
+        use std::os::unix::fs::MetadataExt;
+        let mem = crate::memory::create(1).unwrap();
+        mem.write_slice(&[1; 4 * 4096], GuestAddress(0)).unwrap();
+        let region = mem.find_region(GuestAddress(0)).unwrap();
+        let file = region.file_offset().unwrap().file();
+        let before = file.metadata().unwrap().blocks();
+        let mut buffers = GuestBuffers::new(mem.clone());
+        buffers.push(GuestAddress(100), 3 * 4096, Permissions::Write).unwrap();
+        buffers.discard().unwrap();
+        assert_eq!(file.metadata().unwrap().blocks(), before - 2 * 8);
+        let mut bytes = vec![0; 4 * 4096];
+        mem.read_slice(&mut bytes, GuestAddress(0)).unwrap();
+        assert!(
+            bytes.iter().enumerate().all(|(at, byte)| *byte == u8::from(!(4096..3 * 4096).contains(&at)))
+        );
+    }
+
+    #[test]
     fn random_bytes_stop_at_the_limit() {
         let (buffers, _) = buffers(&[10, 100]);
         buffers.write_at(0, &[0; 110]);
@@ -393,7 +449,7 @@ mod tests {
         #[test]
         fn parts_agree_with_bytes(
             lengths in proptest::collection::vec(0u32..40, 0..8),
-            front in 0usize..200, back in 0usize..200, at in 0usize..200, patch in proptest::collection::vec(any::<u8>(), 0..50),
+            front in 0usize..200, back in 0usize..200, keep in 0usize..200, at in 0usize..200, patch in proptest::collection::vec(any::<u8>(), 0..50),
         ) {
             let (mut buffers, mut model) = buffers(&lengths);
             buffers.skip_front(front);
@@ -405,6 +461,10 @@ mod tests {
             let split = model.split_off(model.len() - back.min(model.len()));
             prop_assert_eq!(contents(&buffers), model.clone());
             prop_assert_eq!(contents(&tail), split.clone());
+
+            model.truncate(keep);
+            buffers.truncate(keep);
+            prop_assert_eq!(contents(&buffers), model.clone());
 
             let room = model.len().saturating_sub(at).min(patch.len());
             prop_assert_eq!(buffers.write_at(at, &patch), room);

@@ -221,12 +221,13 @@ impl Lifecycle {
         }
     }
 
-    /// The queues as the driver set them up; None unless every one of them is usable.
+    /// The queues as the driver set them up; None unless every one of them that it uses is usable.
     fn running_queues(&self) -> Option<Vec<VirtQueue>> {
         let event_idx = self.driver_features & F_EVENT_IDX != 0;
         let max_sizes = self.device.queue_max_sizes();
-        let mut running = Vec::with_capacity(self.queues.len());
-        for (index, (setup, max_size)) in self.queues.iter().zip(max_sizes).enumerate() {
+        let used = self.device.queues_used(self.driver_features);
+        let mut running = Vec::with_capacity(used);
+        for (index, (setup, max_size)) in self.queues.iter().zip(max_sizes).take(used).enumerate() {
             let mut queue = Queue::new(*max_size).ok()?;
             queue.try_set_size(u16::try_from(setup.size).ok()?).ok()?;
             queue.try_set_desc_table_address(GuestAddress(setup.desc_table)).ok()?;

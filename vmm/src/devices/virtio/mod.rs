@@ -6,7 +6,7 @@
 //! | [`mmio`], [`pci`] | the transports: registers only |
 //! | [`queue`], [`buffers`] | a running virtqueue, and guest buffers as I/O vectors (the only unsafe part of the data path) |
 //! | [`worker`], [`polling`] | a device's thread, and how long it looks for work before it sleeps |
-//! | [`block`], [`net`], [`rng`] | the devices |
+//! | [`balloon`], [`block`], [`net`], [`rng`], [`vsock`] | the devices |
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::DeviceError;
 use crate::memory::GuestMemory;
 
+pub mod balloon;
 pub mod block;
 pub mod buffers;
 pub mod lifecycle;
@@ -25,6 +26,7 @@ pub mod queue;
 pub mod rng;
 #[cfg(test)]
 pub(crate) mod testing;
+pub mod vsock;
 pub mod worker;
 
 use queue::VirtQueue;
@@ -37,6 +39,10 @@ pub mod device_type {
     pub const BLOCK: u32 = 2;
     /// Entropy source.
     pub const RNG: u32 = 4;
+    /// Memory balloon.
+    pub const BALLOON: u32 = 5;
+    /// Sockets.
+    pub const VSOCK: u32 = 19;
 }
 
 /// `VIRTIO_F_INDIRECT_DESC`, virtio 1.2 §6.
@@ -55,6 +61,12 @@ pub trait VirtioDevice: Send {
 
     /// The largest size of each queue, powers of two; the length is the number of queues.
     fn queue_max_sizes(&self) -> &[u16];
+
+    /// How many of the queues, from the first on, a driver uses that has agreed on `features`. The others need not be set
+    /// up and are not part of the [`Activation`].
+    fn queues_used(&self, _features: u64) -> usize {
+        self.queue_max_sizes().len()
+    }
 
     /// The device's own features; the transport adds [`COMMON_FEATURES`].
     fn features(&self) -> u64;
