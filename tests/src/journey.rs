@@ -132,7 +132,28 @@ pub async fn network(client: &Client, name: &str, cidr: &str) -> anyhow::Result<
     let id = id_of(&answer["network"])?;
     let subnet = json!({"subnet": {"network_id": id, "ip_version": 4, "cidr": cidr}});
     client.post(Service::Network, "/v2.0/subnets", subnet).await?;
+    open(client).await?;
     Ok(id)
+}
+
+/// Lets ICMP and TCP in: the default group lets in nothing but what its members send.
+async fn open(client: &Client) -> anyhow::Result<()> {
+    let groups =
+        client.list(Service::Network, "/v2.0/security-groups?name=default", "security_groups").await?;
+    for group in &groups {
+        let id = id_of(group)?;
+        for protocol in ["icmp", "tcp"] {
+            let there = format!(
+                "/v2.0/security-group-rules?security_group_id={id}&direction=ingress&protocol={protocol}"
+            );
+            if client.list(Service::Network, &there, "security_group_rules").await?.is_empty() {
+                let rule = json!({"security_group_rule": {"security_group_id": id, "direction": "ingress",
+                                                          "protocol": protocol}});
+                client.post(Service::Network, "/v2.0/security-group-rules", rule).await?;
+            }
+        }
+    }
+    Ok(())
 }
 
 impl Journey {

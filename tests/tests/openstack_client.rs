@@ -57,6 +57,16 @@ impl OpenStack<'_> {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Words of a command that gives JSON, or nothing.
+    fn words(&self, command: &str) -> anyhow::Result<Value> {
+        let arguments: Vec<&str> = command.split(' ').collect();
+        let silent = ["set", "unset", "delete", "add", "remove"].iter().any(|verb| arguments.contains(verb));
+        match silent {
+            true => self.text(&arguments).map(|_| Value::Null),
+            false => self.json(&arguments),
+        }
+    }
+
     /// Output as JSON.
     fn json(&self, arguments: &[&str]) -> anyhow::Result<Value> {
         let text = self.text(&[arguments, &["-f", "json"]].concat())?;
@@ -90,6 +100,8 @@ fn the_openstack_client_takes_a_server_through_its_life() {
         identity(&openstack)?;
         image(&openstack)?;
         network(&openstack)?;
+        routing(&openstack)?;
+        filters(&openstack)?;
         let client = cloud.client().await?;
         let journey = guest_journey(&cloud, &client, "mote.serve").await?;
         let id = server(&openstack)?;
@@ -189,6 +201,103 @@ fn network(openstack: &OpenStack) -> anyhow::Result<()> {
         "again",
     ])?;
     assert!(used.contains("overlap"), "{used}");
+    Ok(())
+}
+
+/// Routers, external networks, floating IPs.
+fn routing(openstack: &OpenStack) -> anyhow::Result<()> {
+    let outside = "--external --provider-network-type flat --provider-physical-network public public";
+    openstack.words(&format!("network create {outside}"))?;
+    openstack.words("subnet create --network public --subnet-range 203.0.113.0/24 --no-dhcp public-sub")?;
+    openstack.words("network create inner --tag a")?;
+    openstack.words("subnet create --network inner --subnet-range 10.60.0.0/24 inner-sub")?;
+    let v6 = "--ip-version 6 --ipv6-ra-mode slaac --ipv6-address-mode slaac --subnet-range fd00:60::/64";
+    openstack.words(&format!("subnet create --network inner {v6} inner-sub6"))?;
+    openstack.words("router create r")?;
+    openstack.words("router add subnet r inner-sub")?;
+    openstack.words("router set --external-gateway public r")?;
+    let port = openstack.words("port create --network inner p")?;
+    assert_eq!(port["fixed_ips"].as_array().map(Vec::len), Some(2), "{port}");
+    let floating = openstack.words("floating ip create public")?;
+    let address = floating["floating_ip_address"].as_str().context("no address")?.to_owned();
+    openstack.words(&format!("floating ip set --port p {address}"))?;
+    let shown = openstack.words(&format!("floating ip show {address}"))?;
+    assert_eq!((&shown["port_id"], &shown["status"]), (&port["id"], &"ACTIVE".into()), "{shown}");
+    let used = openstack.fails(&["router", "unset", "--external-gateway", "r"])?;
+    assert!(used.contains("floating"), "{used}");
+    openstack.words(&format!("floating ip unset --port {address}"))?;
+    let forward = "--internal-protocol-port 22 --external-protocol-port 2222 --protocol tcp";
+    let ip = port["fixed_ips"][0]["ip_address"].as_str().context("no address")?;
+    openstack.words(&format!(
+        "floating ip port forwarding create --internal-ip-address {ip} --port p {forward} {address}"
+    ))?;
+    assert_eq!(openstack.words("network list --tags a")?.as_array().map(Vec::len), Some(1));
+    openstack.words("router set --route destination=192.0.2.0/24,gateway=10.60.0.9 r")?;
+    openstack.words("router unset --route destination=192.0.2.0/24,gateway=10.60.0.9 r")?;
+    for list in ["floating ip list", "router list", "ip availability list", "network agent list"] {
+        openstack.words(list)?;
+    }
+    for command in [
+        &format!("floating ip delete {address}") as &str,
+        "port delete p",
+        "router unset --external-gateway r",
+        "router remove subnet r inner-sub",
+        "router delete r",
+        "network delete inner",
+        "network delete public",
+    ] {
+        openstack.words(command)?;
+    }
+    Ok(())
+}
+
+/// Security groups, address groups, QoS, sharing, pools.
+fn filters(openstack: &OpenStack) -> anyhow::Result<()> {
+    openstack.words("security group create web")?;
+    openstack.words("security group rule create --protocol tcp --dst-port 80:81 web")?;
+    openstack.words("security group rule create --protocol icmp --remote-group web web")?;
+    let again = openstack.fails(&[
+        "security",
+        "group",
+        "rule",
+        "create",
+        "--protocol",
+        "tcp",
+        "--dst-port",
+        "80:81",
+        "web",
+    ])?;
+    assert!(again.contains("already exists"), "{again}");
+    let rules = openstack.words("security group rule list web")?;
+    assert_eq!(rules.as_array().map(Vec::len), Some(4), "{rules}");
+    openstack.words("security group show web")?;
+    openstack.words("port create --network net --security-group web filtered")?;
+    openstack.words("port set --allowed-address ip-address=10.50.0.200 filtered")?;
+    openstack.words("network qos policy create slow")?;
+    openstack.words("network qos rule create --type bandwidth-limit --max-kbps 1000 --egress slow")?;
+    openstack.words("network qos rule create --type dscp-marking --dscp-mark 26 slow")?;
+    assert_eq!(openstack.words("network qos rule list slow")?.as_array().map(Vec::len), Some(2));
+    openstack.words("port set --qos-policy slow filtered")?;
+    openstack.words("address group create --address 192.0.2.0/24 office")?;
+    openstack.words("address group set --address 198.51.100.1 office")?;
+    openstack.words("subnet pool create --pool-prefix 10.90.0.0/16 --default-prefix-length 24 pool")?;
+    let subnet = openstack.words("subnet create --network net --subnet-pool pool pooled")?;
+    assert_eq!(subnet["cidr"], "10.90.0.0/24", "{subnet}");
+    let share = "--type network --action access_as_shared --target-project tenant";
+    let policy = openstack.words(&format!("network rbac create {share} net"))?;
+    let policy = policy["id"].as_str().context("no id")?;
+    for command in [
+        &format!("network rbac delete {policy}") as &str,
+        "subnet delete pooled",
+        "subnet pool delete pool",
+        "port delete filtered",
+        "network qos policy delete slow",
+        "address group delete office",
+        "security group delete web",
+        "quota list --network",
+    ] {
+        openstack.words(command)?;
+    }
     Ok(())
 }
 

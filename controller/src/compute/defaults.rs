@@ -7,7 +7,7 @@ use super::flavors::{self, Flavor};
 use crate::{
     http::error::ApiError,
     network::{
-        networks::{self, DEFAULT_MTU, NewNetwork},
+        networks::{self, NewNetwork},
         subnets::{self, SubnetConfig},
     },
 };
@@ -50,14 +50,7 @@ pub(crate) async fn bootstrap(tx: &mut Conn, admin_project: &str) -> Result<(), 
         .fetch_one(&mut *tx)
         .await?;
     if known == 0 {
-        let new = NewNetwork {
-            project_id: admin_project.into(),
-            name: NETWORK.into(),
-            description: String::new(),
-            shared: false,
-            mtu: DEFAULT_MTU,
-        };
-        let network = networks::insert(tx, &new).await?;
+        let network = networks::insert(tx, &NewNetwork::tenant(admin_project, NETWORK)).await?;
         let cidr: Ipv4Net = CIDR.parse().map_err(ApiError::internal)?;
         subnets::insert(tx, &network, admin_project, &SubnetConfig::plain(SUBNET, cidr)).await?;
     }

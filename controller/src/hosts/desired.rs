@@ -6,7 +6,6 @@
 use crate::db::Conn;
 use std::{
     collections::{BTreeMap, HashMap},
-    net::Ipv4Addr,
     time::Duration,
 };
 
@@ -17,8 +16,7 @@ use axum::{
 };
 use http::StatusCode;
 use mote_host_api::{
-    DesiredPower, DesiredState, FixedIp, InstanceMetadata, MAX_WAIT_S, NetworkSpec, PortSpec, RestartPolicy,
-    ServerSpec, SubnetSpec,
+    DesiredPower, DesiredState, InstanceMetadata, MAX_WAIT_S, PortId, RestartPolicy, ServerSpec,
 };
 use serde::de::DeserializeOwned;
 use sqlx::FromRow;
@@ -28,7 +26,7 @@ use super::{join, secrets::Speaker};
 use crate::{
     app::App,
     http::{error::ApiError, query::Params},
-    network::ports::SERVICE_OWNER,
+    network::desired as networks,
 };
 
 /// How long the host is willing to wait for an answer.
@@ -74,137 +72,46 @@ async fn generation(conn: &mut Conn, speaker: &Speaker) -> Result<u64, ApiError>
 /// The whole.
 async fn read(conn: &mut Conn, speaker: &Speaker, generation: u64) -> Result<DesiredState, ApiError> {
     let host = speaker.key.as_str();
-    let mut ports = ports(conn, host).await?;
-    let mut of_servers: HashMap<String, Vec<PortSpec>> = HashMap::new();
-    for (_, spec) in &ports {
-        of_servers.entry(spec.server_id.to_string()).or_default().push(spec.clone());
-    }
-    let mut subnets = subnets(conn, host).await?;
-    let networks: Vec<(String, i64)> = sqlx::query_as(
-        "SELECT id, mtu FROM networks WHERE id IN (
-             SELECT ports.network_id FROM ports JOIN servers ON servers.id = ports.server_id
-             WHERE servers.host_id = $1 AND NOT servers.deleting) ORDER BY id",
-    )
-    .bind(host)
-    .fetch_all(&mut *conn)
-    .await?;
-    let networks = networks.into_iter().map(|(id, mtu)| {
-        Ok(NetworkSpec {
-            id: parse(&id)?,
-            mtu: number(mtu)?,
-            subnets: subnets.remove(&id).unwrap_or_default(),
-            ports: ports.extract_if(.., |(network, _)| *network == id).map(|(_, spec)| spec).collect(),
-            ..NetworkSpec::default()
-        })
-    });
-    let networks = networks.collect::<Result<_, ApiError>>()?;
     let servers: Vec<ServerRow> =
         sqlx::query_as("SELECT * FROM servers WHERE host_id = $1 AND NOT deleting ORDER BY created_us, id")
             .bind(host)
             .fetch_all(&mut *conn)
             .await?;
+    let ids: Vec<String> = servers.iter().map(|server| server.id.clone()).collect();
+    let networks = networks::read(conn, host, &ids).await?;
+    let mut of_servers: HashMap<String, Vec<PortId>> = HashMap::new();
+    for port in networks.networks.iter().flat_map(|network| &network.ports) {
+        of_servers.entry(port.server_id.to_string()).or_default().push(port.id);
+    }
+    let order = nic_order(conn, host).await?;
     let servers = servers.into_iter().map(|row| {
-        let ports = of_servers.remove(&row.id).unwrap_or_default();
-        row.spec(ports.into_iter().map(|port| port.id).collect())
+        let mut ports = of_servers.remove(&row.id).unwrap_or_default();
+        ports.sort_by_key(|port| order.get(&port.to_string()).copied());
+        row.spec(ports)
     });
     Ok(DesiredState {
         cloud_id: join::cloud_id(conn).await?,
         host_id: speaker.id,
         generation,
-        networks,
         servers: servers.collect::<Result<_, ApiError>>()?,
-        ..DesiredState::default()
+        networks: networks.networks,
+        tunnel: networks.tunnel,
+        security_groups: networks.security_groups,
+        address_sets: networks.address_sets,
+        routers: networks.routers,
     })
 }
 
-#[derive(FromRow)]
-struct PortRow {
-    id: String,
-    network_id: String,
-    server_id: String,
-    mac_address: String,
-    subnet_id: Option<String>,
-    ip: Option<i64>,
-}
-
-/// All ports of the host's servers, each with its network, in the order of the servers' NICs.
-async fn ports(conn: &mut Conn, host: &str) -> Result<Vec<(String, PortSpec)>, ApiError> {
-    let rows: Vec<PortRow> = sqlx::query_as(
-        "SELECT ports.id, ports.network_id, ports.server_id, ports.mac_address, fixed_ips.subnet_id, fixed_ips.ip
-         FROM ports JOIN servers ON servers.id = ports.server_id
-             LEFT JOIN fixed_ips ON fixed_ips.port_id = ports.id
-         WHERE servers.host_id = $1 AND NOT servers.deleting
-         ORDER BY ports.server_id, ports.device_index, ports.id, fixed_ips.position",
+/// The ports' places among the NICs of their servers.
+async fn nic_order(conn: &mut Conn, host: &str) -> Result<HashMap<String, i64>, ApiError> {
+    let rows: Vec<(String, i64)> = sqlx::query_as(
+        "SELECT ports.id, ports.device_index FROM ports JOIN servers ON servers.id = ports.server_id
+         WHERE servers.host_id = $1",
     )
     .bind(host)
     .fetch_all(conn)
     .await?;
-    let mut ports: Vec<(String, PortSpec)> = Vec::new();
-    for row in rows {
-        let id = parse(&row.id)?;
-        let address = match (&row.subnet_id, row.ip) {
-            (Some(subnet), Some(ip)) => Some(FixedIp { subnet_id: parse(subnet)?, ip_address: address(ip)? }),
-            _ => None,
-        };
-        if let Some((_, last)) = ports.last_mut().filter(|(_, last)| last.id == id) {
-            last.fixed_ips.extend(address);
-            continue;
-        }
-        let server_id = parse(&row.server_id)?;
-        let spec = PortSpec {
-            id,
-            server_id,
-            mac_address: row.mac_address,
-            fixed_ips: address.into_iter().collect(),
-            ..PortSpec::default()
-        };
-        ports.push((row.network_id, spec));
-    }
-    Ok(ports)
-}
-
-#[derive(FromRow)]
-struct SubnetRow {
-    id: String,
-    network_id: String,
-    cidr: String,
-    gateway_ip: Option<String>,
-    enable_dhcp: bool,
-    dns_nameservers: String,
-    host_routes: String,
-    service_ip: i64,
-}
-
-/// The subnets of those networks by network's id.
-async fn subnets(conn: &mut Conn, host: &str) -> Result<HashMap<String, Vec<SubnetSpec>>, ApiError> {
-    let rows: Vec<SubnetRow> = sqlx::query_as(
-        "SELECT subnets.id, subnets.network_id, cidr, gateway_ip, enable_dhcp, dns_nameservers, host_routes,
-             fixed_ips.ip AS service_ip
-         FROM subnets JOIN ports ON ports.network_id = subnets.network_id AND ports.device_owner = $2
-             JOIN fixed_ips ON fixed_ips.port_id = ports.id AND fixed_ips.subnet_id = subnets.id
-         WHERE subnets.network_id IN (
-             SELECT ports.network_id FROM ports JOIN servers ON servers.id = ports.server_id
-             WHERE servers.host_id = $1 AND NOT servers.deleting)
-         ORDER BY subnets.created_us, subnets.id",
-    )
-    .bind(host)
-    .bind(SERVICE_OWNER)
-    .fetch_all(conn)
-    .await?;
-    let mut subnets: HashMap<String, Vec<SubnetSpec>> = HashMap::new();
-    for row in rows {
-        let spec = SubnetSpec {
-            id: parse(&row.id)?,
-            cidr: row.cidr.parse().map_err(ApiError::internal)?,
-            gateway_ip: row.gateway_ip.map(|ip| ip.parse()).transpose().map_err(ApiError::internal)?,
-            service_ip: address(row.service_ip)?,
-            enable_dhcp: row.enable_dhcp,
-            dns_nameservers: json(&row.dns_nameservers)?,
-            host_routes: json(&row.host_routes)?,
-        };
-        subnets.entry(row.network_id).or_default().push(spec);
-    }
-    Ok(subnets)
+    Ok(rows.into_iter().collect())
 }
 
 #[derive(FromRow)]
@@ -275,8 +182,4 @@ fn parse<T: std::str::FromStr<Err = uuid::Error>>(stored: &str) -> Result<T, Api
 
 fn number<T: TryFrom<i64, Error = std::num::TryFromIntError>>(stored: i64) -> Result<T, ApiError> {
     T::try_from(stored).map_err(ApiError::internal)
-}
-
-fn address(stored: i64) -> Result<Ipv4Addr, ApiError> {
-    Ok(Ipv4Addr::from(number::<u32>(stored)?))
 }

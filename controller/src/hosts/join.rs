@@ -109,9 +109,15 @@ pub(super) async fn store_inventory(
             "inventory: kernel and version may have {MAX_TEXT} bytes at most."
         )));
     }
+    let physical = &inventory.physical_networks;
+    if physical.len() > MAX_TRAITS || physical.iter().any(|name| name.len() > MAX_TEXT) {
+        return Err(ApiError::BadRequest(
+            "inventory: too many physical networks, or a name is too long.".into(),
+        ));
+    }
     sqlx::query(
         "UPDATE hosts SET vcpus = $2, memory_mib = $3, disk_gib = $4, kernel = $5, version = $6, traits = $7,
-             last_seen_us = $8 WHERE id = $1",
+             last_seen_us = $8, tunnel_ip = $9, physical_networks = $10 WHERE id = $1",
     )
     .bind(host)
     .bind(amount("vcpus", u64::from(inventory.vcpus))?)
@@ -121,6 +127,8 @@ pub(super) async fn store_inventory(
     .bind(&inventory.version)
     .bind(serde_json::to_string(&inventory.traits).map_err(ApiError::internal)?)
     .bind(now_us())
+    .bind(inventory.tunnel_ip.map(|ip| ip.to_string()))
+    .bind(serde_json::to_string(physical).map_err(ApiError::internal)?)
     .execute(tx)
     .await?;
     Ok(())

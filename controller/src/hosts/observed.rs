@@ -15,7 +15,7 @@ use crate::{
     db::now_us,
     http::{error::ApiError, json::JsonBody},
     image,
-    network::ports,
+    network::{gateways, ports},
 };
 
 /// Longest stored reason of a failure in characters.
@@ -33,8 +33,10 @@ pub(super) async fn report(
         return Err(ApiError::BadRequest("This is the report of another host.".into()));
     }
     let mut tx = app.begin().await?;
+    let moved = gateways::heard(&mut tx, &speaker.key, observed.inventory.tunnel_ip).await?;
     let outcome = take(&mut tx, &speaker.key, &observed).await?;
     tx.commit().await?;
+    app.hub.wake_all(moved);
     app.hub.wake_all(outcome.touched);
     if let Err(error) = image::blobs::release(&app, &outcome.released).await {
         tracing::error!(%error, "the bytes of images stay until the next start");

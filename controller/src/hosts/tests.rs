@@ -124,10 +124,11 @@ async fn server(test: &TestApp, host: &FakeHost, project: &str, network: &str, d
     .await
     .unwrap();
     let key = id.to_string();
-    let plugged = PluggedServer { id: &key, project_id: project, zone: "nova" };
+    let plugged = PluggedServer { id: &key, project_id: project, zone: "nova", security_groups: &[] };
     let wish = NicWish::Network { id: network.into(), fixed_ip: None };
-    plug(&mut tx, &plugged, &[wish]).await.unwrap();
+    let others = plug(&mut tx, &plugged, &[wish]).await.unwrap();
     tx.commit().await.unwrap();
+    test.app.hub.wake_all(others);
     test.app.hub.wake(touched);
     id
 }

@@ -1,13 +1,27 @@
 //! The attributes of a request body, taken one by one: what is left at the end is not ours, and refused.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde_json::{Map, Value};
+use uuid::Uuid;
 
 use crate::http::error::ApiError;
 
 /// Longest name, as in Neutron (`NAME_MAX_LEN`); also used for descriptions.
 const MAX_NAME: usize = 255;
+
+/// Resources that one request can make.
+const MAX_BULK: usize = 1000;
+
+/// What a create request brings.
+#[derive(Debug)]
+pub(super) enum New {
+    /// One resource.
+    One(Attributes),
+    /// Several, all or none of which are made.
+    Several(Vec<Attributes>),
+}
 
 /// `{"network": {…}}` without its envelope.
 #[derive(Debug)]
@@ -22,14 +36,40 @@ impl Attributes {
         let Value::Object(mut envelope) = body else {
             return Err(ApiError::BadRequest("Resource body required".into()));
         };
-        if envelope.contains_key(&format!("{resource}s")) {
-            return Err(ApiError::BadRequest(format!(
-                "Bulk creation of {resource}s is not supported; create them one by one."
-            )));
-        }
         match envelope.remove(resource) {
             Some(Value::Object(map)) if envelope.is_empty() => Ok(Self(map)),
             _ => Err(ApiError::BadRequest(format!("Unable to find '{resource}' in request body"))),
+        }
+    }
+
+    /// Opens the envelope of one new resource or, under the collection's name, of several.
+    ///
+    /// # Errors
+    /// 400 if there is none, or more than [`MAX_BULK`].
+    pub(super) fn open_new(body: Value, resource: &str, collection: &str) -> Result<New, ApiError> {
+        let several = match &body {
+            Value::Object(envelope) => envelope.get(collection).cloned(),
+            _ => None,
+        };
+        let Some(Value::Array(list)) = several else { return Self::open(body, resource).map(New::One) };
+        if list.is_empty() || list.len() > MAX_BULK {
+            return Err(ApiError::BadRequest(format!("'{collection}' must have 1 to {MAX_BULK} members")));
+        }
+        let open = |value| match value {
+            Value::Object(map) => Ok(Self(map)),
+            _ => Err(ApiError::BadRequest(format!("a member of '{collection}' is not an object"))),
+        };
+        list.into_iter().map(open).collect::<Result<_, _>>().map(New::Several)
+    }
+
+    /// Attributes that are there, for resources within resources.
+    ///
+    /// # Errors
+    /// 400 if the value is no object.
+    pub(super) fn of(name: &str, value: Value) -> Result<Self, ApiError> {
+        match value {
+            Value::Object(map) => Ok(Self(map)),
+            other => Err(invalid(name, format!("'{other}' is not a dictionary"))),
         }
     }
 
@@ -46,6 +86,62 @@ impl Attributes {
             Some(Value::String(_)) => Err(invalid(name, format!("the text exceeds {MAX_NAME} characters"))),
             Some(other) => Err(invalid(name, format!("'{other}' is not a valid string"))),
         }
+    }
+
+    /// Takes a text that may be null: `Some(None)` if it is.
+    pub(super) fn nullable(&mut self, name: &str) -> Result<Option<Option<String>>, ApiError> {
+        if self.0.get(name).is_some_and(Value::is_null) {
+            self.0.remove(name);
+            return Ok(Some(None));
+        }
+        Ok(self.string(name)?.map(Some))
+    }
+
+    /// Takes an id that may be null: `Some(None)` if it is.
+    pub(super) fn nullable_id(&mut self, name: &str) -> Result<Option<Option<String>>, ApiError> {
+        match self.nullable(name)? {
+            Some(Some(text)) => Ok(Some(Some(id(name, &text)?))),
+            other => Ok(other),
+        }
+    }
+
+    /// Takes a text without which the resource can't be made.
+    pub(super) fn required(&mut self, name: &str) -> Result<String, ApiError> {
+        self.string(name)?.ok_or_else(|| {
+            ApiError::BadRequest(format!(
+                "Failed to parse request. Required attribute '{name}' not specified"
+            ))
+        })
+    }
+
+    /// Takes one of several words.
+    pub(super) fn word<'a>(&mut self, name: &str, words: &[&'a str]) -> Result<Option<&'a str>, ApiError> {
+        let Some(text) = self.string(name)? else { return Ok(None) };
+        let known = words.iter().find(|word| **word == text);
+        known.map(|word| Some(*word)).ok_or_else(|| invalid(name, format!("'{text}' is not in {words:?}")))
+    }
+
+    /// Takes a list of ids.
+    pub(super) fn ids(&mut self, name: &str) -> Result<Option<Vec<String>>, ApiError> {
+        if self.0.get(name).is_some_and(Value::is_null) {
+            self.0.remove(name);
+            return Ok(Some(Vec::new()));
+        }
+        let Some(list) = self.list(name)? else { return Ok(None) };
+        let mut ids: Vec<String> = Vec::with_capacity(list.len());
+        for value in list {
+            let parsed = id(name, value.as_str().unwrap_or_default())?;
+            if ids.contains(&parsed) {
+                return Err(invalid(name, format!("Duplicate items in the list: '{parsed}'")));
+            }
+            ids.push(parsed);
+        }
+        Ok(Some(ids))
+    }
+
+    /// Whether an attribute is there.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
     }
 
     /// Takes a truth value, in the forms that Neutron knows.
@@ -126,10 +222,29 @@ pub(super) fn parse_bool(text: &str) -> Option<bool> {
     }
 }
 
-/// An IPv4 address in a JSON text.
-pub(super) fn address(name: &str, value: &Value) -> Result<Ipv4Addr, ApiError> {
+/// An address in a JSON text.
+pub(super) fn address(name: &str, value: &Value) -> Result<IpAddr, ApiError> {
     let text = value.as_str().unwrap_or_default();
-    text.parse().map_err(|_| invalid(name, format!("'{value}' is not a valid IPv4 address")))
+    text.parse().map_err(|_| invalid(name, format!("'{value}' is not a valid IP address")))
+}
+
+/// A UUID.
+pub(super) fn id(name: &str, text: &str) -> Result<String, ApiError> {
+    let parsed = Uuid::parse_str(text).map_err(|_| invalid(name, format!("'{text}' is not a valid UUID")))?;
+    Ok(parsed.hyphenated().to_string())
+}
+
+/// A range of addresses as it was written; an address alone is the range of itself.
+pub(super) fn range(text: &str) -> Result<IpNet, ApiError> {
+    let parsed = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
+    parsed.ok_or_else(|| {
+        ApiError::BadRequest(format!("Invalid CIDR {text} given as IP prefix.")).named("InvalidCIDR")
+    })
+}
+
+/// Neutron's `InvalidInput`.
+pub(super) fn invalid_input(reason: impl std::fmt::Display) -> ApiError {
+    ApiError::BadRequest(format!("Invalid input for operation: {reason}.")).named("InvalidInput")
 }
 
 #[cfg(test)]

@@ -3,12 +3,12 @@
 //! An address is a row of `fixed_ips` whose primary key is (subnet, address): that two ports share one is impossible,
 //! whatever else goes wrong. The search for a free one starts where the last ended, so that a freed address rests for a
 //! round (neighbours' ARP caches), and asks the index for the first gap: it reads only as many rows as there are taken
-//! addresses in a run from there.
+//! addresses in a run from there. Addresses of both families are ordered by a 64-bit [`key`].
 
 use crate::db::Conn;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::attributes::invalid;
@@ -18,13 +18,13 @@ use crate::http::error::ApiError;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Pool {
     /// First.
-    pub(super) start: Ipv4Addr,
+    pub(super) start: IpAddr,
     /// Last.
-    pub(super) end: Ipv4Addr,
+    pub(super) end: IpAddr,
 }
 
 impl Pool {
-    fn contains(&self, ip: Ipv4Addr) -> bool {
+    fn contains(&self, ip: IpAddr) -> bool {
         (self.start..=self.end).contains(&ip)
     }
 }
@@ -35,35 +35,91 @@ pub(super) struct Range {
     /// Subnet.
     pub(super) subnet_id: String,
     /// All addresses.
-    pub(super) cidr: Ipv4Net,
+    pub(super) cidr: IpNet,
     /// Those for ports that don't ask for a certain one.
     pub(super) pools: Vec<Pool>,
-    /// Where the search starts.
-    pub(super) next: u32,
+    /// Addresses follow from the ports' MACs (SLAAC, stateless DHCPv6).
+    pub(super) automatic: bool,
 }
 
-/// First and last address that a device can have: without the network's own and the broadcast address.
-pub(super) fn device_range(cidr: Ipv4Net) -> (Ipv4Addr, Ipv4Addr) {
-    let (network, broadcast) = (u32::from(cidr.network()), u32::from(cidr.broadcast()));
-    (Ipv4Addr::from(network.saturating_add(1)), Ipv4Addr::from(broadcast.saturating_sub(1)))
+/// The address as the database orders it: an IPv4 address as it is; of an IPv6 address the last 64 bits (subnets have at
+/// least 64 bits of prefix), the first one flipped so that a signed number orders them.
+pub(super) fn key(ip: IpAddr) -> i64 {
+    match ip {
+        IpAddr::V4(ip) => i64::from(u32::from(ip)),
+        IpAddr::V6(ip) => {
+            let low = u128::from(ip) & u128::from(u64::MAX);
+            u64::try_from(low).unwrap_or(u64::MAX).cast_signed() ^ i64::MIN
+        }
+    }
+}
+
+/// The address of a subnet that a [`key`] stands for.
+pub(super) fn address_of(cidr: IpNet, key: i64) -> Result<IpAddr, ApiError> {
+    match cidr {
+        IpNet::V4(_) => u32::try_from(key).map(|ip| Ipv4Addr::from(ip).into()).map_err(ApiError::internal),
+        IpNet::V6(net) => {
+            let prefix = u128::from(net.network()) & !u128::from(u64::MAX);
+            Ok(Ipv6Addr::from(prefix | u128::from((key ^ i64::MIN).cast_unsigned())).into())
+        }
+    }
+}
+
+/// The key from which the search of a new subnet starts.
+pub(super) fn first_key(cidr: IpNet) -> i64 {
+    key(cidr.network())
+}
+
+/// First and last address that a device can have: without the network's own and the broadcast address. In IPv6 the first
+/// is every router's (RFC 4291 §2.6.1), and the last is left out so that a key has a successor.
+pub(super) fn device_range(cidr: IpNet) -> (IpAddr, IpAddr) {
+    match cidr {
+        IpNet::V4(cidr) => {
+            let (network, broadcast) = (u32::from(cidr.network()), u32::from(cidr.broadcast()));
+            (
+                Ipv4Addr::from(network.saturating_add(1)).into(),
+                Ipv4Addr::from(broadcast.saturating_sub(1)).into(),
+            )
+        }
+        IpNet::V6(cidr) => {
+            let (network, last) = (u128::from(cidr.network()), u128::from(cidr.broadcast()));
+            (Ipv6Addr::from(network.saturating_add(1)).into(), Ipv6Addr::from(last.saturating_sub(1)).into())
+        }
+    }
 }
 
 /// Whether a device can have this address.
-pub(super) fn is_device_address(cidr: Ipv4Net, ip: Ipv4Addr) -> bool {
+pub(super) fn is_device_address(cidr: IpNet, ip: IpAddr) -> bool {
     let (first, last) = device_range(cidr);
-    (first..=last).contains(&ip)
+    cidr.contains(&ip) && (first..=last).contains(&ip)
+}
+
+fn step(ip: IpAddr, by: i8) -> IpAddr {
+    match ip {
+        IpAddr::V4(ip) => Ipv4Addr::from(u32::from(ip).saturating_add_signed(by.into())).into(),
+        IpAddr::V6(ip) => Ipv6Addr::from(u128::from(ip).saturating_add_signed(by.into())).into(),
+    }
 }
 
 /// All addresses but the gateway's.
-pub(super) fn default_pools(cidr: Ipv4Net, gateway: Option<Ipv4Addr>) -> Vec<Pool> {
+pub(super) fn default_pools(cidr: IpNet, gateway: Option<IpAddr>) -> Vec<Pool> {
     let (start, end) = device_range(cidr);
-    let Some(gateway) = gateway.filter(|ip| (start..=end).contains(ip)) else {
+    let Some(gateway) = gateway.filter(|ip| cidr.contains(ip) && (start..=end).contains(ip)) else {
         return vec![Pool { start, end }];
     };
-    let gateway = u32::from(gateway);
-    let before = Pool { start, end: Ipv4Addr::from(gateway - 1) };
-    let after = Pool { start: Ipv4Addr::from(gateway + 1), end };
+    let before = Pool { start, end: step(gateway, -1) };
+    let after = Pool { start: step(gateway, 1), end };
     [before, after].into_iter().filter(|pool| pool.start <= pool.end).collect()
+}
+
+/// The address that a device makes of a prefix and its MAC (RFC 4291 appendix A).
+pub(super) fn eui64(cidr: IpNet, mac: &str) -> Option<IpAddr> {
+    let IpNet::V6(cidr) = cidr else { return None };
+    let bytes: Vec<u8> = mac.split(':').filter_map(|part| u8::from_str_radix(part, 16).ok()).collect();
+    let [a, b, c, d, e, f] = bytes[..] else { return None };
+    let interface = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    let prefix = u128::from(cidr.network()) & !u128::from(u64::MAX);
+    Some(Ipv6Addr::from(prefix | u128::from(interface)).into())
 }
 
 /// Sorts pools, and refuses those that are not within the subnet, overlap, or hold the gateway.
@@ -71,8 +127,8 @@ pub(super) fn default_pools(cidr: Ipv4Net, gateway: Option<Ipv4Addr>) -> Vec<Poo
 /// # Errors
 /// 400 (Neutron's `InvalidAllocationPool`, `OutOfBoundsAllocationPool`, `OverlappingAllocationPools`), 409 with the gateway.
 pub(super) fn check_pools(
-    cidr: Ipv4Net,
-    gateway: Option<Ipv4Addr>,
+    cidr: IpNet,
+    gateway: Option<IpAddr>,
     mut pools: Vec<Pool>,
 ) -> Result<Vec<Pool>, ApiError> {
     let named = |pool: &Pool| format!("{}-{}", pool.start, pool.end);
@@ -93,17 +149,20 @@ pub(super) fn check_pools(
     }
     for pair in pools.windows(2) {
         if pair[1].start <= pair[0].end {
-            let text =
-                format!("Found overlapping allocation pools: {} {}.", named(&pair[0]), named(&pair[1]));
+            let text = format!(
+                "Found overlapping allocation pools: {} {} for subnet {cidr}.",
+                named(&pair[0]),
+                named(&pair[1])
+            );
             return Err(ApiError::Conflict(text).named("OverlappingAllocationPools"));
         }
     }
     Ok(pools)
 }
 
-/// The pools as ranges in the order of the search: from `next` on, then the rest from the start.
-fn ring(pools: &[Pool], next: u32) -> Vec<(u32, u32)> {
-    let ranges = || pools.iter().map(|pool| (u32::from(pool.start), u32::from(pool.end)));
+/// The pools as ranges of keys in the order of the search: from `next` on, then the rest from the start.
+fn ring(pools: &[Pool], next: i64) -> Vec<(i64, i64)> {
+    let ranges = || pools.iter().map(|pool| (key(pool.start), key(pool.end)));
     let from_next = ranges().filter(|(_, end)| *end >= next).map(|(start, end)| (start.max(next), end));
     let before = ranges().filter(|(start, _)| *start < next).map(|(start, end)| (start, end.min(next - 1)));
     from_next.chain(before).collect()
@@ -116,7 +175,7 @@ fn ring(pools: &[Pool], next: u32) -> Vec<(u32, u32)> {
 pub(super) async fn take(
     tx: &mut Conn,
     range: &Range,
-    ip: Ipv4Addr,
+    ip: IpAddr,
     port_id: &str,
     position: i64,
 ) -> Result<(), ApiError> {
@@ -124,11 +183,11 @@ pub(super) async fn take(
         let text = format!("IP address {ip} is not a valid IP for the specified subnet.");
         return Err(ApiError::BadRequest(text).named("InvalidIpForSubnet"));
     }
-    if !is_free(tx, &range.subnet_id, u32::from(ip)).await? {
+    if !is_free(tx, &range.subnet_id, key(ip)).await? {
         let text = format!("IP address {ip} already allocated in subnet {}", range.subnet_id);
         return Err(ApiError::Conflict(text).named("IpAddressAlreadyAllocated"));
     }
-    insert(tx, &range.subnet_id, u32::from(ip), port_id, position).await
+    insert(tx, &range.subnet_id, ip, port_id, position).await
 }
 
 /// Gives a port the next free address of the subnet; `None` if there is none.
@@ -140,16 +199,22 @@ pub(super) async fn take_next(
     range: &Range,
     port_id: &str,
     position: i64,
-) -> Result<Option<Ipv4Addr>, ApiError> {
-    for (first, last) in ring(&range.pools, range.next) {
+) -> Result<Option<IpAddr>, ApiError> {
+    // The position in the database, not the one that was read with the subnet: this transaction may have moved it.
+    let next: i64 = sqlx::query_scalar("SELECT next_ip FROM subnets WHERE id = $1")
+        .bind(&range.subnet_id)
+        .fetch_one(&mut *tx)
+        .await?;
+    for (first, last) in ring(&range.pools, next) {
         let Some(free) = first_free(tx, &range.subnet_id, first, last).await? else { continue };
-        insert(tx, &range.subnet_id, free, port_id, position).await?;
+        let ip = address_of(range.cidr, free)?;
+        insert(tx, &range.subnet_id, ip, port_id, position).await?;
         sqlx::query("UPDATE subnets SET next_ip = $1 WHERE id = $2")
-            .bind(i64::from(free) + 1)
+            .bind(free.saturating_add(1))
             .bind(&range.subnet_id)
             .execute(tx)
             .await?;
-        return Ok(Some(Ipv4Addr::from(free)));
+        return Ok(Some(ip));
     }
     Ok(None)
 }
@@ -160,10 +225,10 @@ pub(super) fn exhausted(network_id: &str) -> ApiError {
         .named("IpAddressGenerationFailure")
 }
 
-/// An address out of a request, checked against nothing but its form.
-pub(super) fn parse_cidr(text: &str) -> Result<Ipv4Net, ApiError> {
-    let cidr: Ipv4Net =
-        text.parse().map_err(|_| invalid("cidr", format!("'{text}' is not a valid IPv4 subnet")))?;
+/// An address range out of a request, checked against nothing but its form.
+pub(super) fn parse_cidr(text: &str) -> Result<IpNet, ApiError> {
+    let cidr: IpNet =
+        text.parse().map_err(|_| invalid("cidr", format!("'{text}' is not a valid IP subnet")))?;
     match cidr.addr() == cidr.network() {
         true => Ok(cidr),
         false => {
@@ -172,7 +237,7 @@ pub(super) fn parse_cidr(text: &str) -> Result<Ipv4Net, ApiError> {
     }
 }
 
-async fn first_free(tx: &mut Conn, subnet_id: &str, first: u32, last: u32) -> Result<Option<u32>, ApiError> {
+async fn first_free(tx: &mut Conn, subnet_id: &str, first: i64, last: i64) -> Result<Option<i64>, ApiError> {
     if is_free(tx, subnet_id, first).await? {
         return Ok(Some(first));
     }
@@ -183,17 +248,17 @@ async fn first_free(tx: &mut Conn, subnet_id: &str, first: u32, last: u32) -> Re
          ORDER BY taken.ip LIMIT 1",
     )
     .bind(subnet_id)
-    .bind(i64::from(first))
-    .bind(i64::from(last))
+    .bind(first)
+    .bind(last)
     .fetch_optional(tx)
     .await?;
-    gap.map(u32::try_from).transpose().map_err(ApiError::internal)
+    Ok(gap)
 }
 
-async fn is_free(tx: &mut Conn, subnet_id: &str, ip: u32) -> Result<bool, ApiError> {
+async fn is_free(tx: &mut Conn, subnet_id: &str, key: i64) -> Result<bool, ApiError> {
     let taken: Option<i64> = sqlx::query_scalar("SELECT ip FROM fixed_ips WHERE subnet_id = $1 AND ip = $2")
         .bind(subnet_id)
-        .bind(i64::from(ip))
+        .bind(key)
         .fetch_optional(tx)
         .await?;
     Ok(taken.is_none())
@@ -202,17 +267,20 @@ async fn is_free(tx: &mut Conn, subnet_id: &str, ip: u32) -> Result<bool, ApiErr
 async fn insert(
     tx: &mut Conn,
     subnet_id: &str,
-    ip: u32,
+    ip: IpAddr,
     port_id: &str,
     position: i64,
 ) -> Result<(), ApiError> {
-    sqlx::query("INSERT INTO fixed_ips (subnet_id, ip, port_id, position) VALUES ($1, $2, $3, $4)")
-        .bind(subnet_id)
-        .bind(i64::from(ip))
-        .bind(port_id)
-        .bind(position)
-        .execute(tx)
-        .await?;
+    sqlx::query(
+        "INSERT INTO fixed_ips (subnet_id, ip, address, port_id, position) VALUES ($1, $2, $3, $4, $5)",
+    )
+    .bind(subnet_id)
+    .bind(key(ip))
+    .bind(ip.to_string())
+    .bind(port_id)
+    .bind(position)
+    .execute(tx)
+    .await?;
     Ok(())
 }
 
@@ -222,7 +290,7 @@ mod tests {
 
     use super::*;
 
-    fn net(text: &str) -> Ipv4Net {
+    fn net(text: &str) -> IpNet {
         text.parse().unwrap()
     }
 
@@ -264,26 +332,45 @@ mod tests {
         assert!(parse_cidr("10.0.0.0/24").is_ok());
         let error = parse_cidr("10.0.0.5/24").unwrap_err().to_string();
         assert!(error.contains("'10.0.0.0/24' is"), "{error}");
-        assert!(parse_cidr("fd00::/64").is_err());
+        assert!(parse_cidr("fd00::/64").is_ok() && parse_cidr("fd00::1/64").is_err());
+    }
+
+    #[test]
+    fn an_eui64_address_is_that_of_the_rfc() {
+        let address = eui64(net("2001:db8::/64"), "fa:16:3e:33:44:55").unwrap();
+        assert_eq!(address.to_string(), "2001:db8::f816:3eff:fe33:4455");
+        assert_eq!(eui64(net("10.0.0.0/8"), "fa:16:3e:33:44:55"), None);
     }
 
     proptest! {
+        /// Keys order as addresses do, and give them back.
+        #[test]
+        fn keys_keep_the_order_of_addresses(a: u64, b: u64) {
+            let cidr = net("2001:db8:0:7::/64");
+            let address = |low: u64| IpAddr::from(Ipv6Addr::from(0x2001_0db8_0000_0007_u128 << 64 | u128::from(low)));
+            prop_assert_eq!(key(address(a)).cmp(&key(address(b))), a.cmp(&b));
+            prop_assert_eq!(address_of(cidr, key(address(a))).unwrap(), address(a));
+        }
+
         /// From wherever the search starts, it covers every address of the pools exactly once.
         #[test]
         fn the_ring_covers_the_pools_exactly_once(
-            start in 10..40u32, length in 0..20u32, gap in 1..5u32, second in 0..20u32, next in 0..100u32,
+            start in 10..40u32, length in 0..20u32, gap in 1..5u32, second in 0..20u32, next in 0..100i64,
         ) {
-            let address = Ipv4Addr::from;
+            let address = |ip: u32| IpAddr::from(Ipv4Addr::from(ip));
             let pools = [
                 Pool { start: address(start), end: address(start + length) },
                 Pool { start: address(start + length + gap), end: address(start + length + gap + second) },
             ];
-            let covered: Vec<u32> = ring(&pools, next).into_iter().flat_map(|(first, last)| first..=last).collect();
+            let covered: Vec<i64> = ring(&pools, next).into_iter().flat_map(|(first, last)| first..=last).collect();
             let wrapped = covered.windows(2).filter(|pair| pair[1] < pair[0]).count();
             prop_assert!(wrapped <= 1);
             let mut sorted = covered.clone();
             sorted.sort_unstable();
-            let all: Vec<u32> = (start..=start + length).chain(start + length + gap..=start + length + gap + second).collect();
+            let all: Vec<i64> = (start..=start + length)
+                .chain(start + length + gap..=start + length + gap + second)
+                .map(i64::from)
+                .collect();
             prop_assert_eq!(sorted, all);
         }
     }

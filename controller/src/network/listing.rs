@@ -1,15 +1,17 @@
 //! Filters, fields, sorting and pages of list calls, on the documents themselves.
 //!
 //! As in Neutron: `?name=a&name=b` is either, different names all hold; `fields` picks attributes; `sort_key`/`sort_dir`
-//! come in pairs; `limit` with `marker` (the id before the page). A filter that isn't an attribute is 400 (extension
-//! `filter-validation`).
+//! come in pairs; `limit` with `marker` (the id before the page, or after it with `page_reverse`). A filter that isn't an
+//! attribute is 400 (extension `filter-validation`). `tags=a,b` asks for both tags, `tags-any` for one of them, `not-tags`
+//! and `not-tags-any` for the opposites.
 
 use std::cmp::Ordering;
 
 use serde_json::{Map, Value, json};
+use sqlx::QueryBuilder;
 
 use super::attributes::{invalid, parse_bool};
-use crate::http::error::ApiError;
+use crate::{db::Db, http::error::ApiError};
 
 /// One kind of resource.
 #[derive(Debug, Clone, Copy)]
@@ -28,9 +30,20 @@ pub(super) struct Query {
     sort: Vec<(String, bool)>,
     limit: Option<usize>,
     marker: Option<String>,
+    reverse: bool,
+    tags: Vec<(&'static str, Vec<String>)>,
 }
 
+/// The filters by tags.
+const TAG_FILTERS: [&str; 4] = ["tags", "tags-any", "not-tags", "not-tags-any"];
+
 impl Query {
+    /// Asks for one resource by id, with these fields.
+    pub(super) fn of_id(id: &str, fields: &Query) -> Self {
+        let filters = vec![("id".to_owned(), vec![id.to_owned()])];
+        Self { filters, fields: fields.fields.clone(), ..Self::default() }
+    }
+
     /// Parses the pairs of a query string.
     ///
     /// # Errors
@@ -49,7 +62,15 @@ impl Query {
                     query.limit = (limit > 0).then_some(limit);
                 }
                 "marker" => query.marker = Some(value),
-                "page_reverse" if parse_bool(&value) == Some(false) => {}
+                "page_reverse" => {
+                    query.reverse =
+                        parse_bool(&value).ok_or_else(|| invalid("page_reverse", "it is no truth value"))?;
+                }
+                // Tags match as a set, not one by one.
+                _ if TAG_FILTERS.contains(&key.as_str()) && collection.attributes.contains(&"tags") => {
+                    let name = TAG_FILTERS.into_iter().find(|name| *name == key).unwrap_or("tags");
+                    query.tags.push((name, value.split(',').map(str::to_owned).collect()));
+                }
                 _ => query.add_filter(key, value),
             }
         }
@@ -91,27 +112,48 @@ impl Query {
         url: &str,
     ) -> Result<Value, ApiError> {
         documents.retain(|document| self.filters.iter().all(|(key, values)| matches(&document[key], values)));
+        documents.retain(|document| self.tags.iter().all(|(how, tags)| tagged(&document["tags"], how, tags)));
         documents.sort_by(|a, b| self.order(a, b));
-        if let Some(marker) = &self.marker {
-            let at = documents.iter().position(|document| document["id"] == **marker);
-            let at = at.ok_or_else(|| invalid("marker", format!("'{marker}' could not be found")))?;
-            documents.drain(..=at);
-        }
         let mut answer = Map::new();
-        if let Some(limit) = self.limit {
-            let more = documents.len() > limit;
-            documents.truncate(limit);
-            if let (true, Some(last)) = (more, documents.last()) {
-                let next = format!("{url}?limit={limit}&marker={}", last["id"].as_str().unwrap_or_default());
-                let links = json!([{"rel": "next", "href": next + &self.rest()}]);
-                answer.insert(format!("{}_links", collection.name), links);
-            }
+        if let Some(links) = self.page(&mut documents, url)? {
+            answer.insert(format!("{}_links", collection.name), links);
         }
         for document in &mut documents {
             self.pick(document);
         }
         answer.insert(collection.name.into(), Value::Array(documents));
         Ok(Value::Object(answer))
+    }
+
+    /// Leaves the documents of the page, and gives the links to those around it if the asker asked for pages.
+    fn page(&self, documents: &mut Vec<Value>, url: &str) -> Result<Option<Value>, ApiError> {
+        let (mut before, mut after) = (false, false);
+        if let Some(marker) = &self.marker {
+            let at = documents.iter().position(|document| document["id"] == **marker);
+            let at = at.ok_or_else(|| invalid("marker", format!("'{marker}' could not be found")))?;
+            match self.reverse {
+                true => documents.truncate(at),
+                false => drop(documents.drain(..=at)),
+            }
+            (before, after) = (!self.reverse, self.reverse);
+        }
+        let Some(limit) = self.limit else { return Ok(None) };
+        let surplus = documents.len().saturating_sub(limit);
+        match self.reverse {
+            true => drop(documents.drain(..surplus)),
+            false => documents.truncate(limit),
+        }
+        (before, after) = (before || (self.reverse && surplus > 0), after || (!self.reverse && surplus > 0));
+        let link = |rel: &str, document: Option<&Value>| {
+            let marker = document?["id"].as_str()?;
+            let reverse = if rel == "previous" { "&page_reverse=True" } else { "" };
+            let href = format!("{url}?limit={limit}&marker={marker}{reverse}{}", self.rest());
+            Some(json!({"rel": rel, "href": href}))
+        };
+        let next = link("next", documents.last().filter(|_| after));
+        let links: Vec<Value> =
+            next.into_iter().chain(link("previous", documents.first().filter(|_| before))).collect();
+        Ok((!links.is_empty()).then(|| Value::Array(links)))
     }
 
     fn order(&self, a: &Value, b: &Value) -> Ordering {
@@ -146,6 +188,19 @@ impl Query {
         rest
     }
 
+    /// Adds to a statement what of the filters its columns can decide, each as `AND column IN (…)`.
+    pub(super) fn narrow(&self, statement: &mut QueryBuilder<Db>, columns: &[(&str, &'static str)]) {
+        for (filter, column) in columns {
+            let Some(values) = self.values(filter) else { continue };
+            statement.push(" AND ").push(column).push(" IN (");
+            let mut list = statement.separated(", ");
+            for value in values {
+                list.push_bind(value.clone());
+            }
+            statement.push(")");
+        }
+    }
+
     /// Leaves only the fields that were asked for.
     pub(super) fn pick(&self, document: &mut Value) {
         if let (false, Value::Object(map)) = (self.fields.is_empty(), document) {
@@ -162,6 +217,18 @@ fn descending(direction: &str) -> Result<bool, ApiError> {
     }
 }
 
+/// Whether a list of tags has what a filter asks for.
+fn tagged(value: &Value, how: &str, wanted: &[String]) -> bool {
+    let there =
+        |tag: &String| value.as_array().is_some_and(|tags| tags.iter().any(|one| one == tag.as_str()));
+    match how {
+        "tags" => wanted.iter().all(there),
+        "tags-any" => wanted.iter().any(there),
+        "not-tags" => !wanted.iter().all(there),
+        _ => !wanted.iter().any(there),
+    }
+}
+
 /// Whether an attribute has one of these values. A list has what one of its members has; `key=value` (as in
 /// `fixed_ips=ip_address=10.0.0.5`) asks for a member of an object.
 fn matches(value: &Value, wanted: &[String]) -> bool {
@@ -172,9 +239,12 @@ fn has(value: &Value, wanted: &str) -> bool {
     match value {
         Value::Bool(truth) => parse_bool(wanted) == Some(*truth),
         Value::Array(members) => members.iter().any(|member| has(member, wanted)),
-        Value::Object(map) => wanted
-            .split_once('=')
-            .is_some_and(|(key, wanted)| map.get(key).is_some_and(|member| has(member, wanted))),
+        Value::Object(map) => {
+            wanted.split_once('=').is_some_and(|(key, wanted)| match key.strip_suffix("_substr") {
+                Some(key) => map.get(key).is_some_and(|member| text(member).contains(wanted)),
+                None => map.get(key).is_some_and(|member| has(member, wanted)),
+            })
+        }
         other => text(other) == wanted,
     }
 }
@@ -251,6 +321,36 @@ mod tests {
         assert_eq!(next, "http://h/things?limit=1&marker=2&shared=False&fields=id");
         assert_eq!(ids(&[("limit", "1"), ("marker", "2"), ("shared", "False")]), "3");
         assert_eq!(ask(&[("limit", "1"), ("marker", "3")]).unwrap().get("things_links"), None);
+    }
+
+    #[test]
+    fn pages_go_backwards_too() {
+        assert_eq!(ids(&[("limit", "1"), ("marker", "3"), ("page_reverse", "True")]), "2");
+        let page = ask(&[("limit", "1"), ("marker", "3"), ("page_reverse", "True")]).unwrap();
+        let rels: Vec<&str> = page["things_links"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|link| link["rel"].as_str().unwrap())
+            .collect();
+        assert_eq!(rels, ["next", "previous"]);
+        assert_eq!(
+            page["things_links"][1]["href"].as_str().unwrap(),
+            "http://h/things?limit=1&marker=2&page_reverse=True"
+        );
+        assert_eq!(ids(&[("limit", "1"), ("marker", "2"), ("page_reverse", "True")]), "1");
+    }
+
+    #[test]
+    fn tags_are_asked_for_as_sets() {
+        let tags = json!(["a", "b"]);
+        let has = |how: &str, wanted: &[&str]| {
+            tagged(&tags, how, &wanted.iter().map(|tag| (*tag).to_owned()).collect::<Vec<_>>())
+        };
+        assert!(has("tags", &["a", "b"]) && !has("tags", &["a", "c"]));
+        assert!(has("tags-any", &["a", "c"]) && !has("tags-any", &["c"]));
+        assert!(has("not-tags", &["a", "c"]) && !has("not-tags", &["a", "b"]));
+        assert!(has("not-tags-any", &["c"]) && !has("not-tags-any", &["b", "c"]));
     }
 
     #[test]

@@ -24,26 +24,61 @@ pub(crate) enum Resource {
     Network,
     /// Subnets.
     Subnet,
-    /// Ports (those of servers, too; not the network's own service ports).
+    /// Ports (those of servers and routers' interfaces, too; not the cloud's own on external networks, nor services').
     Port,
+    /// Subnet pools.
+    SubnetPool,
+    /// Routers.
+    Router,
+    /// Floating IPs.
+    FloatingIp,
+    /// Security groups.
+    SecurityGroup,
+    /// Their rules.
+    SecurityGroupRule,
+    /// Address groups.
+    AddressGroup,
+    /// RBAC policies.
+    RbacPolicy,
 }
 
 impl Resource {
-    const ALL: [Resource; 3] = [Resource::Network, Resource::Subnet, Resource::Port];
+    const ALL: [Resource; 10] = [
+        Resource::Network,
+        Resource::Subnet,
+        Resource::Port,
+        Resource::SubnetPool,
+        Resource::Router,
+        Resource::FloatingIp,
+        Resource::SecurityGroup,
+        Resource::SecurityGroupRule,
+        Resource::AddressGroup,
+        Resource::RbacPolicy,
+    ];
 
     fn name(self) -> &'static str {
         match self {
             Resource::Network => "network",
             Resource::Subnet => "subnet",
             Resource::Port => "port",
+            Resource::SubnetPool => "subnetpool",
+            Resource::Router => "router",
+            Resource::FloatingIp => "floatingip",
+            Resource::SecurityGroup => "security_group",
+            Resource::SecurityGroupRule => "security_group_rule",
+            Resource::AddressGroup => "address_group",
+            Resource::RbacPolicy => "rbac_policy",
         }
     }
 
-    /// Neutron's defaults (`quota_network`, `quota_subnet`, `quota_port`).
+    /// Neutron's defaults (`quota_network`, …); that of address groups, which Neutron doesn't limit, is ours.
     fn default_limit(self) -> i64 {
         match self {
-            Resource::Network | Resource::Subnet => 100,
+            Resource::Network | Resource::Subnet | Resource::SecurityGroupRule => 100,
             Resource::Port => 500,
+            Resource::SubnetPool => -1,
+            Resource::FloatingIp | Resource::AddressGroup => 50,
+            Resource::Router | Resource::SecurityGroup | Resource::RbacPolicy => 10,
         }
     }
 
@@ -53,6 +88,16 @@ impl Resource {
             Resource::Subnet => "SELECT COUNT(*) FROM subnets WHERE project_id = $1",
             Resource::Port => {
                 "SELECT COUNT(*) FROM ports WHERE project_id = $1 AND device_owner != 'network:distributed'"
+            }
+            Resource::SubnetPool => "SELECT COUNT(*) FROM subnet_pools WHERE project_id = $1",
+            Resource::Router => "SELECT COUNT(*) FROM routers WHERE project_id = $1",
+            Resource::FloatingIp => "SELECT COUNT(*) FROM floating_ips WHERE project_id = $1",
+            Resource::SecurityGroup => "SELECT COUNT(*) FROM security_groups WHERE project_id = $1",
+            Resource::SecurityGroupRule => "SELECT COUNT(*) FROM security_group_rules WHERE project_id = $1",
+            Resource::AddressGroup => "SELECT COUNT(*) FROM address_groups WHERE project_id = $1",
+            // Those that follow from a network's `shared` and `router:external` are the cloud's.
+            Resource::RbacPolicy => {
+                "SELECT COUNT(*) FROM rbac_policies WHERE project_id = $1 AND target_project != '*'"
             }
         }
     }
@@ -100,11 +145,15 @@ fn may_see(ctx: &Ctx, project: &str) -> Result<(), ApiError> {
 pub(super) async fn list(State(app): State<App>, ctx: Ctx) -> Result<Json<Value>, ApiError> {
     ctx.require_admin()?;
     let mut db = app.db.acquire().await?;
-    let projects: Vec<String> = sqlx::query_scalar(
-        "SELECT DISTINCT project_id FROM quotas WHERE resource IN ('network', 'subnet', 'port') ORDER BY project_id",
-    )
-    .fetch_all(&mut *db)
-    .await?;
+    // The table is compute's, too.
+    let stored: Vec<(String, String)> =
+        sqlx::query_as("SELECT project_id, resource FROM quotas ORDER BY project_id")
+            .fetch_all(&mut *db)
+            .await?;
+    let ours = |resource: &str| Resource::ALL.iter().any(|known| known.name() == resource);
+    let mut projects: Vec<String> =
+        stored.into_iter().filter(|(_, resource)| ours(resource)).map(|(project, _)| project).collect();
+    projects.dedup();
     let mut quotas = Vec::new();
     for project in projects {
         let mut quota = document(&mut db, &project).await?["quota"].take();
@@ -124,6 +173,23 @@ pub(super) async fn show(
     may_see(&ctx, &project)?;
     let mut db = app.db.acquire().await?;
     document(&mut db, &project).await.map(Json)
+}
+
+/// `GET /v2.0/quotas/{project}/details`.
+pub(super) async fn details(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path(project): Id,
+) -> Result<Json<Value>, ApiError> {
+    may_see(&ctx, &project)?;
+    let mut db = app.db.acquire().await?;
+    let mut quota = Map::new();
+    for resource in Resource::ALL {
+        let used: i64 = sqlx::query_scalar(resource.count_sql()).bind(&project).fetch_one(&mut *db).await?;
+        let limit = limit(&mut db, &project, resource).await?;
+        quota.insert(resource.name().into(), json!({"limit": limit, "used": used, "reserved": 0}));
+    }
+    Ok(Json(json!({"quota": quota})))
 }
 
 /// `GET /v2.0/quotas/{project}/default`.
@@ -179,10 +245,13 @@ pub(super) async fn reset(
 ) -> Result<StatusCode, ApiError> {
     ctx.require_admin()?;
     let mut tx = app.begin().await?;
-    sqlx::query("DELETE FROM quotas WHERE project_id = $1 AND resource IN ('network', 'subnet', 'port')")
-        .bind(&project)
-        .execute(&mut *tx)
-        .await?;
+    for resource in Resource::ALL {
+        sqlx::query("DELETE FROM quotas WHERE project_id = $1 AND resource = $2")
+            .bind(&project)
+            .bind(resource.name())
+            .execute(&mut *tx)
+            .await?;
+    }
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
 }

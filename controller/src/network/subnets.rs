@@ -1,86 +1,64 @@
-//! Subnets (IPv4).
+//! Subnets of both versions of IP.
 
-use crate::db::Conn;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use axum::{
-    Json,
-    extract::{Path, Query as Params, State},
-};
-use http::StatusCode;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use mote_host_api::HostRoute;
 use serde_json::{Value, json};
-use sqlx::FromRow;
+use sqlx::{FromRow, QueryBuilder};
 use uuid::Uuid;
 
 use super::{
-    Id, Scope,
-    attributes::{Attributes, address, invalid},
-    base,
+    Scope,
+    attributes::{Attributes, address, invalid, invalid_input},
     ipam::{self, Pool, Range},
     listing::{Collection, Query},
-    networks::{self, NetworkRow},
-    not_found, ports, quotas,
+    networks::{self, MIN_MTU_IPV6, NetworkRow},
+    ports, quotas, reach,
+    resource::{Change, Resource},
+    subnet_pools,
 };
 use crate::{
-    app::App,
-    db::{now_us, rfc3339_s},
-    http::{context::Ctx, error::ApiError, json::JsonBody},
+    db::{Conn, now_us, rfc3339_s},
+    http::error::ApiError,
 };
 
 /// Prefixes that make sense: from a /8 to the smallest with a gateway and one more device.
-const PREFIXES: std::ops::RangeInclusive<u8> = 8..=30;
+const PREFIXES_V4: std::ops::RangeInclusive<u8> = 8..=30;
+/// IPAM orders IPv6 addresses by their last 64 bits.
+const PREFIXES_V6: std::ops::RangeInclusive<u8> = 64..=126;
 /// Neutron's limits (`max_dns_nameservers`, `max_subnet_host_routes`), and one for pools.
 const MAX_NAMESERVERS: usize = 5;
 const MAX_ROUTES: usize = 20;
 const MAX_POOLS: usize = 64;
+/// How addresses are made known.
+const MODES: [&str; 3] = ["slaac", "dhcpv6-stateful", "dhcpv6-stateless"];
 
-const SUBNETS: Collection = Collection {
-    name: "subnets",
-    attributes: &[
-        "allocation_pools",
-        "cidr",
-        "created_at",
-        "description",
-        "dns_nameservers",
-        "enable_dhcp",
-        "gateway_ip",
-        "host_routes",
-        "id",
-        "ip_version",
-        "ipv6_address_mode",
-        "ipv6_ra_mode",
-        "name",
-        "network_id",
-        "project_id",
-        "revision_number",
-        "service_types",
-        "shared",
-        "subnetpool_id",
-        "tags",
-        "tenant_id",
-        "updated_at",
-    ],
-};
+/// Subnets as resources.
+pub(super) struct Subnets;
 
 #[derive(Debug, Clone, FromRow)]
-struct SubnetRow {
-    id: String,
-    network_id: String,
-    project_id: String,
+pub(super) struct SubnetRow {
+    pub(super) id: String,
+    pub(super) network_id: String,
+    pub(super) project_id: String,
     name: String,
     description: String,
-    cidr: String,
-    gateway_ip: Option<String>,
+    pub(super) cidr: String,
+    pub(super) gateway_ip: Option<String>,
     enable_dhcp: bool,
     dns_nameservers: String,
     host_routes: String,
     allocation_pools: String,
-    next_ip: i64,
     revision: i64,
     created_us: i64,
     updated_us: i64,
+    ip_version: i64,
+    ipv6_address_mode: Option<String>,
+    ipv6_ra_mode: Option<String>,
+    subnetpool_id: Option<String>,
+    #[sqlx(default)]
+    shared: bool,
 }
 
 /// A subnet, checked.
@@ -88,17 +66,21 @@ struct SubnetRow {
 pub(crate) struct SubnetConfig {
     name: String,
     description: String,
-    cidr: Ipv4Net,
-    gateway_ip: Option<Ipv4Addr>,
+    cidr: IpNet,
+    gateway_ip: Option<IpAddr>,
     enable_dhcp: bool,
-    dns_nameservers: Vec<Ipv4Addr>,
+    dns_nameservers: Vec<IpAddr>,
     host_routes: Vec<HostRoute>,
     pools: Vec<Pool>,
+    address_mode: Option<String>,
+    ra_mode: Option<String>,
+    subnetpool_id: Option<String>,
 }
 
 impl SubnetConfig {
     /// A subnet with gateway `.1`, all other addresses in its pool, and DHCP.
-    pub(crate) fn plain(name: &str, cidr: Ipv4Net) -> Self {
+    pub(crate) fn plain(name: &str, cidr: impl Into<IpNet>) -> Self {
+        let cidr = cidr.into();
         let gateway_ip = Some(ipam::device_range(cidr).0);
         Self {
             name: name.into(),
@@ -109,20 +91,22 @@ impl SubnetConfig {
             dns_nameservers: Vec::new(),
             host_routes: Vec::new(),
             pools: ipam::default_pools(cidr, gateway_ip),
+            address_mode: None,
+            ra_mode: None,
+            subnetpool_id: None,
         }
     }
 
-    fn parse(body: &mut Attributes) -> Result<Self, ApiError> {
-        body.only(&constants())?;
-        let cidr = body.string("cidr")?.ok_or_else(|| {
-            ApiError::BadRequest("a subnet must have a cidr: subnet pools are not supported".into())
-        })?;
-        let mut config = Self::plain("", parse_subnet_cidr(&cidr)?);
+    fn parse(body: &mut Attributes, cidr: IpNet) -> Result<Self, ApiError> {
+        let mut config = Self::plain("", cidr);
         if let Some(gateway) = body.value("gateway_ip") {
             config.gateway_ip = parse_gateway(config.cidr, &gateway)?;
             config.pools = ipam::default_pools(config.cidr, config.gateway_ip);
         }
         config.merge(body)?;
+        config.address_mode = mode(body, "ipv6_address_mode")?;
+        config.ra_mode = mode(body, "ipv6_ra_mode")?;
+        config.check_modes()?;
         Ok(config)
     }
 
@@ -139,11 +123,24 @@ impl SubnetConfig {
         }
         if let Some(list) = body.list("dns_nameservers")? {
             limited("dns_nameservers", &list, MAX_NAMESERVERS)?;
-            let parsed: Result<_, _> = list.iter().map(|server| address("dns_nameservers", server)).collect();
+            let parsed: Result<Vec<IpAddr>, _> =
+                list.iter().map(|server| address("dns_nameservers", server)).collect();
             self.dns_nameservers = parsed?;
+            let other = self.dns_nameservers.iter().find(|ip| ip.is_ipv4() != self.is_ipv4());
+            if let Some(other) = other {
+                let reason =
+                    format!("'{other}' is not of the subnet's version of IP, by which it would be announced");
+                return Err(invalid("dns_nameservers", reason));
+            }
         }
         if let Some(list) = body.list("host_routes")? {
             limited("host_routes", &list, MAX_ROUTES)?;
+            if !list.is_empty() && !self.is_ipv4() {
+                return Err(invalid(
+                    "host_routes",
+                    "routes of IPv6 can't be announced; use a router's routes",
+                ));
+            }
             let parsed: Result<_, _> = list.into_iter().map(serde_json::from_value).collect();
             self.host_routes = parsed.map_err(|error| invalid("host_routes", error))?;
         }
@@ -155,6 +152,43 @@ impl SubnetConfig {
         }
         Ok(())
     }
+
+    fn is_ipv4(&self) -> bool {
+        matches!(self.cidr, IpNet::V4(_))
+    }
+
+    /// Neutron's rules for `ipv6_address_mode` and `ipv6_ra_mode`.
+    fn check_modes(&self) -> Result<(), ApiError> {
+        let modes = [&self.ra_mode, &self.address_mode];
+        if modes.iter().all(|mode| mode.is_none()) {
+            return Ok(());
+        }
+        if self.is_ipv4() {
+            return Err(invalid_input("ipv6_ra_mode and ipv6_address_mode are not valid for IPv4 subnets"));
+        }
+        if !self.enable_dhcp {
+            return Err(invalid_input(
+                "ipv6_ra_mode or ipv6_address_mode cannot be set when enable_dhcp is set to False",
+            ));
+        }
+        if let (Some(ra), Some(address)) = (&self.ra_mode, &self.address_mode)
+            && ra != address
+        {
+            return Err(invalid_input(format!(
+                "ipv6_ra_mode set to '{ra}' with ipv6_address_mode set to '{address}' is not valid. If both \
+                 attributes are set, they must be the same value"
+            )));
+        }
+        let by_prefix = modes.into_iter().flatten().any(|mode| mode != "dhcpv6-stateful");
+        match by_prefix && self.cidr.prefix_len() != 64 {
+            true => Err(invalid_input(format!(
+                "Invalid CIDR {} for IPv6 address mode. OpenStack uses the EUI-64 address format, which requires \
+                 the prefix to be /64",
+                self.cidr
+            ))),
+            false => Ok(()),
+        }
+    }
 }
 
 impl SubnetRow {
@@ -162,22 +196,34 @@ impl SubnetRow {
         Ok(SubnetConfig {
             name: self.name.clone(),
             description: self.description.clone(),
-            cidr: self.cidr.parse().map_err(ApiError::internal)?,
+            cidr: self.net()?,
             gateway_ip: self.gateway_ip.as_deref().map(str::parse).transpose().map_err(ApiError::internal)?,
             enable_dhcp: self.enable_dhcp,
             dns_nameservers: stored(&self.dns_nameservers)?,
             host_routes: stored(&self.host_routes)?,
             pools: stored(&self.allocation_pools)?,
+            address_mode: self.ipv6_address_mode.clone(),
+            ra_mode: self.ipv6_ra_mode.clone(),
+            subnetpool_id: self.subnetpool_id.clone(),
         })
     }
 
+    /// Its range.
+    pub(super) fn net(&self) -> Result<IpNet, ApiError> {
+        self.cidr.parse().map_err(ApiError::internal)
+    }
+
+    /// Whether ports' addresses follow from their MACs.
+    fn automatic(&self) -> bool {
+        matches!(self.ipv6_address_mode.as_deref(), Some("slaac" | "dhcpv6-stateless"))
+    }
+
     fn range(&self) -> Result<Range, ApiError> {
-        let config = self.config()?;
         Ok(Range {
             subnet_id: self.id.clone(),
-            cidr: config.cidr,
-            pools: config.pools,
-            next: u32::try_from(self.next_ip).unwrap_or(0),
+            cidr: self.net()?,
+            pools: stored(&self.allocation_pools)?,
+            automatic: self.automatic(),
         })
     }
 
@@ -186,11 +232,12 @@ impl SubnetRow {
         Ok(json!({
             "id": self.id, "network_id": self.network_id, "name": self.name, "description": self.description,
             "project_id": self.project_id, "tenant_id": self.project_id,
-            "ip_version": 4, "cidr": self.cidr, "gateway_ip": self.gateway_ip,
+            "ip_version": self.ip_version, "cidr": self.cidr, "gateway_ip": self.gateway_ip,
             "allocation_pools": config.pools, "enable_dhcp": self.enable_dhcp,
             "dns_nameservers": config.dns_nameservers, "host_routes": config.host_routes,
-            "ipv6_address_mode": null, "ipv6_ra_mode": null, "subnetpool_id": null,
-            "service_types": [], "tags": [], "revision_number": self.revision,
+            "ipv6_address_mode": self.ipv6_address_mode, "ipv6_ra_mode": self.ipv6_ra_mode,
+            "subnetpool_id": self.subnetpool_id, "service_types": [], "segment_id": null,
+            "shared": self.shared, "revision_number": self.revision,
             "created_at": rfc3339_s(self.created_us), "updated_at": rfc3339_s(self.updated_us),
         }))
     }
@@ -207,48 +254,63 @@ fn limited(name: &str, list: &[Value], most: usize) -> Result<(), ApiError> {
     }
 }
 
-/// Attributes of subnets that have one value here.
-fn constants() -> [(&'static str, Value); 7] {
-    [
-        ("ip_version", json!(4)),
-        ("ipv6_address_mode", json!("")),
-        ("ipv6_ra_mode", json!("")),
-        ("subnetpool_id", json!("")),
-        ("segment_id", json!("")),
-        ("service_types", json!([])),
-        ("tags", json!([])),
-    ]
+fn mode(body: &mut Attributes, name: &str) -> Result<Option<String>, ApiError> {
+    let Some(text) = body.nullable(name)?.flatten() else { return Ok(None) };
+    match MODES.contains(&text.as_str()) {
+        true => Ok(Some(text)),
+        false => Err(invalid(name, format!("'{text}' is not in {MODES:?}"))),
+    }
 }
 
-fn parse_subnet_cidr(text: &str) -> Result<Ipv4Net, ApiError> {
-    let cidr = ipam::parse_cidr(text)?;
-    if !PREFIXES.contains(&cidr.prefix_len()) {
+/// Attributes of subnets that have one value here.
+fn constants() -> [(&'static str, Value); 3] {
+    [("segment_id", json!("")), ("service_types", json!([])), ("dns_publish_fixed_ip", json!(false))]
+}
+
+/// A range that a subnet can have.
+pub(super) fn check_cidr(cidr: IpNet) -> Result<IpNet, ApiError> {
+    let prefixes = match cidr {
+        IpNet::V4(_) => PREFIXES_V4,
+        IpNet::V6(_) => PREFIXES_V6,
+    };
+    if !prefixes.contains(&cidr.prefix_len()) {
         let reason = format!(
-            "the prefix of '{text}' is not in range /{} through /{}",
-            PREFIXES.start(),
-            PREFIXES.end()
+            "the prefix of '{cidr}' is not in range /{} through /{}",
+            prefixes.start(),
+            prefixes.end()
         );
         return Err(invalid("cidr", reason));
     }
-    let first = cidr.network();
-    let metadata: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
-    if first.is_loopback()
-        || first.is_multicast()
-        || first.octets()[0] == 0
-        || first.octets()[0] >= 240
-        || metadata.contains(&first)
-    {
-        return Err(invalid("cidr", format!("'{text}' is not a range for tenants")));
+    let reserved = match cidr {
+        IpNet::V4(net) => {
+            let first = net.network();
+            let link_local = Ipv4Net::new_assert([169, 254, 0, 0].into(), 16);
+            first.is_loopback()
+                || first.is_multicast()
+                || first.octets()[0] == 0
+                || first.octets()[0] >= 240
+                || link_local.contains(&first)
+        }
+        IpNet::V6(net) => {
+            let link_local = Ipv6Net::new_assert(std::net::Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
+            let first = net.network();
+            // ::/8 is unassigned but for loopback and addresses that embed IPv4 ones (RFC 4291 §2.4).
+            first.octets()[0] == 0 || first.is_multicast() || link_local.contains(&first)
+        }
+    };
+    match reserved {
+        true => Err(invalid("cidr", format!("'{cidr}' is not a range for tenants"))),
+        false => Ok(cidr),
     }
-    Ok(cidr)
 }
 
-fn parse_gateway(cidr: Ipv4Net, value: &Value) -> Result<Option<Ipv4Addr>, ApiError> {
+fn parse_gateway(cidr: IpNet, value: &Value) -> Result<Option<IpAddr>, ApiError> {
     if value.is_null() {
         return Ok(None);
     }
     let gateway = address("gateway_ip", value)?;
-    match ipam::is_device_address(cidr, gateway) {
+    let link_local = matches!((cidr, gateway), (IpNet::V6(_), IpAddr::V6(ip)) if ip.is_unicast_link_local());
+    match link_local || ipam::is_device_address(cidr, gateway) {
         true => Ok(Some(gateway)),
         false => Err(invalid("gateway_ip", format!("'{gateway}' is not an address of {cidr}"))),
     }
@@ -256,9 +318,27 @@ fn parse_gateway(cidr: Ipv4Net, value: &Value) -> Result<Option<Ipv4Addr>, ApiEr
 
 /// The subnets of a network, oldest first, as IPAM sees them.
 pub(super) async fn ranges(tx: &mut Conn, network_id: &str) -> Result<Vec<Range>, ApiError> {
-    let sql = "SELECT * FROM subnets WHERE network_id = $1 ORDER BY created_us, id";
-    let rows: Vec<SubnetRow> = sqlx::query_as(sql).bind(network_id).fetch_all(tx).await?;
+    let rows = of_network(tx, network_id).await?;
     rows.iter().map(SubnetRow::range).collect()
+}
+
+/// The subnets of a network, oldest first.
+pub(super) async fn of_network(tx: &mut Conn, network_id: &str) -> Result<Vec<SubnetRow>, ApiError> {
+    let sql = "SELECT * FROM subnets WHERE network_id = $1 ORDER BY created_us, id";
+    Ok(sqlx::query_as(sql).bind(network_id).fetch_all(tx).await?)
+}
+
+/// 400 if the network has a subnet of IPv6, whose links need a larger MTU than the one that is asked for.
+pub(super) async fn refuse_ipv6(tx: &mut Conn, network_id: &str) -> Result<(), ApiError> {
+    let there: bool =
+        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM subnets WHERE network_id = $1 AND ip_version = 6)")
+            .bind(network_id)
+            .fetch_one(tx)
+            .await?;
+    match there {
+        true => Err(invalid("mtu", format!("a network with an IPv6 subnet needs at least {MIN_MTU_IPV6}"))),
+        false => Ok(()),
+    }
 }
 
 /// Adds a subnet and its service address, within the owner's quota.
@@ -271,18 +351,24 @@ pub(crate) async fn insert(
     quotas::check(tx, project_id, quotas::Resource::Subnet).await?;
     for other in ranges(tx, &network.id).await? {
         if other.cidr.contains(&config.cidr) || config.cidr.contains(&other.cidr) {
-            let text = format!(
-                "Invalid input for operation: Requested subnet with cidr: {} for network: {} overlaps with another subnet.",
+            return Err(invalid_input(format!(
+                "Requested subnet with cidr: {} for network: {} overlaps with another subnet",
                 config.cidr, network.id
-            );
-            return Err(ApiError::BadRequest(text).named("InvalidInput"));
+            )));
         }
+    }
+    if !config.is_ipv4() && network.mtu < MIN_MTU_IPV6 {
+        return Err(invalid_input(format!(
+            "the network's MTU is {}, and IPv6 needs at least {MIN_MTU_IPV6}",
+            network.mtu
+        )));
     }
     let id = Uuid::new_v4().to_string();
     sqlx::query(
         "INSERT INTO subnets (id, network_id, project_id, name, description, cidr, gateway_ip, enable_dhcp,
-             dns_nameservers, host_routes, allocation_pools, next_ip, created_us, updated_us)
-         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, 0, $12, $12)",
+             dns_nameservers, host_routes, allocation_pools, next_ip, ip_version, ipv6_address_mode, ipv6_ra_mode,
+             subnetpool_id, created_us, updated_us)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $17)",
     )
     .bind(&id)
     .bind(&network.id)
@@ -295,151 +381,229 @@ pub(crate) async fn insert(
     .bind(json!(config.dns_nameservers).to_string())
     .bind(json!(config.host_routes).to_string())
     .bind(json!(config.pools).to_string())
+    .bind(ipam::first_key(config.cidr))
+    .bind(if config.is_ipv4() { 4_i64 } else { 6 })
+    .bind(&config.address_mode)
+    .bind(&config.ra_mode)
+    .bind(&config.subnetpool_id)
     .bind(now_us())
     .execute(&mut *tx)
     .await?;
-    ports::add_service_address(tx, network, &id).await?;
+    match config.is_ipv4() {
+        true => ports::add_service_address(tx, network, &id).await?,
+        false => ports::add_automatic_addresses(tx, &network.id, &id).await?,
+    }
     Ok(id)
 }
 
-async fn find(db: &mut Conn, id: &str) -> Result<SubnetRow, ApiError> {
+/// One subnet, whoever asks.
+pub(super) async fn find(db: &mut Conn, id: &str) -> Result<SubnetRow, ApiError> {
     let row = sqlx::query_as("SELECT * FROM subnets WHERE id = $1").bind(id).fetch_optional(db).await?;
-    row.ok_or_else(|| not_found("Subnet", id))
+    row.ok_or_else(|| Subnets::missing(id))
 }
 
 /// The subnet with its network, if the asker may see it.
-async fn visible(db: &mut Conn, id: &str, scope: &Scope) -> Result<(SubnetRow, NetworkRow), ApiError> {
+pub(super) async fn visible(
+    db: &mut Conn,
+    id: &str,
+    scope: &Scope,
+) -> Result<(SubnetRow, NetworkRow), ApiError> {
     let row = find(db, id).await?;
     let network = networks::visible(db, &row.network_id, scope).await;
-    network.map(|network| (row, network)).map_err(|_| not_found("Subnet", id))
+    network.map(|network| (row, network)).map_err(|_| Subnets::missing(id))
 }
 
 async fn owned(db: &mut Conn, id: &str, scope: &Scope) -> Result<SubnetRow, ApiError> {
-    let (row, _) = visible(db, id, scope).await?;
-    match scope.owns(&row.project_id) {
+    let (row, network) = visible(db, id, scope).await?;
+    match scope.owns(&row.project_id) || scope.owns(&network.project_id) {
         true => Ok(row),
         false => Err(ApiError::Forbidden("Only the owner of a subnet and admins can change it.".into())),
     }
 }
 
-/// `GET /v2.0/subnets`.
-pub(super) async fn list(
-    State(app): State<App>,
-    ctx: Ctx,
-    Params(pairs): Params<Vec<(String, String)>>,
-) -> Result<Json<Value>, ApiError> {
-    let scope = Scope::reading(&ctx)?;
-    let query = Query::parse(pairs, SUBNETS)?;
-    let rows: Vec<SubnetRow> = sqlx::query_as(
-        "SELECT subnets.* FROM subnets JOIN networks ON networks.id = subnets.network_id
-         WHERE $1 OR networks.shared OR networks.project_id = $2 ORDER BY subnets.created_us, subnets.id",
-    )
-    .bind(scope.admin)
-    .bind(&scope.project)
-    .fetch_all(&app.db)
-    .await?;
-    let documents: Result<_, _> = rows.iter().map(SubnetRow::document).collect();
-    query.answer(documents?, SUBNETS, &format!("{}/subnets", base(&app))).map(Json)
-}
-
-/// `POST /v2.0/subnets`.
-pub(super) async fn create(
-    State(app): State<App>,
-    ctx: Ctx,
-    JsonBody(body): JsonBody<Value>,
-) -> Result<(StatusCode, Json<Value>), ApiError> {
-    let scope = Scope::writing(&ctx)?;
-    let mut body = Attributes::open(body, "subnet")?;
-    let owner = scope.owner(&mut body)?;
-    let network_id = body.string("network_id")?;
-    let network_id = network_id.ok_or_else(|| {
-        ApiError::BadRequest("Failed to parse request. Required attribute 'network_id' not specified".into())
-    })?;
-    let config = SubnetConfig::parse(&mut body)?;
-    body.finish()?;
-    let mut tx = app.begin().await?;
-    let network = networks::visible(&mut tx, &network_id, &scope).await?;
-    if !scope.owns(&network.project_id) {
-        return Err(ApiError::Forbidden("Only the owner of a network can add subnets to it.".into()));
+/// Where a new subnet's range comes from: the request, or a pool.
+async fn cidr(change: &mut Change, body: &mut Attributes) -> Result<(IpNet, Option<String>), ApiError> {
+    let version = body.integer("ip_version")?;
+    if version.is_some_and(|version| version != 4 && version != 6) {
+        return Err(invalid("ip_version", format!("'{}' is not in [4, 6]", version.unwrap_or_default())));
     }
-    let id = insert(&mut tx, &network, &owner, &config).await?;
-    let touched = networks::touch(&mut tx, &network.id).await?;
-    let document = find(&mut tx, &id).await?.document()?;
-    tx.commit().await?;
-    app.hub.wake_all(touched);
-    Ok((StatusCode::CREATED, Json(json!({"subnet": document}))))
-}
-
-/// `GET /v2.0/subnets/{id}`.
-pub(super) async fn show(
-    State(app): State<App>,
-    ctx: Ctx,
-    Path(id): Id,
-    Params(pairs): Params<Vec<(String, String)>>,
-) -> Result<Json<Value>, ApiError> {
-    let scope = Scope::reading(&ctx)?;
-    let query = Query::parse(pairs, SUBNETS)?;
-    let mut db = app.db.acquire().await?;
-    let mut document = visible(&mut db, &id, &scope).await?.0.document()?;
-    query.pick(&mut document);
-    Ok(Json(json!({"subnet": document})))
-}
-
-/// `PUT /v2.0/subnets/{id}`.
-pub(super) async fn update(
-    State(app): State<App>,
-    ctx: Ctx,
-    Path(id): Id,
-    JsonBody(body): JsonBody<Value>,
-) -> Result<Json<Value>, ApiError> {
-    let scope = Scope::writing(&ctx)?;
-    let mut body = Attributes::open(body, "subnet")?;
-    let mut tx = app.begin().await?;
-    let row = owned(&mut tx, &id, &scope).await?;
-    let mut config = row.config()?;
-    if let Some(gateway) = body.value("gateway_ip") {
-        config.gateway_ip = parse_gateway(config.cidr, &gateway)?;
+    let asked = body.string("cidr")?.map(|text| ipam::parse_cidr(&text)).transpose()?;
+    let prefixlen = body.integer("prefixlen")?;
+    let mut pool = body.nullable_id("subnetpool_id")?.flatten();
+    if body.boolean("use_default_subnetpool")? == Some(true) {
+        if pool.is_some() {
+            return Err(invalid_input("subnetpool_id and use_default_subnetpool cannot both be specified"));
+        }
+        pool = Some(subnet_pools::default_pool(&mut change.tx, version.unwrap_or(4)).await?);
     }
-    config.merge(&mut body)?;
-    body.finish()?;
-    let pools = ipam::check_pools(config.cidr, config.gateway_ip, config.pools)?;
-    sqlx::query(
-        "UPDATE subnets SET name = $2, description = $3, gateway_ip = $4, enable_dhcp = $5, dns_nameservers = $6,
-             host_routes = $7, allocation_pools = $8, revision = revision + 1, updated_us = $9 WHERE id = $1",
-    )
-    .bind(&id)
-    .bind(&config.name)
-    .bind(&config.description)
-    .bind(config.gateway_ip.map(|ip| ip.to_string()))
-    .bind(config.enable_dhcp)
-    .bind(json!(config.dns_nameservers).to_string())
-    .bind(json!(config.host_routes).to_string())
-    .bind(json!(pools).to_string())
-    .bind(now_us())
-    .execute(&mut *tx)
-    .await?;
-    let touched = networks::touch(&mut tx, &row.network_id).await?;
-    let document = find(&mut tx, &id).await?.document()?;
-    tx.commit().await?;
-    app.hub.wake_all(touched);
-    Ok(Json(json!({"subnet": document})))
+    let cidr = match (asked, &pool) {
+        (asked, Some(pool)) => {
+            let wish = subnet_pools::Wish { cidr: asked, prefixlen };
+            subnet_pools::allocate(&mut change.tx, &change.scope, pool, &wish).await?
+        }
+        (Some(_), None) if prefixlen.is_some() => {
+            return Err(invalid_input("cidr and prefixlen must not be supplied together"));
+        }
+        (Some(cidr), None) => cidr,
+        (None, None) => {
+            return Err(ApiError::BadRequest(
+                "Bad subnets request: a subnetpool must be specified in the absence of a cidr.".into(),
+            )
+            .named("BadRequest"));
+        }
+    };
+    let of = if matches!(cidr, IpNet::V4(_)) { 4 } else { 6 };
+    if version.is_some_and(|version| version != of) {
+        return Err(invalid_input(format!(
+            "cidr '{cidr}' does not match the ip_version '{}'",
+            version.unwrap_or_default()
+        )));
+    }
+    Ok((check_cidr(cidr)?, pool))
 }
 
-/// `DELETE /v2.0/subnets/{id}`.
-pub(super) async fn delete(State(app): State<App>, ctx: Ctx, Path(id): Id) -> Result<StatusCode, ApiError> {
-    let scope = Scope::writing(&ctx)?;
-    let mut tx = app.begin().await?;
-    let row = owned(&mut tx, &id, &scope).await?;
-    if ports::subnet_in_use(&mut tx, &id).await? {
-        let text = format!(
-            "Unable to complete operation on subnet {id}: One or more ports have an IP allocation from this subnet."
+/// 409 while a router has the gateway's address.
+async fn refuse_moving_gateway(tx: &mut Conn, row: &SubnetRow) -> Result<(), ApiError> {
+    let Some(gateway) = &row.gateway_ip else { return Ok(()) };
+    let port: Option<String> = sqlx::query_scalar(
+        "SELECT ports.id FROM fixed_ips JOIN ports ON ports.id = fixed_ips.port_id
+         WHERE fixed_ips.subnet_id = $1 AND fixed_ips.address = $2 AND ports.router_id IS NOT NULL",
+    )
+    .bind(&row.id)
+    .bind(gateway)
+    .fetch_optional(tx)
+    .await?;
+    match port {
+        Some(port) => Err(ApiError::Conflict(format!(
+            "Current gateway ip {gateway} already in use by port {port}. Unable to update."
+        ))
+        .named("GatewayIpInUse")),
+        None => Ok(()),
+    }
+}
+
+impl Resource for Subnets {
+    const NAME: &'static str = "subnet";
+    const PATH: &'static str = "subnets";
+    const COLLECTION: Collection = Collection {
+        name: "subnets",
+        attributes: &[
+            "allocation_pools",
+            "cidr",
+            "created_at",
+            "description",
+            "dns_nameservers",
+            "enable_dhcp",
+            "gateway_ip",
+            "host_routes",
+            "id",
+            "ip_version",
+            "ipv6_address_mode",
+            "ipv6_ra_mode",
+            "name",
+            "network_id",
+            "project_id",
+            "revision_number",
+            "segment_id",
+            "service_types",
+            "shared",
+            "subnetpool_id",
+            "tags",
+            "tenant_id",
+            "updated_at",
+        ],
+    };
+
+    fn missing(id: &str) -> ApiError {
+        ApiError::NotFound(format!("Subnet {id} could not be found.")).named("SubnetNotFound")
+    }
+
+    async fn read(db: &mut Conn, scope: &Scope, query: &Query) -> Result<Vec<Value>, ApiError> {
+        let mut statement = QueryBuilder::new(
+            "SELECT subnets.*, networks.shared FROM subnets JOIN networks ON networks.id = subnets.network_id
+             WHERE ",
         );
-        return Err(ApiError::Conflict(text).named("SubnetInUse"));
+        networks::push_visible(&mut statement, scope);
+        query.narrow(&mut statement, &[("id", "subnets.id"), ("network_id", "subnets.network_id")]);
+        statement.push(" ORDER BY subnets.created_us, subnets.id");
+        let rows: Vec<SubnetRow> = statement.build_query_as().fetch_all(db).await?;
+        rows.iter().map(SubnetRow::document).collect()
     }
-    ports::remove_service_address(&mut tx, &row.network_id, &id).await?;
-    sqlx::query("DELETE FROM subnets WHERE id = $1").bind(&id).execute(&mut *tx).await?;
-    let touched = networks::touch(&mut tx, &row.network_id).await?;
-    tx.commit().await?;
-    app.hub.wake_all(touched);
-    Ok(StatusCode::NO_CONTENT)
+
+    async fn create(change: &mut Change, mut body: Attributes) -> Result<String, ApiError> {
+        let owner = change.scope.owner(&mut body)?;
+        let network_id = body.required("network_id")?;
+        body.only(&constants())?;
+        let network = networks::visible(&mut change.tx, &network_id, &change.scope).await?;
+        if !change.scope.owns(&network.project_id) {
+            return Err(ApiError::Forbidden("Only the owner of a network can add subnets to it.".into()));
+        }
+        let (cidr, pool) = cidr(change, &mut body).await?;
+        let mut config = SubnetConfig::parse(&mut body, cidr)?;
+        config.subnetpool_id = pool;
+        body.finish()?;
+        let id = insert(&mut change.tx, &network, &owner, &config).await?;
+        let hosts = reach::of_network(&mut change.tx, &network.id).await?;
+        change.concern(hosts);
+        Ok(id)
+    }
+
+    async fn update(change: &mut Change, id: &str, mut body: Attributes) -> Result<(), ApiError> {
+        let row = owned(&mut change.tx, id, &change.scope).await?;
+        let mut config = row.config()?;
+        if let Some(gateway) = body.value("gateway_ip") {
+            let gateway = parse_gateway(config.cidr, &gateway)?;
+            if gateway != config.gateway_ip {
+                refuse_moving_gateway(&mut change.tx, &row).await?;
+            }
+            config.gateway_ip = gateway;
+        }
+        config.merge(&mut body)?;
+        config.check_modes()?;
+        body.only(&constants())?;
+        for (name, value) in
+            [("ipv6_address_mode", &row.ipv6_address_mode), ("ipv6_ra_mode", &row.ipv6_ra_mode)]
+        {
+            body.only(&[(name, json!(value))])?;
+        }
+        body.only(&[("cidr", json!(row.cidr)), ("ip_version", json!(row.ip_version))])?;
+        body.finish()?;
+        let pools = ipam::check_pools(config.cidr, config.gateway_ip, config.pools)?;
+        sqlx::query(
+            "UPDATE subnets SET name = $2, description = $3, gateway_ip = $4, enable_dhcp = $5, dns_nameservers = $6,
+                 host_routes = $7, allocation_pools = $8, revision = revision + 1, updated_us = $9 WHERE id = $1",
+        )
+        .bind(id)
+        .bind(&config.name)
+        .bind(&config.description)
+        .bind(config.gateway_ip.map(|ip| ip.to_string()))
+        .bind(config.enable_dhcp)
+        .bind(json!(config.dns_nameservers).to_string())
+        .bind(json!(config.host_routes).to_string())
+        .bind(json!(pools).to_string())
+        .bind(now_us())
+        .execute(&mut *change.tx)
+        .await?;
+        let hosts = reach::of_network(&mut change.tx, &row.network_id).await?;
+        change.concern(hosts);
+        Ok(())
+    }
+
+    async fn delete(change: &mut Change, id: &str) -> Result<(), ApiError> {
+        let row = owned(&mut change.tx, id, &change.scope).await?;
+        if row.automatic() {
+            ports::remove_automatic_addresses(&mut change.tx, id).await?;
+        }
+        if ports::subnet_in_use(&mut change.tx, id).await? {
+            let text = format!(
+                "Unable to complete operation on subnet {id}: One or more ports have an IP allocation from this subnet."
+            );
+            return Err(ApiError::Conflict(text).named("SubnetInUse"));
+        }
+        ports::remove_service_address(&mut change.tx, &row.network_id, id).await?;
+        sqlx::query("DELETE FROM subnets WHERE id = $1").bind(id).execute(&mut *change.tx).await?;
+        let hosts = reach::of_network(&mut change.tx, &row.network_id).await?;
+        change.concern(hosts);
+        Ok(())
+    }
 }

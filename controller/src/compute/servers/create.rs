@@ -57,6 +57,7 @@ struct Plan<'a> {
     nics: Vec<NicWish>,
     request: scheduler::Request,
     forbidden_traits: BTreeSet<String>,
+    security_groups: Vec<String>,
 }
 
 /// The handler.
@@ -93,10 +94,19 @@ pub(super) async fn create(
     let links = view::links(&app, &id);
     let location = links[0]["href"].as_str().unwrap_or_default().to_owned();
     let server = json!({
-        "id": id, "links": links, "OS-DCF:diskConfig": "MANUAL", "security_groups": [],
+        "id": id, "links": links, "OS-DCF:diskConfig": "MANUAL",
+        "security_groups": group_names(&wanted.security_groups),
         "adminPass": hex::encode(random::<8>()?),
     });
     Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(json!({"server": server}))))
+}
+
+/// The groups as the answer repeats them.
+fn group_names(asked: &[String]) -> Value {
+    match asked {
+        [] => json!([{"name": "default"}]),
+        names => names.iter().map(|name| json!({ "name": name })).collect(),
+    }
 }
 
 fn random<const N: usize>() -> Result<[u8; N], ApiError> {
@@ -151,6 +161,7 @@ async fn prepare<'a>(tx: &mut Conn, ctx: &'a Ctx, wanted: &'a Wanted) -> Result<
         nics: nic_wishes(tx, project, &wanted.nics).await?,
         request,
         forbidden_traits,
+        security_groups: nics::group_ids(tx, ctx, &wanted.security_groups).await?,
     })
 }
 
@@ -319,7 +330,7 @@ async fn insert(
     plan: &Plan<'_>,
     one: &One,
     chosen: Result<&HostView, String>,
-) -> Result<Option<Touched>, ApiError> {
+) -> Result<Vec<Touched>, ApiError> {
     let (host, fault) = match chosen {
         Ok(host) => (Some((host.id.to_string(), host.zone.as_str())), None),
         Err(text) => (None, Some(text)),
@@ -375,10 +386,13 @@ async fn insert(
     .execute(&mut *tx)
     .await?;
     if let Some((_, zone)) = host {
-        let server = PluggedServer { id: &one.id, project_id: plan.project, zone };
-        nics::plug(tx, &server, &plan.nics).await?;
+        let security_groups = &plan.security_groups;
+        let server = PluggedServer { id: &one.id, project_id: plan.project, zone, security_groups };
+        let mut others = nics::plug(tx, &server, &plan.nics).await?;
+        others.extend(touched);
+        return Ok(others);
     }
-    Ok(touched)
+    Ok(touched.into_iter().collect())
 }
 
 /// A host name made of a display name: one label of letters, digits and hyphens.

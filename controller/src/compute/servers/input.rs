@@ -1,6 +1,6 @@
 //! The body of `POST /servers`: what it may say, checked before anything is read or written. Pure.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Map, Value};
@@ -12,6 +12,8 @@ use crate::{http::error::ApiError, network::ports::server::NicWish};
 const MAX_SERVERS: u64 = 100;
 /// Most NICs of one server.
 const MAX_NICS: usize = 8;
+/// Most security groups of one request.
+const MAX_GROUPS: usize = 50;
 /// Nova's limit for names and for keys and values of metadata, in characters.
 const MAX_NAME: usize = 255;
 /// Nova's limit for `user_data`, in characters of base64.
@@ -57,6 +59,8 @@ pub(super) struct Wanted {
     pub(super) place: Place,
     pub(super) min_count: u64,
     pub(super) max_count: u64,
+    /// Names or ids of the groups of its new ports; empty: the default group.
+    pub(super) security_groups: Vec<String>,
 }
 
 /// What happens when a server's VMM dies, as its metadata says; the word is that of
@@ -204,9 +208,8 @@ pub(super) fn parse(body: Value) -> Result<Wanted, ApiError> {
         place: place(fields.string("availability_zone")?)?,
         min_count,
         max_count,
+        security_groups: security_groups(&mut fields)?,
     };
-    let default_groups = serde_json::json!([{"name": "default"}]);
-    fields.only("security_groups", &[default_groups, Value::Array(Vec::new())])?;
     fields.only("config_drive", &[false.into(), "".into(), "false".into(), "False".into()])?;
     fields.only("OS-DCF:diskConfig", &["MANUAL".into()])?;
     fields.only("personality", &[Value::Array(Vec::new())])?;
@@ -286,9 +289,9 @@ fn nic(value: Value) -> Result<NicWish, ApiError> {
     let mut fields = Fields(fields);
     let (network, port) = (fields.uuid("uuid")?, fields.uuid("port")?);
     let fixed_ip = match fields.string("fixed_ip")? {
-        Some(text) => match text.parse::<Ipv4Addr>() {
+        Some(text) => match text.parse::<IpAddr>() {
             Ok(ip) => Some(ip),
-            Err(_) => return Err(invalid("fixed_ip", &text.into(), "is not an IPv4 address")),
+            Err(_) => return Err(invalid("fixed_ip", &text.into(), "is not an IP address")),
         },
         None => None,
     };
@@ -301,6 +304,19 @@ fn nic(value: Value) -> Result<NicWish, ApiError> {
         (Some(id), None) => Ok(NicWish::Network { id, fixed_ip }),
         (None, None) => Err(invalid("networks", &value, "has neither uuid nor port")),
     }
+}
+
+/// `[{"name": …}]`, where a name may be an id.
+fn security_groups(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
+    let list = fields.list("security_groups")?;
+    if list.len() > MAX_GROUPS {
+        return Err(ApiError::BadRequest(format!("security_groups: more than {MAX_GROUPS} groups.")));
+    }
+    let name = |value: Value| match value.get("name").and_then(Value::as_str) {
+        Some(name) if value.as_object().is_some_and(|fields| fields.len() == 1) => Ok(name.to_owned()),
+        _ => Err(invalid("security_groups", &value, "is not {\"name\": …}")),
+    };
+    list.into_iter().map(name).collect()
 }
 
 fn user_data(fields: &mut Fields) -> Result<Option<String>, ApiError> {
@@ -413,7 +429,7 @@ mod tests {
             (json!({"networks": "some"}), "networks"),
             (json!({"networks": [{"uuid": "x"}]}), "uuid"),
             (json!({"networks": [{}]}), "networks"),
-            (json!({"networks": [{"uuid": ID, "fixed_ip": "::1"}]}), "fixed_ip"),
+            (json!({"networks": [{"uuid": ID, "fixed_ip": "::x"}]}), "fixed_ip"),
             (json!({"user_data": "not base64!"}), "user_data"),
             (json!({"metadata": {"a": 1}}), "a"),
             (json!({"metadata": {RESTART_POLICY: "sometimes"}}), RESTART_POLICY),
@@ -421,7 +437,7 @@ mod tests {
             (json!({"min_count": 0}), "min_count"),
             (json!({"min_count": 3, "max_count": 2}), "min_count"),
             (json!({"config_drive": true}), "config_drive"),
-            (json!({"security_groups": [{"name": "web"}]}), "security_groups"),
+            (json!({"security_groups": ["web"]}), "security_groups"),
             (json!({"availability_zone": "a:b:c"}), "availability_zone"),
             (json!({"block_device_mapping_v2": [{"source_type": "volume"}]}), "block_device_mapping_v2"),
             (json!({"no_such_field": 1}), "no_such_field"),

@@ -100,6 +100,7 @@ async fn delete(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Res
         blobs::release(&app, &released).await?;
         return Ok(StatusCode::NO_CONTENT);
     };
+    let others = server::touch_others(&mut tx, &row.id).await?;
     let (touched, generation) = hosts::touch(&mut tx, host).await?;
     sqlx::query(
         "UPDATE servers SET deleting = TRUE, task_state = $2, changed_generation = $3, updated_us = $4 WHERE id = $1",
@@ -113,5 +114,6 @@ async fn delete(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Res
     row::record_action(&mut tx, &ctx, &row.id, "delete").await?;
     tx.commit().await?;
     app.hub.wake(touched);
+    app.hub.wake_all(others);
     Ok(StatusCode::NO_CONTENT)
 }

@@ -104,7 +104,8 @@ async fn volumes(State(app): State<App>, ctx: Ctx, Path(id): Id) -> Result<Json<
 
 async fn security_groups(State(app): State<App>, ctx: Ctx, Path(id): Id) -> Result<Json<Value>, ApiError> {
     find(&app, &ctx, &id).await?;
-    Ok(Json(json!({"security_groups": []})))
+    let groups = server::groups(&mut *app.db.acquire().await?, &id).await?;
+    Ok(Json(json!({ "security_groups": groups })))
 }
 
 #[derive(Debug, FromRow)]

@@ -40,7 +40,7 @@ pub(super) fn addresses<'a>(addresses: impl IntoIterator<Item = &'a ServerAddres
     for address in addresses {
         let Some(ip) = address.ip() else { continue };
         let entry = json!({
-            "version": 4, "addr": ip.to_string(), "OS-EXT-IPS:type": "fixed",
+            "version": if ip.is_ipv4() { 4 } else { 6 }, "addr": ip.to_string(), "OS-EXT-IPS:type": "fixed",
             "OS-EXT-IPS-MAC:mac_addr": address.mac_address,
         });
         let list = networks.entry(address.network_name.clone()).or_insert_with(|| json!([]));

@@ -1,266 +1,79 @@
-//! Ports: handlers and documents. What happens to rows is in [`store`], what servers do with ports in [`server`].
+//! Ports as resources. What a request says is in [`input`], what happens to rows in [`store`], addresses in [`addresses`],
+//! what servers do with ports in [`server`].
 
-use crate::db::Conn;
-use axum::{
-    Json,
-    extract::{Path, Query as Params, State},
-};
-use http::StatusCode;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::{
-    Id, Scope,
-    attributes::{Attributes, address, invalid},
-    base,
+    Scope,
+    attributes::Attributes,
+    floating_ips,
     listing::{Collection, Query},
-    networks, not_found, quotas,
+    networks, quotas, reach,
+    resource::{Change, Resource},
 };
-use crate::{
-    app::App,
-    hosts,
-    http::{context::Ctx, error::ApiError, json::JsonBody},
-};
+use crate::{db::Conn, http::error::ApiError};
 
+mod addresses;
+mod input;
 pub(crate) mod server;
 mod store;
 
-use store::{FixedIpWish, FixedIps, NewPort, Port};
-pub(super) use store::{add_service_address, in_use, of_others, remove_service_address, subnet_in_use};
+pub(super) use addresses::{
+    FixedIpWish, FixedIps, add_automatic_addresses, add_service_address, give_address,
+    remove_automatic_addresses, remove_service_address, take_address,
+};
+pub(super) use input::wishes;
+pub(super) use store::{
+    Groups, NewPort, Port, find, in_use, insert, leads_outside, of_others, of_project, remove, subnet_in_use,
+};
 
 /// The device owner of a network's own service port.
 pub(crate) const SERVICE_OWNER: &str = "network:distributed";
-/// Neutron's `max_fixed_ips_per_port`.
-const MAX_FIXED_IPS: usize = 5;
+/// That of a router's interface.
+pub(crate) const INTERFACE_OWNER: &str = "network:router_interface";
+/// That of a router's port on an external network.
+pub(crate) const GATEWAY_OWNER: &str = "network:router_gateway";
+/// That of a floating IP's port on an external network.
+pub(crate) const FLOATING_OWNER: &str = "network:floatingip";
+/// What all of the cloud's own ports begin with.
+const OWN: &str = "network:";
 
-const PORTS: Collection = Collection {
-    name: "ports",
-    attributes: &[
-        "admin_state_up",
-        "binding:host_id",
-        "binding:profile",
-        "binding:vif_details",
-        "binding:vif_type",
-        "binding:vnic_type",
-        "created_at",
-        "description",
-        "device_id",
-        "device_owner",
-        "fixed_ips",
-        "id",
-        "mac_address",
-        "name",
-        "network_id",
-        "project_id",
-        "revision_number",
-        "security_groups",
-        "status",
-        "tags",
-        "tenant_id",
-        "updated_at",
-    ],
-};
+/// Ports as resources.
+pub(super) struct Ports;
 
-/// Attributes of ports that have one value here.
-fn constants() -> [(&'static str, Value); 9] {
-    [
-        ("admin_state_up", json!(true)),
-        ("port_security_enabled", json!(false)),
-        ("security_groups", json!([])),
-        ("allowed_address_pairs", json!([])),
-        ("extra_dhcp_opts", json!([])),
-        ("binding:vnic_type", json!("normal")),
-        ("binding:profile", json!({})),
-        ("binding:host_id", json!("")),
-        ("tags", json!([])),
-    ]
-}
-
-fn fixed_ips(body: &mut Attributes) -> Result<Option<FixedIps>, ApiError> {
-    let Some(list) = body.list("fixed_ips")? else { return Ok(None) };
-    if list.len() > MAX_FIXED_IPS {
-        return Err(invalid(
-            "fixed_ips",
-            format!("Exceeded maximum amount of fixed ips per port: {MAX_FIXED_IPS}"),
-        ));
+/// Neutron's policy: only the owner of a network chooses addresses and MACs in it, and goes without its filters.
+fn may_choose(scope: &Scope, owner: &str, wanted: &input::Wanted) -> Result<(), ApiError> {
+    if scope.owns(owner) {
+        return Ok(());
     }
-    let parse = |entry: Value| {
-        let Value::Object(mut entry) = entry else {
-            return Err(invalid("fixed_ips", format!("'{entry}' is not a dictionary")));
-        };
-        let subnet_id = entry.remove("subnet_id").filter(|id| !id.is_null());
-        let ip = entry.remove("ip_address").filter(|ip| !ip.is_null());
-        if let Some(unknown) = entry.keys().next() {
-            return Err(invalid("fixed_ips", format!("unexpected key '{unknown}'")));
-        }
-        let subnet_id = match subnet_id {
-            None => None,
-            Some(Value::String(id)) => Some(id),
-            Some(other) => return Err(invalid("fixed_ips", format!("'{other}' is not a valid subnet id"))),
-        };
-        let ip = ip.map(|ip| address("fixed_ips", &ip)).transpose()?;
-        match subnet_id.is_none() && ip.is_none() {
-            true => Err(invalid("fixed_ips", "an entry needs subnet_id or ip_address")),
-            false => Ok(FixedIpWish { subnet_id, ip }),
-        }
-    };
-    list.into_iter().map(parse).collect::<Result<_, _>>().map(|wishes| Some(FixedIps::These(wishes)))
-}
-
-/// `device_owner` that users may write: not those by which Mote knows its own ports.
-fn device_owner(body: &mut Attributes) -> Result<Option<String>, ApiError> {
-    let owner = body.string("device_owner")?;
-    match owner.as_deref().is_some_and(|owner| owner.starts_with("network:")) {
-        true => {
-            Err(ApiError::Forbidden("Device owners that begin with 'network:' are the cloud's own.".into()))
-        }
-        false => Ok(owner),
-    }
-}
-
-/// Neutron's policy: only the owner of a network chooses addresses and MACs in it.
-fn may_choose(scope: &Scope, owner: &str, fixed: Option<&FixedIps>, mac: bool) -> Result<(), ApiError> {
     let address =
-        matches!(fixed, Some(FixedIps::These(wishes)) if wishes.iter().any(|wish| wish.ip.is_some()));
-    match (address || mac) && !scope.owns(owner) {
-        true => Err(ApiError::Forbidden("Only the owner of a network can choose addresses in it.".into())),
+        matches!(&wanted.fixed_ips, Some(FixedIps::These(wishes)) if wishes.iter().any(|w| w.ip.is_some()));
+    if address || wanted.mac_address.is_some() {
+        return Err(ApiError::Forbidden("Only the owner of a network can choose addresses in it.".into()));
+    }
+    let unsafe_pairs = wanted.allowed_address_pairs.as_ref().is_some_and(|pairs| !pairs.is_empty());
+    match unsafe_pairs || wanted.port_security_enabled.is_some() {
+        true => Err(ApiError::Forbidden(
+            "Only the owner of a network can change port security and allowed address pairs in it.".into(),
+        )),
         false => Ok(()),
     }
 }
 
 /// The port, if the asker may see it: its own, or on a network of its own.
-async fn visible(db: &mut Conn, id: &str, scope: &Scope) -> Result<Port, ApiError> {
+pub(super) async fn visible(db: &mut Conn, id: &str, scope: &Scope) -> Result<Port, ApiError> {
     let port = store::find(db, id).await?;
     port.filter(|port| scope.owns(&port.row.project_id) || scope.owns(&port.row.network_project_id))
-        .ok_or_else(|| not_found("Port", id))
+        .ok_or_else(|| Ports::missing(id))
 }
 
-fn parse_mac(body: &mut Attributes) -> Result<Option<String>, ApiError> {
-    let Some(text) = body.string("mac_address")? else { return Ok(None) };
-    store::canonical_mac(&text)
-        .map(Some)
-        .ok_or_else(|| invalid("mac_address", format!("'{text}' is not a valid MAC address of one device")))
+/// Neutron's 404.
+pub(super) fn missing(id: &str) -> ApiError {
+    Ports::missing(id)
 }
 
-/// `GET /v2.0/ports`.
-pub(super) async fn list(
-    State(app): State<App>,
-    ctx: Ctx,
-    Params(pairs): Params<Vec<(String, String)>>,
-) -> Result<Json<Value>, ApiError> {
-    let scope = Scope::reading(&ctx)?;
-    let query = Query::parse(pairs, PORTS)?;
-    let mut db = app.db.acquire().await?;
-    let ports = store::list(&mut db, &scope, &query).await?;
-    let documents = ports.iter().map(|port| port.document(scope.admin)).collect();
-    query.answer(documents, PORTS, &format!("{}/ports", base(&app))).map(Json)
-}
-
-/// `POST /v2.0/ports`.
-pub(super) async fn create(
-    State(app): State<App>,
-    ctx: Ctx,
-    JsonBody(body): JsonBody<Value>,
-) -> Result<(StatusCode, Json<Value>), ApiError> {
-    let scope = Scope::writing(&ctx)?;
-    let mut body = Attributes::open(body, "port")?;
-    body.only(&constants())?;
-    let network_id = body.string("network_id")?.ok_or_else(|| {
-        ApiError::BadRequest("Failed to parse request. Required attribute 'network_id' not specified".into())
-    })?;
-    let new = NewPort {
-        project_id: scope.owner(&mut body)?,
-        name: body.string("name")?.unwrap_or_default(),
-        description: body.string("description")?.unwrap_or_default(),
-        mac_address: parse_mac(&mut body)?,
-        device_id: body.string("device_id")?.unwrap_or_default(),
-        device_owner: device_owner(&mut body)?.unwrap_or_default(),
-        fixed_ips: fixed_ips(&mut body)?.unwrap_or(FixedIps::Any),
-        plugged: None,
-    };
-    body.finish()?;
-    let mut tx = app.begin().await?;
-    let network = networks::visible(&mut tx, &network_id, &scope).await?;
-    may_choose(&scope, &network.project_id, Some(&new.fixed_ips), new.mac_address.is_some())?;
-    quotas::check(&mut tx, &new.project_id, quotas::Resource::Port).await?;
-    let id = store::insert(&mut tx, &network.id, &new).await?;
-    let document = visible(&mut tx, &id, &scope).await?.document(scope.admin);
-    tx.commit().await?;
-    Ok((StatusCode::CREATED, Json(json!({"port": document}))))
-}
-
-/// `GET /v2.0/ports/{id}`.
-pub(super) async fn show(
-    State(app): State<App>,
-    ctx: Ctx,
-    Path(id): Id,
-    Params(pairs): Params<Vec<(String, String)>>,
-) -> Result<Json<Value>, ApiError> {
-    let scope = Scope::reading(&ctx)?;
-    let query = Query::parse(pairs, PORTS)?;
-    let mut db = app.db.acquire().await?;
-    let mut document = visible(&mut db, &id, &scope).await?.document(scope.admin);
-    query.pick(&mut document);
-    Ok(Json(json!({"port": document})))
-}
-
-/// `PUT /v2.0/ports/{id}`.
-pub(super) async fn update(
-    State(app): State<App>,
-    ctx: Ctx,
-    Path(id): Id,
-    JsonBody(body): JsonBody<Value>,
-) -> Result<Json<Value>, ApiError> {
-    let scope = Scope::writing(&ctx)?;
-    let mut body = Attributes::open(body, "port")?;
-    body.only(&constants())?;
-    let (name, description) = (body.string("name")?, body.string("description")?);
-    let (device_id, owner) = (body.string("device_id")?, device_owner(&mut body)?);
-    let fixed = fixed_ips(&mut body)?;
-    let mut tx = app.begin().await?;
-    let port = visible(&mut tx, &id, &scope).await?;
-    body.only(&[("mac_address", json!(port.row.mac_address))])?;
-    body.finish()?;
-    if port.row.device_owner == SERVICE_OWNER {
-        return Err(service_port(&id));
-    }
-    may_choose(&scope, &port.row.network_project_id, fixed.as_ref(), false)?;
-    let plugged = port.row.server_id.is_some();
-    let moves = device_id.as_ref().is_some_and(|device| *device != port.row.device_id)
-        || owner.as_ref().is_some_and(|owner| *owner != port.row.device_owner);
-    if plugged && moves {
-        return Err(in_use_by(&port));
-    }
-    store::rename(&mut tx, &id, [name, description, device_id, owner]).await?;
-    let mut touched = None;
-    if let Some(fixed) = fixed {
-        store::replace_addresses(&mut tx, &port, fixed).await?;
-        if let Some(host) = &port.row.host_id {
-            touched = Some(hosts::touch(&mut tx, host).await?.0);
-        }
-    }
-    let document = visible(&mut tx, &id, &scope).await?.document(scope.admin);
-    tx.commit().await?;
-    app.hub.wake_all(touched);
-    Ok(Json(json!({"port": document})))
-}
-
-/// `DELETE /v2.0/ports/{id}`.
-pub(super) async fn delete(State(app): State<App>, ctx: Ctx, Path(id): Id) -> Result<StatusCode, ApiError> {
-    let scope = Scope::writing(&ctx)?;
-    let mut tx = app.begin().await?;
-    let port = visible(&mut tx, &id, &scope).await?;
-    if port.row.device_owner == SERVICE_OWNER {
-        return Err(service_port(&id));
-    }
-    if port.row.server_id.is_some() {
-        return Err(in_use_by(&port));
-    }
-    sqlx::query("DELETE FROM ports WHERE id = $1").bind(&id).execute(&mut *tx).await?;
-    tx.commit().await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-fn in_use_by(port: &Port) -> ApiError {
+/// Neutron's 409 for a port that something uses.
+pub(super) fn in_use_by(port: &Port) -> ApiError {
     let text = format!(
         "Unable to complete operation on port {} for network {}. Port already has an attached device {}.",
         port.row.id, port.row.network_id, port.row.device_id
@@ -268,8 +81,157 @@ fn in_use_by(port: &Port) -> ApiError {
     ApiError::Conflict(text).named("PortInUse")
 }
 
-fn service_port(id: &str) -> ApiError {
-    let text =
-        format!("Port {id} cannot be changed directly via the port API: has device owner {SERVICE_OWNER}.");
-    ApiError::Conflict(text).named("ServicePortInUse")
+/// The cloud's own ports are changed through what they belong to.
+fn refuse_own(port: &Port, verb: &str) -> Result<(), ApiError> {
+    match port.row.device_owner.starts_with(OWN) {
+        true => {
+            let text = format!(
+                "Port {} cannot be {verb} directly via the port API: has device owner {}.",
+                port.row.id, port.row.device_owner
+            );
+            Err(ApiError::Conflict(text).named("ServicePortInUse"))
+        }
+        false => Ok(()),
+    }
+}
+
+async fn check_policy(db: &mut Conn, scope: &Scope, policy: Option<&Option<String>>) -> Result<(), ApiError> {
+    match policy {
+        Some(Some(id)) => super::qos::visible(db, id, scope).await.map(drop),
+        _ => Ok(()),
+    }
+}
+
+impl Resource for Ports {
+    const NAME: &'static str = "port";
+    const PATH: &'static str = "ports";
+    const COLLECTION: Collection = Collection {
+        name: "ports",
+        attributes: &[
+            "admin_state_up",
+            "allowed_address_pairs",
+            "binding:host_id",
+            "binding:profile",
+            "binding:vif_details",
+            "binding:vif_type",
+            "binding:vnic_type",
+            "created_at",
+            "description",
+            "device_id",
+            "device_owner",
+            "extra_dhcp_opts",
+            "fixed_ips",
+            "id",
+            "mac_address",
+            "name",
+            "network_id",
+            "port_security_enabled",
+            "project_id",
+            "qos_network_policy_id",
+            "qos_policy_id",
+            "revision_number",
+            "security_groups",
+            "status",
+            "tags",
+            "tenant_id",
+            "updated_at",
+        ],
+    };
+
+    fn missing(id: &str) -> ApiError {
+        ApiError::NotFound(format!("Port {id} could not be found.")).named("PortNotFound")
+    }
+
+    async fn read(db: &mut Conn, scope: &Scope, query: &Query) -> Result<Vec<Value>, ApiError> {
+        let ports = store::list(db, scope, query).await?;
+        Ok(ports.iter().map(|port| port.document(scope.admin)).collect())
+    }
+
+    async fn create(change: &mut Change, mut body: Attributes) -> Result<String, ApiError> {
+        let project_id = change.scope.owner(&mut body)?;
+        let network_id = body.required("network_id")?;
+        let wanted = input::Wanted::parse(&mut body)?;
+        body.finish()?;
+        let network = networks::visible(&mut change.tx, &network_id, &change.scope).await?;
+        may_choose(&change.scope, &network.project_id, &wanted)?;
+        check_policy(&mut change.tx, &change.scope, wanted.qos_policy_id.as_ref()).await?;
+        quotas::check(&mut change.tx, &project_id, quotas::Resource::Port).await?;
+        if let Some(groups) = &wanted.security_groups {
+            store::check_groups(&mut change.tx, &change.scope, groups).await?;
+        }
+        let new = NewPort {
+            project_id,
+            name: wanted.name.unwrap_or_default(),
+            description: wanted.description.unwrap_or_default(),
+            mac_address: wanted.mac_address,
+            device_id: wanted.device_id.unwrap_or_default(),
+            device_owner: wanted.device_owner.unwrap_or_default(),
+            fixed_ips: wanted.fixed_ips.unwrap_or(FixedIps::Any),
+            admin_state_up: wanted.admin_state_up.unwrap_or(true),
+            port_security: wanted.port_security_enabled,
+            groups: wanted.security_groups.map_or(Groups::Default, Groups::These),
+            pairs: wanted.allowed_address_pairs.unwrap_or_default(),
+            qos_policy_id: wanted.qos_policy_id.flatten(),
+            router_id: None,
+            plugged: None,
+        };
+        // A port that is not on a host yet matters to none but by its groups.
+        let id = store::insert(&mut change.tx, &network.id, &new).await?;
+        let hosts = reach::of_port_groups(&mut change.tx, &id).await?;
+        change.concern(hosts);
+        Ok(id)
+    }
+
+    async fn update(change: &mut Change, id: &str, mut body: Attributes) -> Result<(), ApiError> {
+        let port = visible(&mut change.tx, id, &change.scope).await?;
+        if !change.scope.owns(&port.row.project_id) {
+            return Err(ApiError::Forbidden("Only the owner of a port and admins can change it.".into()));
+        }
+        let mut wanted = input::Wanted::parse(&mut body)?;
+        body.finish()?;
+        if wanted.mac_address.as_ref() == Some(&port.row.mac_address) {
+            wanted.mac_address = None;
+        }
+        if wanted.port_security_enabled == Some(port.row.port_security_enabled) {
+            wanted.port_security_enabled = None;
+        }
+        if !wanted.is_cosmetic() {
+            refuse_own(&port, "changed")?;
+        }
+        may_choose(&change.scope, &port.row.network_project_id, &wanted)?;
+        check_policy(&mut change.tx, &change.scope, wanted.qos_policy_id.as_ref()).await?;
+        let moves = wanted.device_id.as_ref().is_some_and(|device| *device != port.row.device_id)
+            || wanted.device_owner.as_ref().is_some_and(|owner| *owner != port.row.device_owner)
+            || wanted.mac_address.is_some();
+        if port.row.server_id.is_some() && moves {
+            return Err(in_use_by(&port));
+        }
+        let hosts = reach::of_port(&mut change.tx, &port.row.network_id, id).await?;
+        change.concern(hosts);
+        store::update(&mut change.tx, &change.scope, &port, &wanted).await?;
+        if let Some(fixed) = wanted.fixed_ips {
+            floating_ips::refuse_moving(&mut change.tx, &port, &fixed).await?;
+            addresses::replace(&mut change.tx, &port, fixed).await?;
+        }
+        if let Some(mac) = &wanted.mac_address {
+            addresses::follow_mac(&mut change.tx, &port, mac).await?;
+        }
+        let hosts = reach::of_port_groups(&mut change.tx, id).await?;
+        change.concern(hosts);
+        change.concern(port.row.host_id);
+        Ok(())
+    }
+
+    async fn delete(change: &mut Change, id: &str) -> Result<(), ApiError> {
+        let port = visible(&mut change.tx, id, &change.scope).await?;
+        refuse_own(&port, "deleted")?;
+        if port.row.server_id.is_some() {
+            return Err(in_use_by(&port));
+        }
+        let hosts = reach::of_port_groups(&mut change.tx, id).await?;
+        change.concern(hosts);
+        let hosts = floating_ips::let_go(&mut change.tx, id).await?;
+        change.concern(hosts);
+        store::remove(&mut change.tx, id).await
+    }
 }

@@ -1,16 +1,20 @@
 //! What servers do with ports: plug them in, show their addresses, let them go.
 
-use crate::db::{Conn, Db};
-use std::net::Ipv4Addr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use sqlx::FromRow;
 
 use super::{
-    super::{Scope, networks::NetworkRow, quotas, subnets},
-    store::{self, FixedIpWish, FixedIps, NewPort, Plugged},
+    super::{
+        Scope, floating_ips, listing::Query, networks::NetworkRow, quotas, reach, resource::Resource as _,
+        security_groups, subnets,
+    },
+    addresses::{FixedIpWish, FixedIps},
+    store::{self, Groups, NewPort, Plugged},
 };
 use crate::{
-    db::now_us,
+    db::{Conn, Db, now_us},
+    hosts::{self, Touched},
     http::{context::Ctx, error::ApiError},
 };
 
@@ -22,7 +26,7 @@ pub(crate) enum NicWish {
         /// Network.
         id: String,
         /// Address.
-        fixed_ip: Option<Ipv4Addr>,
+        fixed_ip: Option<IpAddr>,
     },
     /// A port that exists.
     Port {
@@ -40,6 +44,8 @@ pub(crate) struct PluggedServer<'a> {
     pub(crate) project_id: &'a str,
     /// Its host's zone, or empty.
     pub(crate) zone: &'a str,
+    /// The groups of its new ports; empty: the project's default group.
+    pub(crate) security_groups: &'a [String],
 }
 
 /// One address of a server, as Nova shows it.
@@ -57,13 +63,13 @@ pub(crate) struct ServerAddress {
     pub(crate) network_name: String,
     /// The address's subnet; none if the port has no address.
     pub(crate) subnet_id: Option<String>,
-    ip: Option<i64>,
+    address: Option<String>,
 }
 
 impl ServerAddress {
     /// The address.
-    pub(crate) fn ip(&self) -> Option<Ipv4Addr> {
-        self.ip.and_then(|ip| u32::try_from(ip).ok()).map(Ipv4Addr::from)
+    pub(crate) fn ip(&self) -> Option<IpAddr> {
+        self.address.as_ref()?.parse().ok()
     }
 }
 
@@ -88,6 +94,11 @@ pub(crate) async fn check(
                     return Err(ApiError::Forbidden(
                         "Only the owner of a network can choose addresses in it.".into(),
                     ));
+                }
+                if network.external && !network.shared && !scope.admin {
+                    return Err(ApiError::Forbidden(format!(
+                        "It is not allowed to create an interface on external network {id}"
+                    )));
                 }
                 if subnets::ranges(tx, id).await?.is_empty() {
                     return Err(ApiError::BadRequest(format!(
@@ -127,7 +138,88 @@ async fn network(tx: &mut Conn, scope: &Scope, id: &str) -> Result<NetworkRow, A
     })
 }
 
-/// Gives a server its NICs, in order.
+/// The ids of the groups that a create request names, by name or id; what is wrong is a 400, as in Nova.
+pub(crate) async fn group_ids(tx: &mut Conn, ctx: &Ctx, names: &[String]) -> Result<Vec<String>, ApiError> {
+    let scope = Scope::of_project(ctx.require_project()?);
+    // "default" is there for everybody who asks.
+    security_groups::default_group(tx, &scope.project).await?;
+    let found = security_groups::named(tx, &scope, names).await;
+    found.map_err(|error| match error {
+        ApiError::Named("SecurityGroupNotFound", inner) => {
+            ApiError::BadRequest(format!("security_groups: {inner}."))
+        }
+        other => other,
+    })
+}
+
+/// The groups of a server's ports, as Nova shows them.
+pub(crate) async fn groups(db: &mut Conn, server_id: &str) -> Result<Vec<serde_json::Value>, ApiError> {
+    let scope = Scope { project: String::new(), admin: true, parent: String::new() };
+    let ids: Vec<String> = sqlx::query_scalar(
+        "SELECT DISTINCT port_security_groups.security_group_id FROM ports
+             JOIN port_security_groups ON port_security_groups.port_id = ports.id WHERE ports.server_id = $1
+         ORDER BY port_security_groups.security_group_id",
+    )
+    .bind(server_id)
+    .fetch_all(&mut *db)
+    .await?;
+    let mut groups = Vec::with_capacity(ids.len());
+    for id in ids {
+        let of_id = Query::of_id(&id, &Query::default());
+        for document in security_groups::SecurityGroups::read(db, &scope, &of_id).await? {
+            let rules = document["security_group_rules"].as_array().cloned().unwrap_or_default();
+            let rules: Vec<serde_json::Value> =
+                rules.iter().filter(|rule| rule["direction"] == "ingress").map(nova_rule).collect();
+            groups.push(serde_json::json!({
+                "id": document["id"], "name": document["name"], "description": document["description"],
+                "tenant_id": document["tenant_id"], "rules": rules,
+            }));
+        }
+    }
+    Ok(groups)
+}
+
+/// A rule in Nova's old form.
+fn nova_rule(rule: &serde_json::Value) -> serde_json::Value {
+    let any = serde_json::json!(-1);
+    let or_any = |name: &str| if rule[name].is_null() { any.clone() } else { rule[name].clone() };
+    let range = match rule["remote_ip_prefix"].as_str() {
+        Some(cidr) => serde_json::json!({ "cidr": cidr }),
+        None => serde_json::json!({}),
+    };
+    serde_json::json!({
+        "id": rule["id"], "parent_group_id": rule["security_group_id"], "ip_protocol": rule["protocol"],
+        "from_port": or_any("port_range_min"), "to_port": or_any("port_range_max"), "group": {}, "ip_range": range,
+    })
+}
+
+/// Gives the hosts that know of the server's ports, except its own, their new state: to be called once the ports are
+/// there, and before they go.
+pub(crate) async fn touch_others(tx: &mut Conn, server_id: &str) -> Result<Vec<Touched>, ApiError> {
+    let own: Option<Option<String>> = sqlx::query_scalar("SELECT host_id FROM servers WHERE id = $1")
+        .bind(server_id)
+        .fetch_optional(&mut *tx)
+        .await?;
+    let ports: Vec<(String, String)> =
+        sqlx::query_as("SELECT id, network_id FROM ports WHERE server_id = $1")
+            .bind(server_id)
+            .fetch_all(&mut *tx)
+            .await?;
+    let mut hosts = BTreeSet::new();
+    for (port, network) in ports {
+        hosts.extend(reach::of_port(tx, &network, &port).await?);
+    }
+    if let Some(own) = own.flatten() {
+        hosts.remove(&own);
+    }
+    let mut touched = Vec::with_capacity(hosts.len());
+    for host in hosts {
+        touched.push(hosts::touch(tx, &host).await?.0);
+    }
+    Ok(touched)
+}
+
+/// Gives a server its NICs, in order; gives the other hosts that hear of them.
 ///
 /// # Errors
 /// Quota (403 in Nova), no address left, an address that is taken.
@@ -135,7 +227,11 @@ pub(crate) async fn plug(
     tx: &mut Conn,
     server: &PluggedServer<'_>,
     wishes: &[NicWish],
-) -> Result<(), ApiError> {
+) -> Result<Vec<Touched>, ApiError> {
+    let groups = match server.security_groups {
+        [] => Groups::Default,
+        groups => Groups::These(groups.to_vec()),
+    };
     let device_owner = format!("compute:{}", server.zone);
     for (index, wish) in (0i64..).zip(wishes) {
         match wish {
@@ -145,15 +241,17 @@ pub(crate) async fn plug(
                     Some(ip) => FixedIps::These(vec![FixedIpWish { subnet_id: None, ip: Some(*ip) }]),
                     None => FixedIps::Any,
                 };
+                let secure: bool =
+                    sqlx::query_scalar("SELECT port_security_enabled FROM networks WHERE id = $1")
+                        .bind(id)
+                        .fetch_one(&mut *tx)
+                        .await?;
                 let new = NewPort {
-                    project_id: server.project_id.to_owned(),
-                    name: String::new(),
-                    description: String::new(),
-                    mac_address: None,
-                    device_id: server.id.to_owned(),
-                    device_owner: device_owner.clone(),
-                    fixed_ips,
+                    port_security: None,
+                    // As in Nova: a network without port security has no use for groups.
+                    groups: if secure { groups.clone() } else { Groups::Default },
                     plugged: Some(Plugged { server_id: server.id.to_owned(), index }),
+                    ..NewPort::own(server.project_id, &device_owner, server.id, fixed_ips)
                 };
                 store::insert(tx, id, &new).await?;
             }
@@ -172,15 +270,23 @@ pub(crate) async fn plug(
             }
         }
     }
-    Ok(())
+    touch_others(tx, server.id).await
 }
 
 /// Lets a server's ports go: those that were made for it are deleted, the others are free again.
 pub(crate) async fn release(tx: &mut Conn, server_id: &str) -> Result<(), ApiError> {
-    sqlx::query("DELETE FROM ports WHERE server_id = $1 AND made_by_server")
-        .bind(server_id)
-        .execute(&mut *tx)
-        .await?;
+    let going: Vec<String> =
+        sqlx::query_scalar("SELECT id FROM ports WHERE server_id = $1 AND made_by_server")
+            .bind(server_id)
+            .fetch_all(&mut *tx)
+            .await?;
+    for port in going {
+        for host in floating_ips::let_go(tx, &port).await? {
+            // The host hears of it with its next poll.
+            let _ = hosts::touch(tx, &host).await?;
+        }
+        store::remove(tx, &port).await?;
+    }
     sqlx::query(
         "UPDATE ports SET server_id = NULL, device_id = '', device_owner = '', device_index = 0,
              revision = revision + 1, updated_us = $2 WHERE server_id = $1",
@@ -200,7 +306,7 @@ pub(crate) async fn addresses(
 ) -> Result<Vec<ServerAddress>, ApiError> {
     let mut query = sqlx::QueryBuilder::<Db>::new(
         "SELECT ports.server_id, ports.id AS port_id, ports.mac_address, ports.network_id,
-             networks.name AS network_name, fixed_ips.subnet_id, fixed_ips.ip
+             networks.name AS network_name, fixed_ips.subnet_id, fixed_ips.address
          FROM ports JOIN networks ON networks.id = ports.network_id
              LEFT JOIN fixed_ips ON fixed_ips.port_id = ports.id
          WHERE ports.server_id IS NOT NULL",
