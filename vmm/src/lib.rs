@@ -11,6 +11,7 @@
 //! | [`rate_limiter`] | token buckets of devices |
 //! | [`machine`] | the running machine: vCPU threads, pause and resume |
 //! | [`devices`] | virtio and legacy devices, and the PCI bus |
+//! | [`disk`] | formats of disk images |
 //! | [`controller`], [`config`] | one command enum, the phases before and after the start, and the configuration's rules |
 //! | [`api`] | Firecracker's REST API |
 //! | [`event_loop`] | the main thread |
@@ -29,6 +30,7 @@ pub mod cli;
 pub mod config;
 pub mod controller;
 pub mod devices;
+pub mod disk;
 pub mod event_loop;
 mod ioapic;
 mod kvm;

@@ -196,9 +196,7 @@ impl Function {
             register::QUEUE_READY => word(0x1c),
             register::STATUS => mmio_write(self.common + 0x14, value as u8),
             register::QUEUE_NOTIFY => {
-                word(0x16);
-                let offset = u64::from(mmio_read::<u16>(self.common + 0x1e));
-                mmio_write(self.notify + offset * self.notify_step, value as u16);
+                mmio_write(self.notify_address(value as u16), value as u16);
             }
             _ => {
                 // The 64-bit addresses, by halves.
@@ -213,6 +211,12 @@ impl Function {
                 }
             }
         }
+    }
+
+    /// Where a queue is notified.
+    pub fn notify_address(&self, queue: u16) -> u64 {
+        mmio_write(self.common + 0x16, queue);
+        self.notify + u64::from(mmio_read::<u16>(self.common + 0x1e)) * self.notify_step
     }
 
     /// The number under which its interrupts are counted.

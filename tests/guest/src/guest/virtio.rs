@@ -41,6 +41,9 @@ pub mod register {
     pub const QUEUE_DEVICE: u64 = 0xa0;
 }
 
+/// Where a device's configuration is among the registers of virtio-mmio.
+const MMIO_CONFIG: u64 = 0x100;
+
 /// What a device is, as far as the guest has tests for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -48,6 +51,25 @@ pub enum Kind {
     Block,
     Rng,
     Other(u32),
+}
+
+/// Where a queue is notified, and how wide the write is.
+#[derive(Debug, Clone, Copy)]
+pub enum Notifier {
+    /// 32 bits.
+    Word(u64),
+    /// 16 bits.
+    Half(u64),
+}
+
+impl Notifier {
+    /// Notifies the queue with this index.
+    pub fn notify(self, queue: u16) {
+        match self {
+            Self::Word(address) => mmio_write(address, u32::from(queue)),
+            Self::Half(address) => mmio_write(address, queue),
+        }
+    }
 }
 
 /// Where a device's registers are.
@@ -101,6 +123,22 @@ impl Window {
         match &self.place {
             Place::Mmio(place) => mmio_write(place.address + register, value),
             Place::Pci(function) => function.set(register, value),
+        }
+    }
+
+    /// How a queue is notified, with a single write.
+    pub fn notifier(&self, queue: u16) -> Notifier {
+        match &self.place {
+            Place::Mmio(place) => Notifier::Word(place.address + register::QUEUE_NOTIFY),
+            Place::Pci(function) => Notifier::Half(function.notify_address(queue)),
+        }
+    }
+
+    /// Reads 32 bits of the device's configuration.
+    pub fn config(&self, offset: u64) -> u32 {
+        match &self.place {
+            Place::Mmio(place) => mmio_read(place.address + MMIO_CONFIG + offset),
+            Place::Pci(function) => mmio_read(function.device_config + offset),
         }
     }
 

@@ -22,8 +22,6 @@ const DEPTHS: usize = 32;
 const SMALL: u64 = 4 << 10;
 const LARGE: u64 = 1 << 20;
 const LARGE_DEPTH: usize = 8;
-/// Where the capacity is among the registers of virtio-mmio.
-const CONFIG: u64 = 0x100;
 
 /// What is measured.
 struct Case {
@@ -49,7 +47,7 @@ const CASES: [Case; 8] = [
 
 /// Measures the first block device.
 pub fn run(boot: &Boot, ms: u64) -> Result<(), String> {
-    let windows = virtio::discover(&boot.command_line);
+    let windows = virtio::discover(boot);
     let window = windows.iter().find(|window| window.kind == Kind::Block).ok_or("no block device")?;
     let mut disk = Disk::new(window)?;
     let mut samples = Samples::new();
@@ -80,7 +78,7 @@ impl Disk {
         let queue = Queue::new(window, 0, SIZE, features)?;
         ensure!(queue.size() >= PARTS * DEPTHS as u16, "the queue has {} descriptors", queue.size());
         window.set(virtio::register::STATUS, 0xf);
-        let sectors = u64::from(window.get(CONFIG)) | u64::from(window.get(CONFIG + 4)) << 32;
+        let sectors = u64::from(window.config(0)) | u64::from(window.config(4)) << 32;
         ensure!(sectors * SECTOR >= 16 * LARGE, "{sectors} sectors are too few");
         let allocate = |bytes: usize, align: usize| -> Result<*mut u8, String> {
             let layout = Layout::from_size_align(bytes, align).map_err(|_| "layout")?;

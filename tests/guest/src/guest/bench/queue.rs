@@ -5,9 +5,8 @@ use alloc::format;
 use alloc::string::String;
 use core::sync::atomic::{Ordering, fence};
 
-use crate::cpu::mmio_write;
 use crate::ensure;
-use crate::virtio::{EVENT_IDX, Window, register};
+use crate::virtio::{EVENT_IDX, Notifier, Window, register};
 
 const VERSION_1: u64 = 1 << 32;
 const NEXT: u16 = 1;
@@ -27,7 +26,7 @@ pub struct Queue {
     /// The index up to which the device was told.
     told: u16,
     event_idx: bool,
-    notify: u64,
+    notify: Notifier,
     index: u16,
 }
 
@@ -83,7 +82,7 @@ impl Queue {
             seen: 0,
             told: 0,
             event_idx: features & EVENT_IDX != 0,
-            notify: window.place.address + register::QUEUE_NOTIFY,
+            notify: window.notifier(index),
             index,
         };
         // SAFETY: the first field of the available ring.
@@ -137,7 +136,7 @@ impl Queue {
             unsafe { self.used.read_volatile() & NO_NOTIFY == 0 }
         };
         if wanted {
-            mmio_write(self.notify, u32::from(self.index));
+            self.notify.notify(self.index);
         }
         wanted
     }

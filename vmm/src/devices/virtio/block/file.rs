@@ -2,9 +2,13 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use io_uring::Submitter;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 use super::SECTOR;
 use crate::devices::virtio::buffers::GuestBuffers;
@@ -53,6 +57,7 @@ pub struct RawFile {
     file: File,
     sectors: u64,
     read_only: bool,
+    in_memory: bool,
 }
 
 impl RawFile {
@@ -63,7 +68,7 @@ impl RawFile {
     pub fn open(path: &Path, read_only: bool) -> Result<Self, BlockError> {
         let owned = || path.to_owned();
         let access = if read_only { "read-only" } else { "for reading and writing" };
-        // O_NONBLOCK: a FIFO must be refused, not waited for; it changes nothing for files and block devices.
+        // O_NONBLOCK: a FIFO must be refused, not waited for.
         let mut file = OpenOptions::new()
             .read(true)
             .write(!read_only)
@@ -79,7 +84,11 @@ impl RawFile {
         if bytes < SECTOR {
             return Err(BlockError::TooSmall { path: owned(), bytes });
         }
-        Ok(Self { file, sectors: bytes / SECTOR, read_only })
+        set_status_flags(&file, OFlag::empty()).map_err(size_error)?;
+        let in_memory = fstatfs(&file)
+            .map_err(|error| size_error(error.into()))
+            .map(|file_system| file_system.filesystem_type() == TMPFS_MAGIC)?;
+        Ok(Self { file, sectors: bytes / SECTOR, read_only, in_memory })
     }
 
     /// Capacity in sectors of 512 bytes.
@@ -92,9 +101,23 @@ impl RawFile {
         self.read_only
     }
 
-    /// The open file, for io_uring.
-    pub fn fd(&self) -> RawFd {
-        self.file.as_raw_fd()
+    /// Whether the file is in memory, so that writing it never waits for a disk.
+    pub const fn is_in_memory(&self) -> bool {
+        self.in_memory
+    }
+
+    /// Registers the file with an io_uring, as file 0.
+    ///
+    /// # Errors
+    /// As io_uring_register(2).
+    pub fn register(&self, ring: &Submitter<'_>) -> io::Result<()> {
+        // Registered while O_NONBLOCK is set, the file counts as one that can be tried without waiting. io_uring would
+        // otherwise give every request for a file of tmpfs to a kernel worker, though none of them waits. With the flag
+        // gone again, what would wait goes to a worker rather than back as EAGAIN.
+        set_status_flags(&self.file, OFlag::O_NONBLOCK)?;
+        let registered = ring.register_files(&[self.file.as_raw_fd()]);
+        set_status_flags(&self.file, OFlag::empty())?;
+        registered
     }
 
     /// Fills `buffers` from `offset` bytes on.
@@ -154,6 +177,11 @@ impl RawFile {
             Err(io::Error::last_os_error())
         }
     }
+}
+
+fn set_status_flags(file: &File, flags: OFlag) -> io::Result<()> {
+    fcntl(file, FcntlArg::F_SETFL(flags))?;
+    Ok(())
 }
 
 /// The file system can't do it, as opposed to: it failed.

@@ -9,7 +9,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use io_uring::{IoUring, opcode, squeue, types};
 
 use super::request::{Command, Refusal, Request};
-use super::{Disk, QUEUE_SIZE};
+use super::{Disk, QUEUE_SIZE, RawFile};
 use crate::devices::virtio::queue::VirtQueue;
 
 /// The only registered file.
@@ -39,13 +39,13 @@ pub struct Completed {
 }
 
 impl Ring {
-    /// A ring over the disk's file, for requests of `queue`.
+    /// A ring over the image's file, for requests of `queue`.
     ///
     /// # Errors
     /// The kernel has no io_uring, or this process may not use it.
-    pub fn new(file: RawFd, queue: &VirtQueue) -> io::Result<Self> {
+    pub fn new(image: &RawFile, queue: &VirtQueue) -> io::Result<Self> {
         let ring = IoUring::new(u32::from(QUEUE_SIZE))?;
-        ring.submitter().register_files(&[file])?;
+        image.register(&ring.submitter())?;
         let slots = (0..QUEUE_SIZE).map(|_| Slot {
             request: Request::new(queue.new_chain(), queue.new_buffers()),
             command: Command::Flush,
@@ -161,6 +161,10 @@ impl Ring {
 impl Slot {
     /// Takes the kernel's answer; None if there is more to do.
     fn progress(&mut self, disk: &Disk, answer: i32) -> Option<Result<(), Refusal>> {
+        if answer == -libc::EAGAIN || answer == -libc::EINTR {
+            // Not now, for whatever reason: a call waits until it is done.
+            return Some(self.request.execute(disk, self.command));
+        }
         let (operation, buffers, offset, nothing) = match &mut self.command {
             Command::Read(offset) => {
                 ("read", &mut self.request.chain.writable, offset, io::ErrorKind::UnexpectedEof)
@@ -170,12 +174,8 @@ impl Slot {
             }
             _ => return Some(disk.check("flush", result(answer).map(|_| ()))),
         };
-        let done = match result(answer) {
-            Err(error) if matches!(error.raw_os_error(), Some(libc::EINTR | libc::EAGAIN)) => return None,
-            Ok(0) if buffers.bytes() > 0 => Err(nothing.into()),
-            other => other,
-        };
-        match done {
+        match result(answer) {
+            Ok(0) if buffers.bytes() > 0 => Some(disk.check(operation, Err(nothing.into()))),
             Ok(n) => {
                 buffers.skip_front(n);
                 *offset += n as u64;

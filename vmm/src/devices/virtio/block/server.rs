@@ -18,6 +18,8 @@ use crate::devices::virtio::worker::Poller;
 /// After this long, used buffers are signalled although more requests are waiting, and the worker looks whether it is to
 /// stop.
 const TURN: Duration = Duration::from_micros(50);
+/// A look takes well under a microsecond, unless the host's scheduler took the processor away meanwhile.
+const DISTURBED: Duration = Duration::from_micros(25);
 /// Requests that are handed to the kernel at once.
 const BATCH: usize = 32;
 
@@ -92,7 +94,7 @@ impl Server {
         if disk.engine != IoEngine::Async {
             return None;
         }
-        match Ring::new(disk.image.fd(), &self.queue) {
+        match Ring::new(&disk.image, &self.queue) {
             Ok(ring) => Some(ring),
             Err(error) => {
                 // Not the driver's fault, and the plain engine does the same.
@@ -178,19 +180,27 @@ impl Server {
     }
 
     /// Looks for work for as long as that has been worth it lately; whether there is some.
-    fn look_for_work(&self, mut ring: Option<&mut Ring>) -> Result<bool, QueueError> {
+    fn look_for_work(&mut self, mut ring: Option<&mut Ring>) -> Result<bool, QueueError> {
         let window = self.polling.get();
         if window.is_zero() {
             return Ok(false);
         }
         let start = Instant::now();
+        let mut before = start;
         loop {
             if self.queue.has_available()? || ring.as_deref_mut().is_some_and(Ring::has_completions) {
+                self.polling.found();
                 return Ok(true);
             }
-            if start.elapsed() >= window {
+            let now = Instant::now();
+            if now - before > DISTURBED {
+                self.polling.disturbed();
                 return Ok(false);
             }
+            if now - start >= window {
+                return Ok(false);
+            }
+            before = now;
             std::hint::spin_loop();
         }
     }
@@ -247,7 +257,14 @@ impl Server {
                     break;
                 }
             };
-            if matches!(command, Command::Read(_) | Command::Write(_) | Command::Flush) {
+            let may_wait = match command {
+                Command::Read(_) | Command::Flush => true,
+                // io_uring has kernel workers do all buffered writes (but on XFS), which for memory takes far longer than
+                // the copy.
+                Command::Write(_) => !disk.image.is_in_memory(),
+                _ => false,
+            };
+            if may_wait {
                 ring.start(command);
                 queued = true;
             } else {

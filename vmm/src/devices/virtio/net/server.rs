@@ -228,6 +228,7 @@ impl Server {
         loop {
             for _ in 0..RING_LOOKS {
                 if self.look_at_rings()? {
+                    self.window.found();
                     return Ok(true);
                 }
                 std::hint::spin_loop();
