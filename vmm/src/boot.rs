@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use mote_vmm_api::{Drive, ExitReason, NetworkInterface, VmConfig};
+use mote_vmm_api::{Drive, DriveFormat, ExitReason, NetworkInterface, VmConfig};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -16,7 +16,7 @@ use crate::devices::pci::host::{DEVICES as PCI_DEVICES, PciHost};
 use crate::devices::serial::Serial;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::Balloon;
-use crate::devices::virtio::block::Block;
+use crate::devices::virtio::block::{Block, ImageCloser};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::pci::{PciTransport, REGISTERS_SIZE};
@@ -268,7 +268,14 @@ impl<'a> Devices<'a> {
             let name = format!("drive {}", drive.drive_id);
             let mut control = None;
             self.virtio_device(name, || Block::open(drive).inspect(|block| control = Some(block.control())))?;
-            self.controls.drives.extend(control.map(|control| (drive.drive_id.clone(), control)));
+            let Some(control) = control else { continue };
+            if drive.format != DriveFormat::Raw {
+                let closer = ImageCloser::new(control.clone());
+                let failed =
+                    |source| BootError::Device { device: format!("drive {}", drive.drive_id), source };
+                self.event_sources.push(Box::new(closer.map_err(failed)?));
+            }
+            self.controls.drives.insert(drive.drive_id.clone(), control);
         }
         for interface in &config.network_interfaces {
             self.network_interface(interface)?;

@@ -6,12 +6,14 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use mote_vmm_api::{
-    Balloon, BootSource, Drive, DrivePatch, MAX_VCPUS, MachineConfig, MachineConfigPatch, NetworkInterface,
-    NetworkInterfacePatch, RateLimiter, Serial, VmConfig, Vsock,
+    Balloon, BootSource, Drive, DriveFormat, DrivePatch, IoEngine, MAX_VCPUS, MachineConfig,
+    MachineConfigPatch, NetworkInterface, NetworkInterfacePatch, RateLimiter, Serial, VmConfig, Vsock,
 };
 
 use crate::memory::MAX_MEMORY_MIB;
 
+/// Longest chain of backing files.
+const MAX_BACKING_FILES: usize = 16;
 /// Longest id of a drive or interface.
 const MAX_ID: usize = 64;
 /// Longest path of a Unix socket (`sun_path` with its terminator) less `_` and ten digits of a port.
@@ -48,6 +50,12 @@ pub enum ConfigError {
     /// `partuuid` goes into the command line.
     #[error("partuuid of drive {0:?} may only have letters, digits and hyphens")]
     PartitionUuid(String),
+    /// An engine for raw files.
+    #[error("io_engine Async of drive {0:?} is for format Raw only; leave it out")]
+    FormatEngine(String),
+    /// Backing files of nothing, or too many.
+    #[error("backing_files of drive {0:?} need format Qcow2, and there may be {MAX_BACKING_FILES} of them")]
+    BackingFiles(String),
     /// A MAC address.
     #[error("guest_mac {0:?} is no unicast MAC address like 06:00:ac:10:00:02")]
     Mac(String),
@@ -201,7 +209,18 @@ pub fn set_drive(config: &mut VmConfig, drive: Drive) -> Result<(), ConfigError>
     if drive.is_root_device && config.drives.iter().any(is_other_root) {
         return Err(ConfigError::SecondRoot(drive.drive_id));
     }
+    if drive.format != DriveFormat::Raw && drive.io_engine != IoEngine::Sync {
+        return Err(ConfigError::FormatEngine(drive.drive_id));
+    }
+    if drive.format == DriveFormat::Raw && !drive.backing_files.is_empty()
+        || drive.backing_files.len() > MAX_BACKING_FILES
+    {
+        return Err(ConfigError::BackingFiles(drive.drive_id));
+    }
     check_file("path_on_host", &drive.path_on_host)?;
+    for backing in &drive.backing_files {
+        check_file("backing_files", &backing.path_on_host)?;
+    }
     replace_or_add(&mut config.drives, drive, |drive| &drive.drive_id);
     Ok(())
 }

@@ -134,6 +134,35 @@ pub enum IoEngine {
     Async,
 }
 
+/// *Mote*: the format of a file. It is never guessed: a guest could make a raw disk look like something else.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DriveFormat {
+    /// The disk's bytes as they are.
+    #[default]
+    Raw,
+    /// QEMU's format, version 2 or 3.
+    Qcow2,
+}
+
+impl DriveFormat {
+    /// Whether this is [`DriveFormat::Raw`].
+    #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde wants a reference")]
+    pub fn is_raw(&self) -> bool {
+        *self == Self::Raw
+    }
+}
+
+/// *Mote*: a file that a qcow2 image is based on. Opened read-only.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BackingFile {
+    /// Raw file, block device or qcow2 image.
+    pub path_on_host: PathBuf,
+    /// Its format.
+    #[serde(default, skip_serializing_if = "DriveFormat::is_raw")]
+    pub format: DriveFormat,
+}
+
 /// `/drives/{drive_id}`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -141,7 +170,7 @@ pub struct Drive {
     /// 1–64 characters, letters, digits and `_`; equals the id in the path. Also the serial number the guest reads
     /// (first 20 bytes, virtio 1.2 §5.2.6 `VIRTIO_BLK_T_GET_ID`).
     pub drive_id: String,
-    /// Raw file or block device.
+    /// File or block device.
     pub path_on_host: PathBuf,
     /// Adds `root=/dev/vda ro|rw` to the command line, or `root=PARTUUID=…`.
     pub is_root_device: bool,
@@ -160,6 +189,13 @@ pub struct Drive {
     /// Limits of bytes and operations; every request is an operation, reads and writes are bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<RateLimiter>,
+    /// *Mote*: the format of `path_on_host`.
+    #[serde(default, skip_serializing_if = "DriveFormat::is_raw")]
+    pub format: DriveFormat,
+    /// *Mote*: what a qcow2 image is based on: the first is its backing file, the second that one's, and so on. The names
+    /// in the images are not used: they are content, and a tenant may have written it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub backing_files: Vec<BackingFile>,
 }
 
 /// `PATCH /drives/{drive_id}`, after the start. What is left out stays as it is.

@@ -135,6 +135,24 @@ impl GuestBuffers {
         });
     }
 
+    /// Takes the first `n` bytes, or all, off.
+    #[must_use]
+    pub fn split_first(&mut self, n: usize) -> Self {
+        let mut first = Self::new(self.mem.clone());
+        let mut left = n.min(self.bytes);
+        first.bytes = left;
+        for iovec in &self.iovecs {
+            if left == 0 {
+                break;
+            }
+            let taken = iovec.iov_len.min(left);
+            first.iovecs.push(libc::iovec { iov_base: iovec.iov_base, iov_len: taken });
+            left -= taken;
+        }
+        self.skip_front(n);
+        first
+    }
+
     /// Drops the first `n` segments with the `bytes` they hold.
     pub fn drop_segments(&mut self, n: usize) {
         let bytes: usize = self.iovecs.drain(..n.min(self.iovecs.len())).map(|iovec| iovec.iov_len).sum();
@@ -465,6 +483,16 @@ mod tests {
             model.truncate(keep);
             buffers.truncate(keep);
             prop_assert_eq!(contents(&buffers), model.clone());
+
+            let first = buffers.split_first(at);
+            let mut model_first: Vec<u8> = model.drain(..at.min(model.len())).collect();
+            prop_assert_eq!(contents(&first), model_first.clone());
+            prop_assert_eq!(contents(&buffers), model.clone());
+            let mut whole = first;
+            whole.append(&mut buffers);
+            buffers = whole;
+            model_first.append(&mut model);
+            model = model_first;
 
             let room = model.len().saturating_sub(at).min(patch.len());
             prop_assert_eq!(buffers.write_at(at, &patch), room);

@@ -51,7 +51,8 @@ pub fn run(boot: &Boot, ms: u64) -> Result<(), String> {
     let window = windows.iter().find(|window| window.kind == Kind::Block).ok_or("no block device")?;
     let mut disk = Disk::new(window)?;
     let mut samples = Samples::new();
-    for case in &CASES {
+    let only = boot.command_line.value("mote.bench_case");
+    for case in CASES.iter().filter(|case| only.is_none_or(|only| only == case.name)) {
         disk.measure(case, ms, &mut samples)?;
     }
     Ok(())

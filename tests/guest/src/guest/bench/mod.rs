@@ -2,6 +2,7 @@
 //! measured is the device. Prints `bench NAME key=value …` lines, between measurements only: each byte is an exit.
 //!
 //! - `mote.bench_ms=N`: how long each measurement runs.
+//! - `mote.bench_case=NAME`: only this one, for a profile.
 
 mod block;
 mod queue;

@@ -1,4 +1,4 @@
-//! The backend: a raw file or block device.
+//! A raw file or block device.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -12,6 +12,7 @@ use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 
 use super::SECTOR;
 use crate::devices::virtio::buffers::GuestBuffers;
+use crate::disk::qcow2::FormatError;
 
 /// Why a file can't be a drive.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +43,21 @@ pub enum BlockError {
         #[source]
         source: io::Error,
     },
+    /// A raw file is its own content.
+    #[error("{path} is raw and can't have a backing file: leave backing_files out, or say its format")]
+    RawBacking {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Not as configured.
+    #[error("cannot use {path} as a qcow2 image")]
+    Qcow2 {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: FormatError,
+    },
     /// Less than a sector.
     #[error("drive {path} has {bytes} bytes, less than one sector of {SECTOR}")]
     TooSmall {
@@ -55,7 +71,7 @@ pub enum BlockError {
 /// An open raw image.
 pub struct RawFile {
     file: File,
-    sectors: u64,
+    bytes: u64,
     read_only: bool,
     in_memory: bool,
 }
@@ -88,12 +104,17 @@ impl RawFile {
         let in_memory = fstatfs(&file)
             .map_err(|error| size_error(error.into()))
             .map(|file_system| file_system.filesystem_type() == TMPFS_MAGIC)?;
-        Ok(Self { file, sectors: bytes / SECTOR, read_only, in_memory })
+        Ok(Self { file, bytes, read_only, in_memory })
+    }
+
+    /// The file and its length in bytes.
+    pub fn into_file(self) -> (File, u64) {
+        (self.file, self.bytes)
     }
 
     /// Capacity in sectors of 512 bytes.
     pub const fn sectors(&self) -> u64 {
-        self.sectors
+        self.bytes / SECTOR
     }
 
     /// Whether writes are refused.

@@ -1,4 +1,4 @@
-//! virtio-blk (virtio 1.2 §5.2) over a raw file or block device.
+//! virtio-blk (virtio 1.2 §5.2) over a raw file, a block device or a qcow2 image.
 //!
 //! One queue, served by one thread that is started when the driver activates the device. What it supports: read,
 //! write, flush (cache type Writeback), GET_ID, discard and write-zeroes (as `fallocate`, if the drive is writable), rate
@@ -10,27 +10,31 @@
 //! | `request` | from descriptor chain to command to status |
 //! | `server` | the worker's loop over a queue |
 //! | `ring` | the io_uring engine; the plain one is a call for each request |
-//! | `file` | the backend |
+//! | `image`, `file` | the backends |
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mote_vmm_api::{CacheType, Drive, DrivePatch, IoEngine};
+use mote_vmm_api::{BackingFile, CacheType, Drive, DriveFormat, DrivePatch, IoEngine};
 use virtio_bindings::virtio_blk as abi;
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::worker::Worker;
 use super::{Activation, Interrupt, VirtioDevice, device_type, read_config_bytes};
-use crate::devices::{DeviceError, report};
+use crate::devices::{DeviceError, EventSource, report};
 use crate::rate_limiter::RateLimiter;
 
 mod file;
+mod image;
 mod request;
 mod ring;
 mod server;
 
 pub use file::{BlockError, RawFile};
+use image::Image;
 use request::{MAX_RANGES, Refusal, refusal};
 use server::Server;
 
@@ -46,7 +50,7 @@ const MAX_RANGE_SECTORS: u32 = 1 << 21;
 
 /// What the requests are served from. Replaced as a whole while no worker runs.
 struct Disk {
-    image: Arc<RawFile>,
+    image: Arc<Image>,
     /// For messages: the drive's id.
     name: String,
     /// What GET_ID answers.
@@ -85,7 +89,7 @@ impl Disk {
 
 impl Disk {
     /// The same drive after a change.
-    fn updated(&self, image: Arc<RawFile>, patch: &DrivePatch) -> Self {
+    fn updated(&self, image: Arc<Image>, patch: &DrivePatch) -> Self {
         let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(limits) = &patch.rate_limiter {
             limiter.update(limits, Instant::now());
@@ -106,6 +110,8 @@ impl Disk {
 /// What the device and the outside share.
 struct State {
     disk: Arc<Disk>,
+    format: DriveFormat,
+    backing_files: Vec<BackingFile>,
     /// Number of changes of the configuration space.
     generation: u32,
     running: Option<Running>,
@@ -156,11 +162,11 @@ impl Block {
     /// # Errors
     /// The file can't be opened as wanted, or is no disk.
     pub fn open(drive: &Drive) -> Result<Self, DeviceError> {
-        let image = RawFile::open(&drive.path_on_host, drive.is_read_only)?;
+        let image = Image::open(&drive.path_on_host, drive.is_read_only, drive.format, &drive.backing_files)?;
         Ok(Self::new(image, drive))
     }
 
-    fn new(image: RawFile, drive: &Drive) -> Self {
+    fn new(image: Image, drive: &Drive) -> Self {
         let mut serial = [0; ID_BYTES];
         let n = drive.drive_id.len().min(ID_BYTES);
         serial[..n].copy_from_slice(&drive.drive_id.as_bytes()[..n]);
@@ -177,7 +183,13 @@ impl Block {
             limiter: Arc::new(Mutex::new(limiter)),
             failed: AtomicBool::new(false),
         };
-        let state = State { disk: Arc::new(disk), generation: 0, running: None };
+        let state = State {
+            disk: Arc::new(disk),
+            format: drive.format,
+            backing_files: drive.backing_files.clone(),
+            generation: 0,
+            running: None,
+        };
         Self { state: Arc::new(Mutex::new(state)), features }
     }
 
@@ -205,18 +217,57 @@ impl BlockControl {
     pub fn update(&self, patch: &DrivePatch) -> Result<(), DeviceError> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let old = state.disk.clone();
-        let opened = patch.path_on_host.as_deref().map(|path| RawFile::open(path, old.image.is_read_only()));
-        let opened = opened.transpose()?;
+        let open = |path| Image::open(path, old.image.is_read_only(), state.format, &state.backing_files);
+        let opened = patch.path_on_host.as_deref().map(open).transpose()?;
         if let Some(running) = &mut state.running {
             running.stop();
         }
         let exchanged = opened.is_some();
         let image = opened.map_or_else(|| old.image.clone(), Arc::new);
+        if exchanged && let Err(error) = old.image.close() {
+            report(&format!("drive {}: close the file that was exchanged", old.name), &error);
+        }
         state.disk = Arc::new(old.updated(image, patch));
         if exchanged {
             state.generation = state.generation.wrapping_add(1);
         }
         state.go_on(exchanged)
+    }
+}
+
+/// Closes a drive's image when the process ends, which joins no threads and drops nothing.
+pub struct ImageCloser {
+    control: BlockControl,
+    /// Never readable.
+    event: EventFd,
+}
+
+impl ImageCloser {
+    /// For this drive.
+    ///
+    /// # Errors
+    /// No eventfd could be made.
+    pub fn new(control: BlockControl) -> Result<Self, DeviceError> {
+        let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(DeviceError::EventFd)?;
+        Ok(Self { control, event })
+    }
+}
+
+impl EventSource for ImageCloser {
+    fn fd(&self) -> RawFd {
+        self.event.as_raw_fd()
+    }
+
+    fn ready(&mut self) {}
+
+    fn finish(&mut self) {
+        let mut state = self.control.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = &mut state.running {
+            running.stop();
+        }
+        if let Err(error) = state.disk.image.close() {
+            report(&format!("drive {}: close its image", state.disk.name), &error);
+        }
     }
 }
 

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use mote_vmm_api::IoEngine;
 use vmm_sys_util::epoll::EventSet;
 
-use super::Disk;
 use super::request::{Command, Request};
 use super::ring::Ring;
+use super::{Disk, RawFile};
 use crate::devices::report;
 use crate::devices::virtio::polling::PollWindow;
 use crate::devices::virtio::queue::{QueueError, VirtQueue};
@@ -94,7 +94,7 @@ impl Server {
         if disk.engine != IoEngine::Async {
             return None;
         }
-        match Ring::new(&disk.image, &self.queue) {
+        match Ring::new(disk.image.as_raw()?, &self.queue) {
             Ok(ring) => Some(ring),
             Err(error) => {
                 // Not the driver's fault, and the plain engine does the same.
@@ -261,7 +261,7 @@ impl Server {
                 Command::Read(_) | Command::Flush => true,
                 // io_uring has kernel workers do all buffered writes (but on XFS), which for memory takes far longer than
                 // the copy.
-                Command::Write(_) => !disk.image.is_in_memory(),
+                Command::Write(_) => !disk.image.as_raw().is_some_and(RawFile::is_in_memory),
                 _ => false,
             };
             if may_wait {

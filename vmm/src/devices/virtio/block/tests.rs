@@ -526,6 +526,83 @@ fn an_unused_device_has_no_thread_and_can_be_changed() {
     assert_eq!(rig.capacity(), 2 * SECTORS);
 }
 
+/// A drive with a qcow2 image over a raw file, made by qemu-img.
+fn layered(directory: &Path) -> Option<Drive> {
+    let (base, top) = (directory.join("base"), directory.join("top"));
+    fs::write(&base, (0..SECTORS).flat_map(sector).collect::<Vec<u8>>()).unwrap();
+    let arguments = ["create", "-q", "-f", "qcow2", "-F", "raw", "-b"];
+    let made = std::process::Command::new("qemu-img").args(arguments).arg(&base).arg(&top).arg("1M").status();
+    if made.is_err() {
+        println!("SKIPPED: no qemu-img");
+        return None;
+    }
+    let backing_files = vec![BackingFile { path_on_host: base, format: DriveFormat::Raw }];
+    Some(Drive { format: DriveFormat::Qcow2, backing_files, ..drive(&top, IoEngine::Sync) })
+}
+
+fn qemu_check(path: &Path) {
+    let checked = std::process::Command::new("qemu-img").args(["check", "-q"]).arg(path).status().unwrap();
+    assert!(checked.success(), "{checked}");
+}
+
+#[test]
+fn a_layered_drive_is_read_through_and_written_on_top() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(drive) = layered(directory.path()) else { return };
+    let before = fs::read(&drive.backing_files[0].path_on_host).unwrap();
+    let mut rig = Rig::new(&drive);
+    assert_eq!(rig.capacity(), 2048);
+    assert_eq!(rig.read(5, 512), (OK, sector(5)));
+    // Over the end of the base, in odd pieces.
+    let pieces = [(DATA + 3, 5, WRITE), (HIGH - 0x1000 - 500, 500, WRITE), (HIGH + 1, 519, WRITE)];
+    assert_eq!(rig.request(abi::VIRTIO_BLK_T_IN, SECTORS - 1, &pieces), OK);
+    let got: Vec<u8> = pieces.iter().flat_map(|(at, len, _)| rig.driver.bytes(*at, *len as usize)).collect();
+    assert_eq!(got, [sector(SECTORS - 1), vec![0; 512]].concat());
+    assert_eq!(rig.write(6, &[8; 1024]), OK);
+    assert_eq!(rig.clear(abi::VIRTIO_BLK_T_WRITE_ZEROES, &[(20, 2, 0)]), OK);
+    assert_eq!(rig.request(abi::VIRTIO_BLK_T_FLUSH, 0, &[]), OK);
+    for (number, wanted) in
+        [(5, sector(5)), (6, vec![8; 512]), (8, sector(8)), (20, vec![0; 512]), (1000, vec![0; 512])]
+    {
+        assert_eq!(rig.read(number, 512), (OK, wanted), "sector {number}");
+    }
+    assert_eq!(rig.read(2048, 512).0, IOERR);
+    let mut closer = ImageCloser::new(rig.control.clone()).unwrap();
+    closer.finish();
+    qemu_check(&drive.path_on_host);
+    assert_eq!(fs::read(&drive.backing_files[0].path_on_host).unwrap(), before);
+}
+
+#[test]
+fn a_layered_drive_is_exchanged_but_not_for_itself() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(drive) = layered(directory.path()) else { return };
+    let other = directory.path().join("other");
+    fs::copy(&drive.path_on_host, &other).unwrap();
+    let mut rig = Rig::new(&drive);
+    assert_eq!(rig.write(0, &[1; 512]), OK);
+    let to = |path: &Path| DrivePatch { path_on_host: Some(path.to_owned()), ..DrivePatch::default() };
+    let error = crate::error_chain(&rig.control.update(&to(&drive.path_on_host)).unwrap_err());
+    assert!(error.contains("in use"), "{error}");
+    assert_eq!(rig.read(0, 512), (OK, vec![1; 512]));
+    rig.control.update(&to(&other)).unwrap();
+    assert_eq!(rig.read(0, 512), (OK, sector(0)));
+    qemu_check(&drive.path_on_host);
+}
+
+#[test]
+fn what_does_not_fit_the_format_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let Some(drive) = layered(directory.path()) else { return };
+    let refused = |drive: Drive| crate::error_chain(&Block::open(&drive).err().unwrap());
+    let base = drive.backing_files[0].clone();
+    assert!(refused(Drive { backing_files: Vec::new(), ..drive.clone() }).contains("backing_files"));
+    assert!(refused(Drive { backing_files: vec![base.clone(); 2], ..drive.clone() }).contains("is raw"));
+    assert!(refused(Drive { format: DriveFormat::Raw, ..drive.clone() }).contains("is raw"));
+    let wrong = BackingFile { format: DriveFormat::Qcow2, ..base };
+    assert!(refused(Drive { backing_files: vec![wrong], ..drive }).contains("no qcow2 image"));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
