@@ -27,10 +27,11 @@ use crate::ioapic::IoApic;
 use crate::kvm::{InterruptRoutes, KvmError, Topology, Vm, Wiring};
 use crate::layout;
 use crate::loader::{self, LoadError};
-use crate::machine::{Buses, Machine, Parts};
+use crate::machine::{Buses, Machine, Parts, SharedState};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::outcome::Outcome;
 use crate::power::{RESET_CODE, ResetRegister, SleepRegisters};
+use crate::snapshot::Stateful;
 
 /// The command line of a boot source without `boot_args`.
 pub const DEFAULT_BOOT_ARGS: &str = "reboot=k panic=1 8250.nr_uarts=0 swiotlb=noforce";
@@ -158,14 +159,16 @@ pub fn boot(config: &VmConfig, options: BootOptions, outcome: &Arc<Outcome>) -> 
     memory.write_slice(&RESET_CODE, GuestAddress(layout::RESET_VECTOR)).map_err(BootError::ResetVector)?;
     let entry = loader::write_boot_information(&memory, &kernel, initrd, &command_line, rsdp)?;
 
-    let Devices { buses, controls, event_sources, .. } = devices;
-    let vcpus = vm.create_vcpus(Topology { vcpus: machine.vcpu_count, smt: machine.smt }, &entry)?;
-    Machine::start(Parts { vcpus, buses, keyboard, controls, event_sources }, outcome)
-        .map_err(BootError::Threads)
+    let mut parts = devices.into_parts(keyboard);
+    parts.vcpus = vm.create_vcpus(Topology { vcpus: machine.vcpu_count, smt: machine.smt }, &entry)?;
+    Machine::start(parts, outcome).map_err(BootError::Threads)
 }
 
-/// The machine's devices while they are put together.
-struct Devices<'a> {
+/// Name of the PCI bus in snapshots: a machine without it has its virtio devices on mmio.
+pub(crate) const PCI_BUS: &str = "pci-bus";
+
+/// The machine's devices while they are put together: at a boot, or for a snapshot.
+pub(crate) struct Devices<'a> {
     wiring: Wiring,
     memory: &'a GuestMemory,
     buses: Buses,
@@ -175,10 +178,12 @@ struct Devices<'a> {
     virtio: Vec<acpi::VirtioDevice>,
     controls: Controls,
     event_sources: Vec<Box<dyn EventSource>>,
+    /// What is stopped by a pause and goes into snapshots. Every device with state that a guest can see is here.
+    stateful: Vec<SharedState>,
 }
 
 impl<'a> Devices<'a> {
-    fn new(wiring: Wiring, memory: &'a GuestMemory) -> Self {
+    pub(crate) fn new(wiring: Wiring, memory: &'a GuestMemory) -> Self {
         Self {
             wiring,
             memory,
@@ -187,14 +192,46 @@ impl<'a> Devices<'a> {
             virtio: Vec::new(),
             controls: Controls::default(),
             event_sources: Vec::new(),
+            stateful: Vec::new(),
         }
     }
 
-    fn attach_pci_bus(&mut self) -> Result<(), BootError> {
+    pub(crate) fn attach_pci_bus(&mut self) -> Result<(), BootError> {
         let host = Arc::new(Mutex::new(PciHost::new(self.buses.mmio.clone())));
         self.buses.mmio.insert(layout::PCI_ECAM, layout::PCI_ECAM_SIZE, host.clone())?;
         self.pci = Some(host);
         Ok(())
+    }
+
+    /// The devices that have a state.
+    pub(crate) fn stateful(&self) -> &[SharedState] {
+        &self.stateful
+    }
+
+    /// A machine that lacks its processors only.
+    pub(crate) fn into_parts(self, keyboard: Arc<Mutex<I8042>>) -> Parts {
+        Parts {
+            vcpus: Vec::new(),
+            buses: self.buses,
+            keyboard,
+            controls: self.controls,
+            event_sources: self.event_sources,
+            devices: self.stateful,
+            memory: self.memory.clone(),
+            clock: self.wiring.clock(),
+            paused: false,
+        }
+    }
+
+    /// Puts a device on the list of those that are stopped by a pause and go into snapshots.
+    fn stateful_device<D: Stateful + 'static>(
+        &mut self,
+        name: impl Into<String>,
+        device: D,
+    ) -> Arc<Mutex<D>> {
+        let device = Arc::new(Mutex::new(device));
+        self.stateful.push((name.into(), device.clone()));
+        device
     }
 
     /// An eventfd that raises `irq`.
@@ -215,7 +252,7 @@ impl<'a> Devices<'a> {
     }
 
     /// Serial port, keyboard controller, I/O APIC, and the registers that end the machine.
-    fn attach_legacy(
+    pub(crate) fn attach_legacy(
         &mut self,
         config: &VmConfig,
         outcome: &Arc<Outcome>,
@@ -224,25 +261,29 @@ impl<'a> Devices<'a> {
         let (serial, sources) = Serial::new(config.serial.as_ref(), irq)
             .map_err(|source| BootError::Device { device: "the serial port".to_owned(), source })?;
         self.event_sources.extend(sources);
-        self.port_device(layout::SERIAL_PORT, 8, serial)?;
+        let serial = self.stateful_device("serial", serial);
+        self.buses.ports.insert(layout::SERIAL_PORT.into(), 8, serial)?;
 
         let irq = self.interrupt("the keyboard controller", layout::I8042_IRQ)?;
         let reset = outcome.clone();
-        let keyboard = Arc::new(Mutex::new(I8042::new(irq, move || {
+        let keyboard = I8042::new(irq, move || {
             reset.decide(ExitReason::Reboot, "the guest asked for a reset (keyboard controller)");
-        })));
+        });
+        let keyboard = self.stateful_device("keyboard", keyboard);
         self.buses.ports.insert(layout::I8042_PORT.into(), 5, keyboard.clone())?;
 
         let io_apic = IoApic::new(self.wiring.interrupt_routes());
+        let io_apic = self.stateful_device("io-apic", io_apic);
         let size = IoApic::<InterruptRoutes>::SIZE;
-        self.buses.mmio.insert(layout::IO_APIC.into(), size, Arc::new(Mutex::new(io_apic)))?;
+        self.buses.mmio.insert(layout::IO_APIC.into(), size, io_apic)?;
 
         self.port_device(
             layout::ACPI_SLEEP_PORT,
             SleepRegisters::PORTS,
             SleepRegisters::new(outcome.clone()),
         )?;
-        self.port_device(layout::RESET_PORT, 1, ResetRegister::new(outcome.clone()))?;
+        let reset = self.stateful_device("reset-register", ResetRegister::new(outcome.clone()));
+        self.buses.ports.insert(layout::RESET_PORT.into(), 1, reset)?;
         Ok(keyboard)
     }
 
@@ -253,7 +294,7 @@ impl<'a> Devices<'a> {
     }
 
     /// Drives (the root device first), network interfaces, entropy: the guest numbers them in this order.
-    fn attach_virtio(&mut self, config: &VmConfig) -> Result<(), BootError> {
+    pub(crate) fn attach_virtio(&mut self, config: &VmConfig) -> Result<(), BootError> {
         let count = config.drives.len()
             + config.network_interfaces.len()
             + usize::from(config.entropy.is_some())
@@ -301,6 +342,10 @@ impl<'a> Devices<'a> {
             })?;
             self.event_sources.extend(socket.map(|file| Box::new(file) as Box<dyn EventSource>));
         }
+        if let Some(host) = &self.pci {
+            // After its functions: it decodes them where their restored state says.
+            self.stateful.push((PCI_BUS.to_owned(), host.clone()));
+        }
         Ok(())
     }
 
@@ -337,13 +382,14 @@ impl<'a> Devices<'a> {
         for (queue, notifier) in transport.queue_notifiers().iter().enumerate() {
             self.wiring.connect_notifier(notifier, address + QUEUE_NOTIFY, queue as u32)?;
         }
-        self.buses.mmio.insert(address, layout::VIRTIO_MMIO_SIZE, Arc::new(Mutex::new(transport)))?;
+        let transport = self.stateful_device(name, transport);
+        self.buses.mmio.insert(address, layout::VIRTIO_MMIO_SIZE, transport)?;
         self.virtio.push(acpi::VirtioDevice { address: address as u32, irq });
         Ok(())
     }
 
     fn virtio_on_pci(
-        &self,
+        &mut self,
         name: &str,
         device: Box<dyn VirtioDevice>,
         host: &Mutex<PciHost>,
@@ -355,7 +401,8 @@ impl<'a> Devices<'a> {
         let address = layout::PCI_WINDOW as u32 + slot.number() as u32 * REGISTERS_SIZE;
         let transport = PciTransport::new(device, self.memory.clone(), &self.wiring, address)
             .map_err(|source| BootError::Device { device: name.to_owned(), source })?;
-        host.insert(slot, Arc::new(Mutex::new(transport)));
+        let transport = self.stateful_device(name, transport);
+        host.insert(slot, transport);
         Ok(())
     }
 }

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Parser;
-use mote_vmm_api::{ExitReason, ExitReport};
+use mote_vmm_api::{ExitReason, ExitReport, VmConfig};
 
 use crate::api::requests;
 use crate::api::server::Server;
+use crate::config::{ConfigError, Origin};
 use crate::controller::{ActionError, Controller};
 use crate::error_chain;
 use crate::event_loop::{self, EventLoop};
@@ -146,8 +147,16 @@ fn run(options: &Options) -> Result<ExitReport, RunError> {
     if let Some(path) = &options.config_file {
         let config = requests::parse_config_file(&read_config(path)?)
             .map_err(|error| RunError::ParseConfig(path.clone(), error))?;
-        controller.configure(config).map_err(|error| RunError::Config(path.clone(), error))?;
-        controller.start()?;
+        let failed = |error| RunError::Config(path.clone(), error);
+        if let VmConfig { snapshot_load: Some(from), .. } = &config {
+            if (VmConfig { snapshot_load: None, ..config.clone() }) != VmConfig::default() {
+                return Err(failed(ConfigError::SnapshotLoad.into()));
+            }
+            controller.load_snapshot(from, Origin::File).map_err(failed)?;
+        } else {
+            controller.configure(config).map_err(failed)?;
+            controller.start()?;
+        }
     }
     let event_loop = EventLoop::new(controller, server, outcome, signals).map_err(RunError::Events)?;
     event_loop.run().map_err(RunError::Events)

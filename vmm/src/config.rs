@@ -101,6 +101,9 @@ pub enum ConfigError {
         #[source]
         source: io::Error,
     },
+    /// A snapshot beside a configuration.
+    #[error("snapshot-load must stand alone: the snapshot brings the whole configuration")]
+    SnapshotLoad,
     /// `log_limit_bytes` alone.
     #[error("log_limit_bytes needs serial_out_path")]
     LogLimit,

@@ -11,8 +11,8 @@ use std::time::Instant;
 use mote_vmm_api::{
     Balloon, BalloonHintingStart, BalloonHintingStatus, BalloonPatch, BalloonStats, BalloonStatsPatch,
     BootSource, Drive, DrivePatch, Entropy, FIRECRACKER_API_VERSION, InstanceInfo, InstanceState,
-    MachineConfig, MachineConfigPatch, NetworkInterface, NetworkInterfacePatch, Serial, Version, VmConfig,
-    Vsock,
+    MachineConfig, MachineConfigPatch, NetworkInterface, NetworkInterfacePatch, Serial, SnapshotCreate,
+    SnapshotLoad, Version, VmConfig, Vsock,
 };
 
 use crate::boot::{self, BootError, BootOptions};
@@ -23,6 +23,7 @@ use crate::devices::virtio::balloon::{BalloonError, HintingOff};
 use crate::log;
 use crate::machine::Machine;
 use crate::outcome::Outcome;
+use crate::snapshot::{self, CreateError, LoadError};
 
 /// Everything that can be asked of this process.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +80,10 @@ pub enum VmmAction {
     Pause,
     /// Lets them run on; after the start only.
     Resume,
+    /// Writes the machine to files; after the start, paused.
+    CreateSnapshot(SnapshotCreate),
+    /// Makes the machine from files; before anything is configured.
+    LoadSnapshot(SnapshotLoad),
     /// Writes metrics; there are none yet.
     FlushMetrics,
 }
@@ -149,6 +154,15 @@ pub enum ActionError {
     /// There is no such drive.
     #[error("There is no drive with the id {0:?}")]
     UnknownDrive(String),
+    /// No snapshot.
+    #[error("Cannot create a snapshot")]
+    CreateSnapshot(#[source] Box<CreateError>),
+    /// No machine from a snapshot.
+    #[error("Cannot load the snapshot")]
+    LoadSnapshot(#[source] Box<LoadError>),
+    /// A snapshot brings its own configuration.
+    #[error("Loading a microVM snapshot not allowed after configuring boot-specific resources.")]
+    LoadSnapshotNotAllowed,
     /// No metrics yet.
     #[error("action_type FlushMetrics is not supported: this version keeps no metrics")]
     Metrics,
@@ -246,6 +260,7 @@ impl Controller {
             VmmAction::SetBalloon(balloon) => config::set_balloon(config, balloon)?,
             VmmAction::SetVsock(vsock) => config::set_vsock(config, vsock)?,
             VmmAction::SetSerial(serial) => config::set_serial(config, serial)?,
+            VmmAction::LoadSnapshot(from) => self.load_snapshot(&from, Origin::Api)?,
             VmmAction::Start => self.start().map_err(|error| ActionError::Start(Box::new(error)))?,
             _ => return Err(ActionError::NotSupportedPreBoot),
         }
@@ -276,6 +291,25 @@ impl Controller {
             return Err(ActionError::NoBalloonStatistics);
         }
         Ok(Answer::BalloonStatistics(Box::new(control.statistics())))
+    }
+
+    /// Makes the machine from a snapshot.
+    ///
+    /// # Errors
+    /// It can't be made, or something has been configured or started already.
+    pub fn load_snapshot(&mut self, from: &SnapshotLoad, origin: Origin) -> Result<(), ActionError> {
+        match self.phase {
+            Phase::Configuring if self.config == VmConfig::default() => {}
+            Phase::Configuring => return Err(ActionError::LoadSnapshotNotAllowed),
+            Phase::Started(_) => return Err(ActionError::NotSupportedPostBoot),
+        }
+        let start = Instant::now();
+        let (machine, config) = snapshot::load(from, origin, &self.outcome)
+            .map_err(|error| ActionError::LoadSnapshot(Box::new(error)))?;
+        self.phase = Phase::Started(machine);
+        self.config = config;
+        log::info!("microVM loaded from a snapshot in {} us", start.elapsed().as_micros());
+        Ok(())
     }
 
     fn instance_info(&self) -> InstanceInfo {
@@ -314,6 +348,8 @@ fn execute_after_start(
         VmmAction::Pause => machine.pause(),
         VmmAction::Resume => machine.resume(),
         VmmAction::SendCtrlAltDel => machine.send_ctrl_alt_del().map_err(ActionError::Keyboard)?,
+        VmmAction::CreateSnapshot(to) => snapshot::create(machine, config, to)
+            .map_err(|error| ActionError::CreateSnapshot(Box::new(error)))?,
         _ => return Err(ActionError::NotSupportedPostBoot),
     }
     Ok(())

@@ -12,6 +12,7 @@ use crate::devices::bus::BusDevice;
 use crate::kvm::{InterruptRoutes, Message};
 use crate::layout;
 use crate::log;
+use crate::snapshot::{DeviceState, StateError, Stateful};
 
 /// Number of inputs.
 const INPUTS: usize = layout::LAST_IRQ as usize + 1;
@@ -126,6 +127,39 @@ fn message(entry: u64) -> Option<Message> {
         address: u64::from(layout::LOCAL_APIC | destination << 12 | logical << 2),
         data: vector_and_delivery | assert | u32::from(level) << 15,
     })
+}
+
+/// The registers in a snapshot.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IoApicState {
+    id: u32,
+    selected: u8,
+    entries: Vec<u64>,
+}
+
+impl<R: Router> Stateful for IoApic<R> {
+    fn save(&self) -> Result<DeviceState, StateError> {
+        DeviceState::new(&IoApicState {
+            id: self.id,
+            selected: self.selected,
+            entries: self.entries.to_vec(),
+        })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        let state: IoApicState = state.get()?;
+        let inputs = state.entries.len();
+        self.entries = state.entries.try_into().map_err(|_| {
+            StateError::new(format!("the snapshot's I/O APIC has {inputs} inputs, not {INPUTS}"))
+        })?;
+        self.id = state.id;
+        self.selected = state.selected;
+        self.routes = self.entries.map(message);
+        self.router
+            .set(&self.routes)
+            .map_err(|error| StateError::new(format!("cannot route interrupts: {error}")))
+    }
 }
 
 impl<R: Router> BusDevice for IoApic<R> {

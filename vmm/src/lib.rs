@@ -13,6 +13,7 @@
 //! | [`devices`] | virtio and legacy devices, and the PCI bus |
 //! | [`disk`] | formats of disk images |
 //! | [`controller`], [`config`] | one command enum, the phases before and after the start, and the configuration's rules |
+//! | [`snapshot`] | a machine in two files, and back |
 //! | [`api`] | Firecracker's REST API |
 //! | [`event_loop`] | the main thread |
 //! | [`cli`] | the command line |
@@ -42,6 +43,7 @@ pub mod memory;
 pub mod outcome;
 mod power;
 pub mod rate_limiter;
+pub mod snapshot;
 
 /// An error with all its causes in one line.
 pub fn error_chain(error: &dyn Error) -> String {

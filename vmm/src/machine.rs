@@ -7,11 +7,13 @@
 //! ```
 //! The end of a machine is the end of the process: nothing is joined or freed then.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, JoinHandle};
+use std::time::Duration;
 
 use mote_vmm_api::ExitReason;
 
@@ -20,11 +22,15 @@ use crate::devices::bus::Bus;
 use crate::devices::controls::Controls;
 use crate::devices::i8042::{I8042, KeyboardBusy};
 use crate::error_chain;
-use crate::kvm::{Kick, Stop, Vcpu};
+use crate::kvm::{Clock, Kick, KvmError, Stop, Vcpu, VcpuState};
+use crate::memory::GuestMemory;
 use crate::outcome::Outcome;
+use crate::snapshot::{CreateError, DeviceState, Stateful};
 
 /// A vCPU thread needs little: the device code it runs keeps its buffers elsewhere.
 const VCPU_STACK: usize = 256 << 10;
+/// While threads are waited for, whether the machine's end was decided is looked at this often.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// The two address spaces of the vCPUs' exits.
 #[derive(Default)]
@@ -34,6 +40,9 @@ pub struct Buses {
     /// Memory-mapped I/O.
     pub mmio: Arc<Bus>,
 }
+
+/// A device on the machine's list, by its name in snapshots.
+pub type SharedState = (String, Arc<Mutex<dyn Stateful>>);
 
 /// What all vCPU threads share.
 struct Shared {
@@ -47,6 +56,8 @@ struct Shared {
 struct Parking {
     paused: bool,
     parked: usize,
+    /// Those that park are asked for their state; each leaves it here, by its index.
+    saving: Option<BTreeMap<u8, Result<VcpuState, KvmError>>>,
 }
 
 impl Shared {
@@ -64,6 +75,12 @@ impl Shared {
         parking.parked += 1;
         self.changed.notify_all();
         while parking.paused {
+            if let Some(states) = &mut parking.saving
+                && !states.contains_key(&vcpu.index())
+            {
+                states.insert(vcpu.index(), vcpu.save());
+                self.changed.notify_all();
+            }
             parking = self.changed.wait(parking).unwrap_or_else(PoisonError::into_inner);
         }
         parking.parked -= 1;
@@ -85,6 +102,9 @@ pub struct Machine {
     controls: Controls,
     /// Descriptors that devices want the main loop to watch; taken by it.
     event_sources: Vec<Box<dyn EventSource>>,
+    devices: Vec<SharedState>,
+    memory: GuestMemory,
+    clock: Clock,
     paused: bool,
 }
 
@@ -100,6 +120,14 @@ pub struct Parts {
     pub controls: Controls,
     /// What the main loop has to watch for the devices.
     pub event_sources: Vec<Box<dyn EventSource>>,
+    /// What is stopped by a pause and goes into snapshots.
+    pub devices: Vec<SharedState>,
+    /// The guest's memory.
+    pub memory: GuestMemory,
+    /// The guest's clock.
+    pub clock: Clock,
+    /// Don't run yet: devices and processors are as a snapshot has them, and [`Machine::resume`] lets them go on.
+    pub paused: bool,
 }
 
 impl Machine {
@@ -112,7 +140,7 @@ impl Machine {
         let shared = Arc::new(Shared {
             buses: parts.buses,
             outcome: outcome.clone(),
-            parking: Mutex::default(),
+            parking: Mutex::new(Parking { paused: parts.paused, ..Parking::default() }),
             changed: Condvar::new(),
         });
         let mut vcpus = Vec::with_capacity(parts.vcpus.len());
@@ -136,7 +164,10 @@ impl Machine {
             keyboard: parts.keyboard,
             controls: parts.controls,
             event_sources: parts.event_sources,
-            paused: false,
+            devices: parts.devices,
+            memory: parts.memory,
+            clock: parts.clock,
+            paused: parts.paused,
         })
     }
 
@@ -155,9 +186,12 @@ impl Machine {
         self.paused
     }
 
-    /// Stops all vCPUs and returns when none is in the guest. Does nothing if they are stopped.
+    /// Stops all vCPUs, then all devices, and returns when nothing touches the guest's memory. Does nothing if they are
+    /// stopped.
     pub fn pause(&mut self) {
-        self.paused = true;
+        if std::mem::replace(&mut self.paused, true) {
+            return;
+        }
         self.shared.parking().paused = true;
         for vcpu in &self.vcpus {
             // SAFETY: the thread is joined nowhere, and it returns its vCPU rather than dropping it.
@@ -166,15 +200,64 @@ impl Machine {
         let mut parking = self.shared.parking();
         // A thread that has ended (the machine crashed) will not park.
         while parking.parked < self.vcpus.len() && !self.shared.outcome.ending().load(Ordering::Acquire) {
-            const LOOK_AGAIN: std::time::Duration = std::time::Duration::from_millis(10);
             let waited = self.shared.changed.wait_timeout(parking, LOOK_AGAIN);
             parking = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+        drop(parking);
+        for (_, device) in &self.devices {
+            device.lock().unwrap_or_else(PoisonError::into_inner).pause();
+        }
     }
 
-    /// Lets the vCPUs run on.
+    /// The state of all processors, which must be stopped, in the order of their indices.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn save_vcpus(&self) -> Result<Vec<VcpuState>, KvmError> {
+        let mut parking = self.shared.parking();
+        parking.saving = Some(BTreeMap::new());
+        self.shared.changed.notify_all();
+        // Only a thread that has ended has nothing to say, and then the process ends, too.
+        while parking.saving.as_ref().is_some_and(|states| states.len() < self.vcpus.len())
+            && !self.shared.outcome.ending().load(Ordering::Acquire)
+        {
+            let waited = self.shared.changed.wait_timeout(parking, LOOK_AGAIN);
+            parking = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        parking.saving.take().unwrap_or_default().into_values().collect()
+    }
+
+    /// The state of all devices, which must be stopped.
+    ///
+    /// # Errors
+    /// A device can't be part of a snapshot.
+    pub fn save_devices(&self) -> Result<BTreeMap<String, DeviceState>, CreateError> {
+        let save = |(name, device): &SharedState| {
+            let state = device.lock().unwrap_or_else(PoisonError::into_inner).save();
+            let state = state.map_err(|source| CreateError::Device { device: name.clone(), source })?;
+            Ok((name.clone(), state))
+        };
+        self.devices.iter().map(save).collect()
+    }
+
+    /// The guest's memory.
+    pub const fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// The guest's clock.
+    pub const fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    /// Lets devices and vCPUs run on.
     pub fn resume(&mut self) {
-        self.paused = false;
+        if !std::mem::take(&mut self.paused) {
+            return;
+        }
+        for (_, device) in &self.devices {
+            device.lock().unwrap_or_else(PoisonError::into_inner).resume();
+        }
         self.shared.parking().paused = false;
         self.shared.changed.notify_all();
     }

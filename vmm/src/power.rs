@@ -7,6 +7,7 @@ use mote_vmm_api::ExitReason;
 use crate::acpi::{RESET_VALUE, SLEEP_TYPE_OFF};
 use crate::devices::bus::BusDevice;
 use crate::outcome::Outcome;
+use crate::snapshot::{DeviceState, StateError, Stateful};
 
 /// What lies at the firmware's reset vector, in 16-bit code: a write of 6 to port 0xcf9, and a halt.
 ///
@@ -83,6 +84,17 @@ impl BusDevice for ResetRegister {
             self.outcome.decide(ExitReason::Reboot, "the guest asked for a reset (reset control register)");
         }
         self.value = value & !Self::RESET;
+    }
+}
+
+impl Stateful for ResetRegister {
+    fn save(&self) -> Result<DeviceState, StateError> {
+        DeviceState::new(&self.value)
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        self.value = state.get()?;
+        Ok(())
     }
 }
 

@@ -15,8 +15,13 @@ mod rate_limiter;
 pub use balloon::{
     Balloon, BalloonHintingStart, BalloonHintingStatus, BalloonPatch, BalloonStats, BalloonStatsPatch,
 };
+mod snapshot;
 pub use exit::{ExitReason, ExitReport};
 pub use rate_limiter::{RateLimiter, TokenBucket};
+pub use snapshot::{
+    DriveOverride, MemoryBackend, MemoryBackendType, NetworkOverride, SnapshotCreate, SnapshotHugePages,
+    SnapshotLoad, SnapshotType, VsockOverride,
+};
 
 /// The release of Firecracker's API that the request and answer types follow, as told by `GET /version`.
 pub const FIRECRACKER_API_VERSION: &str = "1.13.0";
@@ -378,6 +383,9 @@ pub struct VmConfig {
     /// First serial port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<Serial>,
+    /// *Mote*: make the VM from a snapshot. Config file only, and nothing else may be configured beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot_load: Option<SnapshotLoad>,
 }
 
 /// `PATCH /vm`.

@@ -55,6 +55,8 @@ type Neutral = (&'static str, Option<&'static str>);
 
 const MACHINE: &[Neutral] = &[("cpu_template", Some("None")), ("huge_pages", Some("None"))];
 const DRIVE: &[Neutral] = &[("socket", None)];
+/// Fields of ours that may be null.
+const SNAPSHOT_LOAD: &[Neutral] = &[("vsock_override", None)];
 const LIMITED: &[Neutral] = &[("rate_limiter", None)];
 const CONFIG: &[Neutral] = &[
     ("cpu-config", None),
@@ -161,6 +163,8 @@ pub fn parse(request: &Request) -> Result<VmmAction, RequestError> {
         ("PUT", false) => match (resource, rest.as_slice()) {
             ("drives", id) => put_drive(request, id),
             ("network-interfaces", id) => put_network_interface(request, id),
+            ("snapshot", ["create"]) => body(request, &[]).map(VmmAction::CreateSnapshot),
+            ("snapshot", ["load"]) => body(request, SNAPSHOT_LOAD).map(VmmAction::LoadSnapshot),
             (resource, []) => put(request, resource).unwrap_or_else(|| Err(no_route())),
             _ => Err(no_route()),
         },

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::BusDevice;
+use crate::snapshot::{DeviceState, StateError, Stateful};
 
 /// First port, and the length of the range.
 pub const BASE_PORT: u16 = 0x60;
@@ -164,6 +165,44 @@ impl BusDevice for I8042 {
             COMMAND => self.command(byte),
             _ => {}
         }
+    }
+}
+
+/// The controller in a snapshot.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct I8042State {
+    config: u8,
+    output_port: u8,
+    awaiting: Option<u8>,
+    buffer: Vec<u8>,
+}
+
+impl Stateful for I8042 {
+    fn save(&self) -> Result<DeviceState, StateError> {
+        DeviceState::new(&I8042State {
+            config: self.config,
+            output_port: self.output_port,
+            awaiting: self.awaiting,
+            buffer: self.buffer.iter().copied().collect(),
+        })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        let state: I8042State = state.get()?;
+        if state.buffer.len() > BUFFER_BYTES {
+            return Err(StateError::new("more keys wait than its buffer holds"));
+        }
+        self.config = state.config;
+        self.output_port = state.output_port;
+        self.awaiting = state.awaiting;
+        self.buffer = state.buffer.into();
+        Ok(())
+    }
+
+    /// An interrupt for a key may have been on its way.
+    fn resume(&mut self) {
+        self.interrupt();
     }
 }
 

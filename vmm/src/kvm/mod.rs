@@ -5,13 +5,14 @@
 
 mod cpuid;
 mod registers;
+mod state;
 mod vcpu;
 mod wiring;
 
 use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
-    CpuId, KVM_API_VERSION, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_enable_cap,
+    CpuId, KVM_API_VERSION, KVM_CAP_SPLIT_IRQCHIP, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_enable_cap,
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
@@ -19,6 +20,7 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 pub use cpuid::Topology;
 pub use registers::{Entry, Protocol};
+pub use state::{Clock, ClockState, CpuMismatch, VcpuState};
 pub use vcpu::{Kick, Stop, Vcpu, install_kick_handler};
 pub use wiring::{Doorbell, InterruptRoutes, Message, MessageInterrupt, Wiring};
 
@@ -61,6 +63,23 @@ pub enum KvmError {
         /// Index.
         vcpu: u8,
     },
+    /// A snapshot's CPUID.
+    #[error("{0} CPUID leaves are more than KVM takes")]
+    TooManyLeaves(usize),
+    /// A snapshot with fewer processors than its configuration says.
+    #[error("the snapshot has no state of vCPU {0}")]
+    MissingVcpu(u8),
+    /// A snapshot's XSAVE area.
+    #[error("the snapshot's processor state has {saved} bytes, this host's processors have {here}")]
+    XsaveSize {
+        /// In the snapshot.
+        saved: usize,
+        /// Of this host.
+        here: usize,
+    },
+    /// A snapshot of another processor.
+    #[error(transparent)]
+    CpuMismatch(#[from] CpuMismatch),
     /// Boot tables could not be written.
     #[error("cannot write the boot processor's tables into guest memory")]
     Tables(#[source] vm_memory::GuestMemoryError),
@@ -103,13 +122,13 @@ fn supported_cpuid(kvm: &Kvm) -> Result<CpuId, KvmError> {
 /// A virtual machine without devices.
 #[derive(Debug)]
 pub struct Vm {
-    kvm: Kvm,
     shared: Arc<Shared>,
 }
 
 /// What must live as long as anything of the VM.
 #[derive(Debug)]
 struct Shared {
+    kvm: Kvm,
     fd: VmFd,
     /// Keeps the memory mapped as long as KVM has it.
     memory: GuestMemory,
@@ -142,8 +161,8 @@ impl Vm {
             }
         }
         let fd = kvm.create_vm().map_err(|source| KvmError::Call("KVM_CREATE_VM", source))?;
-        let vm =
-            Self { kvm, shared: Arc::new(Shared { fd, memory: memory.clone(), routes: Mutex::default() }) };
+        let shared = Shared { kvm, fd, memory: memory.clone(), routes: Mutex::default() };
+        let vm = Self { shared: Arc::new(shared) };
         vm.add_memory(track_dirty_pages)?;
         Ok(vm)
     }
@@ -185,9 +204,31 @@ impl Vm {
 
     /// Makes the `count` vCPUs: processor identification on each, the boot processor ready to run at `entry`.
     pub fn create_vcpus(self, topology: Topology, entry: &Entry) -> Result<Vec<Vcpu>, KvmError> {
-        let supported = supported_cpuid(&self.kvm)?;
+        self.each_vcpu(topology, |vcpu, cpuid| {
+            registers::set_up(vcpu.fd(), vcpu.index(), cpuid, entry, &self.shared.memory)
+        })
+    }
+
+    /// Makes the vCPUs of a snapshot, in the order of their indices.
+    ///
+    /// # Errors
+    /// KVM refused, or this host's processors can't stand in for those of the snapshot.
+    pub fn restore_vcpus(self, topology: Topology, states: &[VcpuState]) -> Result<Vec<Vcpu>, KvmError> {
+        let mut states = states.iter();
+        self.each_vcpu(topology, |vcpu, _| match states.next() {
+            Some(state) => vcpu.restore(state),
+            None => Err(KvmError::MissingVcpu(vcpu.index())),
+        })
+    }
+
+    fn each_vcpu(
+        &self,
+        topology: Topology,
+        mut set_up: impl FnMut(&mut Vcpu, &[kvm_cpuid_entry2]) -> Result<(), KvmError>,
+    ) -> Result<Vec<Vcpu>, KvmError> {
+        let supported = supported_cpuid(&self.shared.kvm)?;
         self.shared.check_address_bits(&supported)?;
-        let deadline_timer = self.kvm.check_extension(Cap::TscDeadlineTimer);
+        let deadline_timer = self.shared.kvm.check_extension(Cap::TscDeadlineTimer);
         (0..topology.vcpus)
             .map(|index| {
                 let fd = self.shared.fd.create_vcpu(index.into()).map_err(|source| KvmError::Vcpu {
@@ -196,8 +237,8 @@ impl Vm {
                     source,
                 })?;
                 let cpuid = cpuid::for_vcpu(&supported, topology, index, deadline_timer);
-                let vcpu = Vcpu::new(fd, index, self.shared.clone());
-                registers::set_up(vcpu.fd(), index, &cpuid, entry, &self.shared.memory)?;
+                let mut vcpu = Vcpu::new(fd, index, self.shared.clone(), &cpuid);
+                set_up(&mut vcpu, &cpuid)?;
                 Ok(vcpu)
             })
             .collect()

@@ -5,10 +5,11 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
-use kvm_bindings::kvm_run;
+use kvm_bindings::{kvm_cpuid_entry2, kvm_run};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
-use super::{KvmError, Shared};
+use super::state::{Leaf, Processor};
+use super::{KvmError, Shared, VcpuState};
 use crate::devices::bus::Bus;
 
 /// The real-time signal that makes a vCPU leave the guest.
@@ -108,20 +109,41 @@ pub struct Vcpu {
     /// The page shared with KVM; it lives as long as `fd`.
     run: *mut kvm_run,
     /// Keeps the guest's memory mapped as long as this processor may touch it.
-    _vm: Arc<Shared>,
+    vm: Arc<Shared>,
+    /// The identification that the guest was given.
+    cpuid: Vec<Leaf>,
 }
 
 // SAFETY: `run` points into the mapping that `fd` owns, which may be used from any thread.
 unsafe impl Send for Vcpu {}
 
 impl Vcpu {
-    pub(super) fn new(mut fd: VcpuFd, index: u8, vm: Arc<Shared>) -> Self {
+    pub(super) fn new(mut fd: VcpuFd, index: u8, vm: Arc<Shared>, cpuid: &[kvm_cpuid_entry2]) -> Self {
         let run = &raw mut *fd.get_kvm_run();
-        Self { fd, index, run, _vm: vm }
+        Self { fd, index, run, vm, cpuid: cpuid.iter().map(Leaf::new).collect() }
     }
 
     pub(super) fn fd(&self) -> &VcpuFd {
         &self.fd
+    }
+
+    fn processor(&self) -> Processor<'_> {
+        Processor { fd: &self.fd, index: self.index, vm: &self.vm, cpuid: &self.cpuid }
+    }
+
+    /// Its state for a snapshot. It must have left the guest by [`Stop::Interrupted`]: what an exit began is finished then.
+    ///
+    /// # Errors
+    /// KVM refused.
+    pub fn save(&self) -> Result<VcpuState, KvmError> {
+        self.processor().save()
+    }
+
+    /// Brings a processor that has not run into a saved state, with the saved identification.
+    pub(super) fn restore(&mut self, state: &VcpuState) -> Result<(), KvmError> {
+        self.processor().restore(state)?;
+        self.cpuid = state.cpuid().to_vec();
+        Ok(())
     }
 
     /// Its number; 0 is the boot processor.

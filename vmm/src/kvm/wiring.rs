@@ -11,7 +11,7 @@ use kvm_bindings::{KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry};
 use kvm_ioctls::{IoEventAddress, NoDatamatch};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::{KvmError, Shared};
+use super::{Clock, KvmError, Shared};
 use crate::layout;
 
 /// Inputs of the I/O APIC.
@@ -115,6 +115,11 @@ impl Wiring {
     /// The messages that the inputs of the I/O APIC send.
     pub fn interrupt_routes(&self) -> InterruptRoutes {
         InterruptRoutes { shared: self.shared.clone() }
+    }
+
+    /// The clock that guests have their time from.
+    pub fn clock(&self) -> Clock {
+        Clock { shared: self.shared.clone() }
     }
 
     /// Makes a write to `event` raise input `irq` of the I/O APIC (edge-triggered).

@@ -240,17 +240,31 @@ pub fn internal_error() {
     service(3);
 }
 
+/// The timer's count and the TSC at the same moment: of a few attempts the one that took least time, since the host may
+/// take the processor away in between.
+fn timer_and_tsc() -> (u32, u64) {
+    let attempt = || {
+        let before = tsc();
+        let current = mmio_read::<u32>(LAPIC_TIMER_CURRENT);
+        let after = tsc();
+        (after - before, (current, before + (after - before) / 2))
+    };
+    let attempts = [attempt(), attempt(), attempt(), attempt()];
+    attempts.into_iter().min_by_key(|(took, _)| *took).map_or((0, 0), |(_, both)| both)
+}
+
 /// Compares the TSC with the local APIC's timer.
 pub fn calibrate() {
     mmio_write(LAPIC_TIMER_DIVIDE, 0xbu32);
     mmio_write(LAPIC_TIMER, 1u32 << 16);
     mmio_write(LAPIC_TIMER_INITIAL, u32::MAX);
-    let (start, from) = (mmio_read::<u32>(LAPIC_TIMER_CURRENT), tsc());
-    let mut elapsed = 0;
+    let (start, from) = timer_and_tsc();
+    let (mut elapsed, mut to) = (0, from);
     while elapsed < CALIBRATION_US * LAPIC_TIMER_PER_US {
-        elapsed = start.wrapping_sub(mmio_read::<u32>(LAPIC_TIMER_CURRENT));
+        let (current, at) = timer_and_tsc();
+        (elapsed, to) = (start.wrapping_sub(current), at);
     }
-    let ticks = tsc() - from;
+    let ticks = to - from;
     mmio_write(LAPIC_TIMER_INITIAL, 0u32);
     TSC_PER_MS.store(ticks * u64::from(1_000 * LAPIC_TIMER_PER_US) / u64::from(elapsed), Ordering::Relaxed);
 }

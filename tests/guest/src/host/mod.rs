@@ -18,15 +18,19 @@ use std::time::Duration;
 
 use mote_vmm_api::{BootSource, Drive, Entropy, MachineConfig, NetworkInterface, VmConfig};
 
+mod api;
 mod elf;
 mod network;
 mod report;
 mod running;
+mod services;
 
+pub use api::request;
 pub use elf::without_pvh;
 pub use network::enter_network;
 pub use report::{Report, Verdict};
 pub use running::{Outcome, RunError, Running};
+pub use services::dhcp_and_metadata;
 
 /// Memory of the machines that [`config`] describes, in MiB: what the guest needs with room for its hostile mode.
 pub const MEMORY_MIB: usize = 32;

@@ -1,7 +1,9 @@
 //! A monitor that runs the guest.
 
+use std::ffi::OsString;
 use std::io::{self, Read};
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
@@ -97,22 +99,33 @@ impl Running {
     /// # Errors
     /// [`RunError::Start`].
     pub fn start(monitor: &Monitor, config: &VmConfig) -> Result<Self, RunError> {
-        let failed = |step| {
-            let program = format!("{}", monitor.program().display());
-            move |source| RunError::Start { program, step, source }
-        };
+        let program = monitor.program();
+        let failed = |step| failed(program, step);
         let directory = tempfile::tempdir().map_err(failed("directory"))?;
         let file = directory.path().join("vm.json");
         let json =
             serde_json::to_vec_pretty(config).map_err(io::Error::other).map_err(failed("configuration"))?;
         fs::write(&file, json).map_err(failed("configuration file"))?;
-        let mut command = Command::new(monitor.program());
-        command.args(monitor.arguments(&file));
+        let mut arguments = monitor.arguments(&file);
         if !matches!(monitor, Monitor::Firecracker(_)) {
-            command.arg("--exit-report").arg(directory.path().join("exit.json"));
+            arguments.extend(["--exit-report".into(), directory.path().join("exit.json").into()]);
         }
+        Self::spawn(program, &arguments, directory)
+    }
+
+    /// Starts a monitor with these arguments, in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// [`RunError::Start`].
+    pub fn start_program(program: &Path, arguments: &[OsString]) -> Result<Self, RunError> {
+        Self::spawn(program, arguments, tempfile::tempdir().map_err(failed(program, "directory"))?)
+    }
+
+    fn spawn(program: &Path, arguments: &[OsString], directory: TempDir) -> Result<Self, RunError> {
+        let mut command = Command::new(program);
+        command.args(arguments);
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut child = command.spawn().map_err(failed("process"))?;
+        let mut child = command.spawn().map_err(failed(program, "process"))?;
         let (sender, events) = mpsc::channel();
         let mut open = 0;
         if let Some(stdout) = child.stdout.take() {
@@ -209,6 +222,11 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+fn failed(program: &Path, step: &'static str) -> impl FnOnce(io::Error) -> RunError + use<> {
+    let program = program.display().to_string();
+    move |source| RunError::Start { program, step, source }
 }
 
 fn pump(mut from: impl Read + Send + 'static, to: mpsc::Sender<Event>, kind: fn(Vec<u8>) -> Event) {

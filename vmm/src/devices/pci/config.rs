@@ -127,6 +127,11 @@ impl ConfigSpace {
         }
     }
 
+    /// All bytes, for a snapshot; [`ConfigSpace::write`] from 0 on takes them back.
+    pub const fn all(&self) -> &[u8; SIZE] {
+        &self.bytes
+    }
+
     /// The bytes from `at` on, for the owner of a capability.
     pub fn bytes<const N: usize>(&self, at: usize) -> [u8; N] {
         std::array::from_fn(|index| self.bytes.get(at + index).copied().unwrap_or(0))

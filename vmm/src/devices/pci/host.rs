@@ -6,6 +6,7 @@ use super::PciFunction;
 use super::config::{ConfigSpace, Identity};
 use crate::devices::bus::{Bus, BusDevice, SharedDevice};
 use crate::layout;
+use crate::snapshot::{DeviceState, StateError, Stateful};
 
 /// Devices of a bus, the host bridge (device 0) among them.
 pub const DEVICES: usize = 32;
@@ -146,6 +147,20 @@ impl BusDevice for PciHost {
             }
             None => {}
         }
+    }
+}
+
+/// The bridge's configuration, and every function decoded where its own restored state says.
+impl Stateful for PciHost {
+    fn save(&self) -> Result<DeviceState, StateError> {
+        DeviceState::new(&self.bridge.all().to_vec())
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        let bytes: Vec<u8> = state.get()?;
+        self.bridge.write(0, &bytes);
+        (0..DEVICES).for_each(|number| self.place(number));
+        Ok(())
     }
 }
 

@@ -21,13 +21,15 @@ use std::time::Duration;
 use mote_vmm_api::Serial as SerialConfig;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
+use serde::{Deserialize, Serialize};
 use vm_superio::serial::NoEvents;
-use vm_superio::{Serial as Uart, Trigger};
+use vm_superio::{Serial as Uart, SerialState, Trigger};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::BusDevice;
 use super::{DeviceError, EventSource};
+use crate::snapshot::{DeviceState, StateError, Stateful};
 
 mod console;
 mod output;
@@ -130,6 +132,8 @@ impl Write for Collected {
 /// The port with everything attached to it.
 struct Port {
     uart: Uart<Irq, NoEvents, Collected>,
+    /// The interrupt once more, for a UART that is made from a snapshot.
+    irq: EventFd,
     /// Nothing was ever written.
     silent: bool,
     output: Output,
@@ -194,6 +198,72 @@ impl BusDevice for Serial {
     }
 }
 
+/// The port in a snapshot: its registers, and input that the guest has not taken.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PortState {
+    baud_divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    scratch: u8,
+    fifo: Vec<u8>,
+    input: Vec<u8>,
+}
+
+impl Stateful for Serial {
+    /// What was collected is the output of this process.
+    fn pause(&mut self) {
+        lock(&self.port).flush();
+    }
+
+    fn save(&self) -> Result<DeviceState, StateError> {
+        let port = lock(&self.port);
+        let uart = port.uart.state();
+        DeviceState::new(&PortState {
+            baud_divisor: [uart.baud_divisor_low, uart.baud_divisor_high],
+            interrupt_enable: uart.interrupt_enable,
+            interrupt_identification: uart.interrupt_identification,
+            line_control: uart.line_control,
+            line_status: uart.line_status,
+            modem_control: uart.modem_control,
+            modem_status: uart.modem_status,
+            scratch: uart.scratch,
+            fifo: uart.in_buffer,
+            input: port.input.iter().copied().collect(),
+        })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        let state: PortState = state.get()?;
+        if state.input.len() > INPUT_BYTES + READ_BYTES {
+            return Err(StateError::new("more input waits than its queue holds"));
+        }
+        let uart = SerialState {
+            baud_divisor_low: state.baud_divisor[0],
+            baud_divisor_high: state.baud_divisor[1],
+            interrupt_enable: state.interrupt_enable,
+            interrupt_identification: state.interrupt_identification,
+            line_control: state.line_control,
+            line_status: state.line_status,
+            modem_control: state.modem_control,
+            modem_status: state.modem_status,
+            scratch: state.scratch,
+            in_buffer: state.fifo,
+        };
+        let mut port = lock(&self.port);
+        let irq = port.irq.try_clone().map_err(|error| StateError::new(format!("no eventfd: {error}")))?;
+        // Raises its interrupt again if one is pending in the registers.
+        port.uart = Uart::from_state(&uart, Irq(irq), NoEvents, Collected::default())
+            .map_err(|_| StateError::new("its FIFO holds more than it can"))?;
+        port.input = state.input.into();
+        Ok(())
+    }
+}
+
 impl EventSource for SerialEvents {
     fn fd(&self) -> RawFd {
         self.fd
@@ -216,8 +286,10 @@ impl Port {
         let timer =
             TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)
                 .map_err(|error| SerialError::Watch(error.into()))?;
+        let line = irq.try_clone().map_err(SerialError::Watch)?;
         let mut port = Self {
-            uart: Uart::new(Irq(irq), Collected::default()),
+            uart: Uart::new(Irq(line), Collected::default()),
+            irq,
             silent: true,
             output,
             console,

@@ -12,14 +12,16 @@
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use super::queue::VirtQueue;
+use super::queue::{Progress, VirtQueue};
 use super::{Activation, COMMON_FEATURES, F_EVENT_IDX, F_VERSION_1, Interrupt, VirtioDevice};
 use crate::devices::{DeviceError, report};
 use crate::memory::GuestMemory;
+use crate::snapshot::{DeviceState, StateError};
 
 /// Bits of the device status field (virtio 1.2 §2.1).
 pub mod status {
@@ -57,7 +59,7 @@ pub fn next_status(current: u8, written: u8, features_ok: bool) -> u8 {
 }
 
 /// What the driver has said about one queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct QueueSetup {
     /// Number of descriptors.
     pub size: u32,
@@ -77,6 +79,27 @@ impl QueueSetup {
     }
 }
 
+/// A [`Lifecycle`] in a snapshot; transports put it beside their own registers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LifecycleState {
+    device_type: u32,
+    status: u8,
+    driver_features: u64,
+    needs_reset: bool,
+    active: bool,
+    queues: Vec<QueueState>,
+    device: DeviceState,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct QueueState {
+    setup: QueueSetup,
+    next_avail: u16,
+    next_used: u16,
+}
+
 /// A device and where it is in its life.
 pub struct Lifecycle {
     device: Box<dyn VirtioDevice>,
@@ -87,7 +110,11 @@ pub struct Lifecycle {
     status: u8,
     driver_features: u64,
     queues: Vec<QueueSetup>,
+    progress: Vec<Arc<Progress>>,
     active: bool,
+    paused: bool,
+    /// The configuration's generation at the pause.
+    paused_generation: u32,
 }
 
 impl Lifecycle {
@@ -104,8 +131,21 @@ impl Lifecycle {
         let notifiers = (0..notifiers)
             .map(|_| EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map(Arc::new).map_err(DeviceError::EventFd))
             .collect::<Result<_, _>>()?;
-        let queues = device.queue_max_sizes().iter().map(|&max| QueueSetup::new(max)).collect();
-        Ok(Self { device, mem, interrupt, notifiers, status: 0, driver_features: 0, queues, active: false })
+        let queues: Vec<_> = device.queue_max_sizes().iter().map(|&max| QueueSetup::new(max)).collect();
+        let progress = queues.iter().map(|_| Arc::default()).collect();
+        Ok(Self {
+            device,
+            mem,
+            interrupt,
+            notifiers,
+            status: 0,
+            driver_features: 0,
+            queues,
+            progress,
+            active: false,
+            paused: false,
+            paused_generation: 0,
+        })
     }
 
     /// The device.
@@ -203,6 +243,91 @@ impl Lifecycle {
         }
     }
 
+    /// Stops the device, if it runs: until [`Lifecycle::resume`] nothing of it touches guest memory.
+    pub fn pause(&mut self) {
+        if !self.paused {
+            self.paused = true;
+            self.paused_generation = self.device.config_generation();
+            if self.active {
+                self.device.pause();
+            }
+        }
+    }
+
+    /// Lets a paused device go on from where its queues were.
+    pub fn resume(&mut self) {
+        if !std::mem::take(&mut self.paused) || !self.active || self.interrupt.needs_reset() {
+            return;
+        }
+        self.activate();
+        // An interrupt may have been on its way, or have been withheld by the driver's wish at a moment that is lost:
+        // one too many is harmless.
+        for queue in 0..self.queues.len() {
+            self.interrupt.used_buffers(queue as u16);
+        }
+        if self.device.config_generation() != self.paused_generation {
+            self.interrupt.config_changed();
+        }
+    }
+
+    /// What a snapshot must know; paused devices only.
+    ///
+    /// # Errors
+    /// The device can't be part of a snapshot.
+    pub fn save(&self) -> Result<LifecycleState, StateError> {
+        let queues = self.queues.iter().zip(&self.progress).map(|(setup, progress)| {
+            let (next_avail, next_used) = progress.get();
+            QueueState { setup: *setup, next_avail, next_used }
+        });
+        Ok(LifecycleState {
+            device_type: self.device.device_type(),
+            status: self.status,
+            driver_features: self.driver_features,
+            needs_reset: self.interrupt.needs_reset(),
+            active: self.active,
+            queues: queues.collect(),
+            device: self.device.save()?,
+        })
+    }
+
+    /// Brings a device that was just made into the saved state, paused.
+    ///
+    /// # Errors
+    /// It is the state of another device, of one with features that this one hasn't, or of queues that are not in memory.
+    pub fn restore(&mut self, state: &LifecycleState) -> Result<(), StateError> {
+        let (kind, queues) = (self.device.device_type(), self.queues.len());
+        if (state.device_type, state.queues.len()) != (kind, queues) {
+            return Err(StateError::new(format!(
+                "it is a virtio device of type {kind} with {queues} queues, the snapshot has one of type {} with {}",
+                state.device_type,
+                state.queues.len()
+            )));
+        }
+        self.device.restore(&state.device)?;
+        let missing = state.driver_features & !self.offered_features();
+        if state.status & status::FEATURES_OK != 0 && missing != 0 {
+            return Err(StateError::new(format!(
+                "its driver uses features that are missing here: {missing:#x}"
+            )));
+        }
+        self.status = state.status;
+        self.driver_features = state.driver_features;
+        self.active = state.active;
+        self.paused = true;
+        self.paused_generation = self.device.config_generation();
+        for ((queue, progress), saved) in self.queues.iter_mut().zip(&self.progress).zip(&state.queues) {
+            *queue = saved.setup;
+            progress.set(saved.next_avail, saved.next_used);
+        }
+        if state.needs_reset {
+            self.interrupt.restore_needs_reset();
+        }
+        if self.active && !state.needs_reset && self.running_queues().is_none() {
+            return Err(StateError::new("its queues are not in the guest's memory"));
+        }
+        Ok(())
+    }
+
     fn activate(&mut self) {
         let activated = self.running_queues().ok_or(()).and_then(|queues| {
             let activation = Activation {
@@ -240,7 +365,8 @@ impl Lifecycle {
             }
             let notifier = self.notifiers.get(index).cloned();
             let index = u16::try_from(index).ok()?;
-            running.push(VirtQueue::new(queue, self.mem.clone(), index, notifier, self.interrupt.clone()));
+            let queue = VirtQueue::new(queue, self.mem.clone(), index, notifier, self.interrupt.clone());
+            running.push(queue.continuing(self.progress[usize::from(index)].clone()));
         }
         Some(running)
     }
@@ -255,6 +381,8 @@ impl Lifecycle {
         for (queue, max) in self.queues.iter_mut().zip(self.device.queue_max_sizes()) {
             *queue = QueueSetup::new(*max);
         }
+        // After the device's queues are gone: they have left their last positions here.
+        self.progress.iter().for_each(|progress| progress.set(0, 0));
     }
 }
 

@@ -6,13 +6,15 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::lifecycle::{Lifecycle, QueueSetup};
+use super::lifecycle::{Lifecycle, LifecycleState, QueueSetup};
 use super::{Interrupt, InterruptLine, VirtioDevice};
 use crate::devices::DeviceError;
 use crate::devices::bus::BusDevice;
 use crate::memory::GuestMemory;
+use crate::snapshot::{DeviceState, StateError, Stateful};
 
 /// Size of a device's register window in bytes.
 pub const WINDOW_SIZE: u64 = 0x1000;
@@ -185,6 +187,46 @@ impl BusDevice for MmioTransport {
         } else if let Ok(register) = <[u8; 4]>::try_from(data) {
             self.write_register(offset, u32::from_le_bytes(register));
         }
+    }
+}
+
+/// The registers in a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MmioState {
+    device_features_select: u32,
+    driver_features_select: u32,
+    queue_select: u32,
+    interrupt_status: u32,
+    lifecycle: LifecycleState,
+}
+
+impl Stateful for MmioTransport {
+    fn pause(&mut self) {
+        self.lifecycle.pause();
+    }
+
+    fn resume(&mut self) {
+        self.lifecycle.resume();
+    }
+
+    fn save(&self) -> Result<DeviceState, StateError> {
+        DeviceState::new(&MmioState {
+            device_features_select: self.device_features_select,
+            driver_features_select: self.driver_features_select,
+            queue_select: self.queue_select,
+            interrupt_status: self.line.status.load(Ordering::SeqCst),
+            lifecycle: self.lifecycle.save()?,
+        })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        let state: MmioState = state.get()?;
+        self.device_features_select = state.device_features_select;
+        self.driver_features_select = state.driver_features_select;
+        self.queue_select = state.queue_select;
+        self.line.status.store(state.interrupt_status, Ordering::SeqCst);
+        self.lifecycle.restore(&state.lifecycle)
     }
 }
 

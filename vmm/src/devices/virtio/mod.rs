@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::DeviceError;
 use crate::memory::GuestMemory;
+use crate::snapshot::{DeviceState, StateError};
 
 pub mod balloon;
 pub mod block;
@@ -88,9 +89,32 @@ pub trait VirtioDevice: Send {
     /// The device can't run; the transport then sets DEVICE_NEEDS_RESET.
     fn activate(&mut self, activation: Activation) -> Result<(), DeviceError>;
 
-    /// Stops serving: when this returns, nothing of the device touches guest memory any more, and the device can be
-    /// activated again.
+    /// Stops serving: when this returns, nothing of the device touches guest memory any more, every [`VirtQueue`] of its
+    /// activation has been dropped, and the device can be activated again.
     fn reset(&mut self);
+
+    /// Stops serving for a pause: like [`VirtioDevice::reset`], and every chain that was taken from a queue has either been
+    /// used or been given back ([`VirtQueue::undo_pop`]). The device goes on with another [`VirtioDevice::activate`], whose
+    /// queues continue where the dropped ones were. A device whose `reset` forgets more than that does less here.
+    fn pause(&mut self) {
+        self.reset();
+    }
+
+    /// What a snapshot must know about the device beyond its configuration, transport and queues. Called while paused.
+    ///
+    /// # Errors
+    /// The device can't be part of a snapshot, which is so for every device that doesn't say otherwise.
+    fn save(&self) -> Result<DeviceState, StateError> {
+        Err(StateError::new(format!("a virtio device of type {} cannot be saved", self.device_type())))
+    }
+
+    /// Brings a device that was just made into a saved state; `activate` follows if the saved device was active.
+    ///
+    /// # Errors
+    /// The state is not one of this device, or its backend is another one now.
+    fn restore(&mut self, _state: &DeviceState) -> Result<(), StateError> {
+        Err(StateError::new(format!("a virtio device of type {} cannot be restored", self.device_type())))
+    }
 
     /// Whether the device serves its queues in [`VirtioDevice::notify`], on the vCPU that notified, rather than in a
     /// thread that waits for the queue's eventfd. Such a device must bound the work of one notification.
@@ -149,6 +173,11 @@ impl Interrupt {
     pub fn set_needs_reset(&self) {
         self.needs_reset.store(true, Ordering::SeqCst);
         self.line.config_changed();
+    }
+
+    /// Sets DEVICE_NEEDS_RESET as a snapshot has it; the driver was told before.
+    pub fn restore_needs_reset(&self) {
+        self.needs_reset.store(true, Ordering::SeqCst);
     }
 
     /// Whether DEVICE_NEEDS_RESET is set.

@@ -15,9 +15,10 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, Ordering};
 
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
-use super::lifecycle::{Lifecycle, QueueSetup};
+use super::lifecycle::{Lifecycle, LifecycleState, QueueSetup};
 use super::{Interrupt, InterruptLine, VirtioDevice, device_type};
 use crate::devices::bus::BusDevice;
 use crate::devices::pci::PciFunction;
@@ -26,6 +27,7 @@ use crate::devices::pci::msix::{self, MsiX, Sink};
 use crate::devices::{DeviceError, report};
 use crate::kvm;
 use crate::memory::GuestMemory;
+use crate::snapshot::{DeviceState, StateError, Stateful};
 
 /// Size of a device's registers in bytes.
 pub const REGISTERS_SIZE: u32 = 0x8000;
@@ -457,6 +459,70 @@ impl PciFunction for PciTransport {
                 report("the notifications of a PCI function", &error);
             }
         }
+    }
+}
+
+/// The registers in a snapshot. Pending bits are not: each queue interrupts once more after a resume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PciState {
+    config: Vec<u8>,
+    msix_table: Vec<u8>,
+    isr: u8,
+    config_vector: u16,
+    queue_vectors: Vec<u16>,
+    device_features_select: u32,
+    driver_features_select: u32,
+    queue_select: u16,
+    lifecycle: LifecycleState,
+}
+
+impl Stateful for PciTransport {
+    fn pause(&mut self) {
+        self.lifecycle.pause();
+    }
+
+    fn resume(&mut self) {
+        self.lifecycle.resume();
+    }
+
+    fn save(&self) -> Result<DeviceState, StateError> {
+        let mut msix_table = vec![0; usize::from(self.msix.len()) * msix::ENTRY as usize];
+        self.msix.read_table(0, &mut msix_table);
+        let vectors = self.line.queue_vectors.iter().map(|vector| vector.load(Ordering::Acquire));
+        DeviceState::new(&PciState {
+            config: self.config.all().to_vec(),
+            msix_table,
+            isr: self.line.isr.load(Ordering::SeqCst),
+            config_vector: self.line.config_vector.load(Ordering::Acquire),
+            queue_vectors: vectors.collect(),
+            device_features_select: self.device_features_select,
+            driver_features_select: self.driver_features_select,
+            queue_select: self.queue_select,
+            lifecycle: self.lifecycle.save()?,
+        })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        let state: PciState = state.get()?;
+        let entries = state.msix_table.chunks(4);
+        if state.queue_vectors.len() != self.line.queue_vectors.len() {
+            return Err(StateError::new("the snapshot's device has another number of queues"));
+        }
+        self.config.write(0, &state.config);
+        for (offset, part) in (0..).step_by(4).zip(entries) {
+            self.msix.write_table(offset, part);
+        }
+        self.line.isr.store(state.isr, Ordering::SeqCst);
+        self.line.assign(&self.line.config_vector, state.config_vector);
+        for (slot, vector) in self.line.queue_vectors.iter().zip(state.queue_vectors) {
+            self.line.assign(slot, vector);
+        }
+        self.device_features_select = state.device_features_select;
+        self.driver_features_select = state.driver_features_select;
+        self.queue_select = state.queue_select;
+        self.update_msix();
+        self.lifecycle.restore(&state.lifecycle)
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -75,6 +75,23 @@ impl Chain {
     }
 }
 
+/// How far a queue has come: what [`VirtQueue`] leaves behind when it is dropped, for the queue that continues.
+#[derive(Debug, Default)]
+pub struct Progress(AtomicU32);
+
+impl Progress {
+    /// The next available and the next used index.
+    pub fn get(&self) -> (u16, u16) {
+        let both = self.0.load(Ordering::SeqCst);
+        ((both >> 16) as u16, both as u16)
+    }
+
+    /// Sets them.
+    pub fn set(&self, next_avail: u16, next_used: u16) {
+        self.0.store(u32::from(next_avail) << 16 | u32::from(next_used), Ordering::SeqCst);
+    }
+}
+
 /// A queue in use by its device.
 pub struct VirtQueue {
     queue: Queue,
@@ -84,6 +101,15 @@ pub struct VirtQueue {
     signalled: u16,
     notifier: Option<Arc<EventFd>>,
     interrupt: Arc<Interrupt>,
+    progress: Option<Arc<Progress>>,
+}
+
+impl Drop for VirtQueue {
+    fn drop(&mut self) {
+        if let Some(progress) = &self.progress {
+            progress.set(self.queue.next_avail(), self.queue.next_used());
+        }
+    }
 }
 
 impl VirtQueue {
@@ -95,7 +121,18 @@ impl VirtQueue {
         notifier: Option<Arc<EventFd>>,
         interrupt: Arc<Interrupt>,
     ) -> Self {
-        Self { queue, mem, index, signalled: 0, notifier, interrupt }
+        Self { queue, mem, index, signalled: 0, notifier, interrupt, progress: None }
+    }
+
+    /// Continues where `progress` says, and leaves there how far it has come when it is dropped.
+    #[must_use]
+    pub fn continuing(mut self, progress: Arc<Progress>) -> Self {
+        let (next_avail, next_used) = progress.get();
+        self.queue.set_next_avail(next_avail);
+        self.queue.set_next_used(next_used);
+        self.signalled = next_used;
+        self.progress = Some(progress);
+        self
     }
 
     /// The eventfd that becomes readable when the driver notifies; -1 if the device serves inline.

@@ -16,6 +16,7 @@ use super::worker::{Poller, Worker};
 use super::{Activation, VirtioDevice, device_type};
 use crate::devices::{DeviceError, report};
 use crate::rate_limiter::RateLimiter;
+use crate::snapshot::{DeviceState, StateError};
 
 const QUEUE_SIZE: u16 = 256;
 /// Most bytes that one request is answered with; a driver must be content with fewer than it asked for.
@@ -144,6 +145,14 @@ impl VirtioDevice for Rng {
 
     fn reset(&mut self) {
         self.serving = Serving::Nothing;
+    }
+
+    fn save(&self) -> Result<DeviceState, StateError> {
+        Ok(DeviceState::NONE)
+    }
+
+    fn restore(&mut self, _state: &DeviceState) -> Result<(), StateError> {
+        Ok(())
     }
 
     fn serves_inline(&self) -> bool {

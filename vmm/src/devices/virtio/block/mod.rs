@@ -26,6 +26,7 @@ use super::worker::Worker;
 use super::{Activation, Interrupt, VirtioDevice, device_type, read_config_bytes};
 use crate::devices::{DeviceError, EventSource, report};
 use crate::rate_limiter::RateLimiter;
+use crate::snapshot::{DeviceState, StateError};
 
 mod file;
 mod image;
@@ -303,6 +304,12 @@ fn features(flush: bool, read_only: bool) -> u64 {
     bits.into_iter().fold(0, |features, bit| features | 1 << bit)
 }
 
+impl Block {
+    fn sectors(&self) -> u64 {
+        self.state().disk.image.sectors()
+    }
+}
+
 /// `struct virtio_blk_config`, virtio 1.2 §5.2.4.
 fn config_space(sectors: u64) -> [u8; 60] {
     let mut config = [0; 60];
@@ -322,6 +329,13 @@ fn config_space(sectors: u64) -> [u8; 60] {
     // Write-zeroes may unmap.
     config[56] = 1;
     config
+}
+
+/// A drive in a snapshot; its content is no part of it.
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BlockState {
+    sectors: u64,
 }
 
 impl VirtioDevice for Block {
@@ -357,6 +371,21 @@ impl VirtioDevice for Block {
 
     fn reset(&mut self) {
         self.state().running = None;
+    }
+
+    fn save(&self) -> Result<DeviceState, StateError> {
+        DeviceState::new(&BlockState { sectors: self.sectors() })
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        let BlockState { sectors } = state.get()?;
+        if sectors != self.sectors() {
+            return Err(StateError::new(format!(
+                "its file has {} sectors, the snapshot's had {sectors}",
+                self.sectors()
+            )));
+        }
+        Ok(())
     }
 }
 

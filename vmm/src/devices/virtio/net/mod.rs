@@ -16,6 +16,7 @@ use super::queue::VirtQueue;
 use super::worker::{Poller, Worker};
 use super::{Activation, VirtioDevice, device_type, read_config_bytes};
 use crate::devices::DeviceError;
+use crate::snapshot::{DeviceState, StateError};
 
 mod control;
 mod receive;
@@ -211,6 +212,15 @@ impl VirtioDevice for Net {
     fn reset(&mut self) {
         self.shared.set_interrupt(None);
         self.worker = None;
+    }
+
+    /// MAC and MTU are configuration, the tap is live.
+    fn save(&self) -> Result<DeviceState, StateError> {
+        Ok(DeviceState::NONE)
+    }
+
+    fn restore(&mut self, _state: &DeviceState) -> Result<(), StateError> {
+        Ok(())
     }
 }
 
