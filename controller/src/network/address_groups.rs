@@ -121,7 +121,11 @@ async fn remove(tx: &mut Conn, id: &str, addresses: &[String]) -> Result<(), Api
 
 /// `PUT /v2.0/address-groups/{id}/add_addresses`, `…/remove_addresses`.
 async fn edit(app: App, ctx: Ctx, id: String, body: Value, adds: bool) -> Result<Json<Value>, ApiError> {
-    let mut body = Attributes::open(body, AddressGroups::NAME)?;
+    // openstacksdk sends the list without the envelope that the reference has.
+    let mut body = match body.get("addresses").is_some() {
+        true => Attributes::of("body", body)?,
+        false => Attributes::open(body, AddressGroups::NAME)?,
+    };
     let addresses = addresses(&mut body)?;
     body.finish()?;
     let mut change = Change::begin(&app, Scope::writing(&ctx)?).await?;

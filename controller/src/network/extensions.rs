@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::http::{context::Ctx, error::ApiError};
 
 /// Alias, name, description, date of the last change in Neutron.
-const EXTENSIONS: [(&str, &str, &str, &str); 48] = [
+const EXTENSIONS: [(&str, &str, &str, &str); 49] = [
     ("address-group", "Address group", "Support address group", "2020-07-15T10:00:00-00:00"),
     ("agent", "agent", "The agent management extension.", "2013-02-03T10:00:00-00:00"),
     (
@@ -155,6 +155,12 @@ const EXTENSIONS: [(&str, &str, &str, &str); 48] = [
         "Details of QoS rule types",
         "Expose details about QoS rule types supported by loaded backend drivers",
         "2017-06-22T10:00:00-00:00",
+    ),
+    (
+        "quota-check-limit",
+        "Quota engine limit check",
+        "Support for checking the resource usage before applying a new quota limit",
+        "2019-11-19T10:00:00-00:00",
     ),
     (
         "quota_details",

@@ -153,7 +153,7 @@ impl Query {
         let next = link("next", documents.last().filter(|_| after));
         let links: Vec<Value> =
             next.into_iter().chain(link("previous", documents.first().filter(|_| before))).collect();
-        Ok((!links.is_empty()).then(|| Value::Array(links)))
+        Ok((!links.is_empty()).then_some(Value::Array(links)))
     }
 
     fn order(&self, a: &Value, b: &Value) -> Ordering {

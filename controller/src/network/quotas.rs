@@ -211,6 +211,10 @@ pub(super) async fn update(
 ) -> Result<Json<Value>, ApiError> {
     ctx.require_admin()?;
     let mut body = Attributes::open(body, "quota")?;
+    let (check, force) = (body.boolean("check_limit")?, body.boolean("force")?);
+    if check == Some(true) && force == Some(true) {
+        return Err(invalid("check_limit", "it and force exclude each other"));
+    }
     let mut limits = Vec::new();
     for resource in Resource::ALL {
         let Some(limit) = body.integer(resource.name())? else { continue };
@@ -222,6 +226,17 @@ pub(super) async fn update(
     body.finish()?;
     let mut tx = app.begin().await?;
     for (resource, limit) in limits {
+        if check == Some(true) && limit >= 0 {
+            let used: i64 =
+                sqlx::query_scalar(resource.count_sql()).bind(&project).fetch_one(&mut *tx).await?;
+            if used > limit {
+                let text = format!(
+                    "Change would make usage less than 0 for the following resources: ['{}'].",
+                    resource.name()
+                );
+                return Err(ApiError::Conflict(text).named("InvalidQuotaValue"));
+            }
+        }
         sqlx::query(
             "INSERT INTO quotas (project_id, resource, hard_limit) VALUES ($1, $2, $3)
              ON CONFLICT (project_id, resource) DO UPDATE SET hard_limit = excluded.hard_limit",

@@ -231,6 +231,9 @@ async fn address_groups_hold_ranges_for_rules() {
     let twice = ada.put(&format!("{path}/add_addresses"), addresses(json!(["192.0.2.1/32"]))).await;
     refused(twice, 400, "AddressesAlreadyExist");
     ada.put(&format!("{path}/add_addresses"), addresses(json!(["192.0.2.2"]))).await.expect(200);
+    let bare = json!({"addresses": ["192.0.2.3"]});
+    ada.put(&format!("{path}/add_addresses"), bare.clone()).await.expect(200);
+    ada.put(&format!("{path}/remove_addresses"), bare).await.expect(200);
     let absent = ada.put(&format!("{path}/remove_addresses"), addresses(json!(["192.0.2.9"]))).await;
     refused(absent, 404, "AddressesNotFound");
     let left =

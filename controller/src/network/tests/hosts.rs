@@ -111,7 +111,10 @@ async fn a_host_is_told_its_ports_filters_and_neighbours_and_nothing_else() {
     assert_eq!(state.tunnel.unwrap().local_ip.to_string(), "192.0.2.1");
     let [spec] = &state.networks[..] else { panic!("{state:?}") };
     assert!(matches!(spec.segment, Some(SegmentSpec::Vxlan { vni }) if vni > 0));
-    assert_eq!(spec.ports.iter().map(|port| port.id.to_string()).collect::<Vec<_>>(), [port_a.clone()]);
+    assert_eq!(
+        spec.ports.iter().map(|port| port.id.to_string()).collect::<Vec<_>>(),
+        std::slice::from_ref(&port_a)
+    );
     assert!(spec.ports[0].port_security);
     assert_eq!(spec.remote_ports.len(), 1);
     assert_eq!(spec.remote_ports[0].tunnel_ip.to_string(), "192.0.2.2");
@@ -164,7 +167,10 @@ async fn a_host_is_told_its_ports_filters_and_neighbours_and_nothing_else() {
         .await
         .unwrap();
     tx.commit().await.unwrap();
-    assert_eq!(others.iter().map(|touched| touched.0.to_string()).collect::<Vec<_>>(), [a.clone()]);
+    assert_eq!(
+        others.iter().map(|touched| touched.0.to_string()).collect::<Vec<_>>(),
+        std::slice::from_ref(&a)
+    );
     assert!(told(&test, &a).await.networks[0].remote_ports.is_empty());
 }
 

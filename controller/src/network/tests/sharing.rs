@@ -156,6 +156,8 @@ async fn quotas_count_what_is_there() {
     let path = format!("quotas/{}", ada.project);
     admin.put(&path, json!({"quota": {"router": 1, "floatingip": 0, "network": 0}})).await.expect(200);
     refused(ada.post("routers", json!({"router": {}})).await, 409, "OverQuota");
+    let checked = json!({"quota": {"router": 0, "check_limit": true}});
+    refused(admin.put(&path, checked).await, 409, "InvalidQuotaValue");
     refused(ada.post("networks", json!({"network": {}})).await, 409, "OverQuota");
     let details = ada.get(&format!("{path}/details")).await.expect(200);
     assert_eq!(details["quota"]["router"], json!({"limit": 1, "used": 1, "reserved": 0}));
