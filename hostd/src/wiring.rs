@@ -7,7 +7,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use mote_host_api::{NetworkId, PortSpec};
-use mote_network::{Config, Executor, NetworkKey, Services, plan, plan::Action};
+use mote_network::{Config, Executor, NetworkKey, Services, plan, plan::Action, plan_routers};
 use tokio::sync::Mutex;
 
 use crate::{
@@ -30,7 +30,7 @@ pub struct KernelNetworks {
 impl KernelNetworks {
     /// Networks whose namespaces start with `prefix`.
     pub fn new(prefix: &str) -> Self {
-        let config = Config { prefix: prefix.to_owned() };
+        let config = Config { prefix: prefix.to_owned(), ..Config::default() };
         Self { executor: Executor::new(config.clone()), services: Mutex::new(Services::new(config)) }
     }
 
@@ -62,6 +62,7 @@ impl KernelNetworks {
                 Err(e) => drop(failed.insert(step.network, format!("{step}: {}", one_line(&e)))),
             }
         }
+        self.routers(goal, &mut failed).await?;
         let outcome = services.update(&goal.desired.networks, &metadata).await;
         for (network, e) in &outcome.failed {
             failed.entry((*network).into()).or_insert_with(|| one_line(e));
@@ -72,6 +73,34 @@ impl KernelNetworks {
                 .or_insert_with(|| "its services wait for its namespace".to_owned());
         }
         Ok(Converged { existing, failed })
+    }
+}
+
+impl KernelNetworks {
+    /// Brings routers in line. What fails is told under a key that is made from the router's id: it keeps no network's
+    /// servers from starting, and is tried again.
+    async fn routers(
+        &self,
+        goal: &NetworkGoal,
+        failed: &mut BTreeMap<NetworkKey, String>,
+    ) -> Result<(), NetworksError> {
+        let observed =
+            self.executor.observe_routers().await.map_err(|e| NetworksError::Observe(Box::new(e)))?;
+        let (steps, refused) = plan_routers(&goal.desired, &observed);
+        for error in refused {
+            failed.insert(NetworkId(error.router.0).into(), one_line(&error));
+        }
+        let mut stuck = BTreeSet::new();
+        for step in &steps {
+            if stuck.contains(&step.router) {
+                continue;
+            }
+            if let Err(e) = self.executor.execute_router(step).await {
+                stuck.insert(step.router);
+                failed.insert(step.router.network_key(), format!("{step}: {}", one_line(&e)));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
     executor::{Executor, ExecutorError},
     names::NetworkKey,
     plan::{Step, plan},
+    router::{RouterError, RouterKey, RouterStep, plan_routers},
     services::{Services, UpdateOutcome},
     spec::SpecError,
 };
@@ -20,6 +21,10 @@ pub struct Converged {
     pub executed: usize,
     /// Steps that failed. The later steps of their networks were left out; the next pass tries again.
     pub failed: Vec<(Step, ExecutorError)>,
+    /// The same for routers.
+    pub failed_routers: Vec<(RouterStep, ExecutorError)>,
+    /// Routers that can't be made as described.
+    pub refused_routers: Vec<RouterError>,
     /// Networks that can't be made as described.
     pub refused: Vec<SpecError>,
     /// State of the services.
@@ -53,6 +58,21 @@ pub async fn converge(
             }
         }
     }
+    let (router_steps, refused_routers) = plan_routers(desired, &executor.observe_routers().await?);
+    let mut stuck: BTreeSet<RouterKey> = BTreeSet::new();
+    let mut failed_routers = Vec::new();
+    for step in router_steps {
+        if stuck.contains(&step.router) {
+            continue;
+        }
+        match executor.execute_router(&step).await {
+            Ok(()) => executed += 1,
+            Err(error) => {
+                stuck.insert(step.router);
+                failed_routers.push((step, error));
+            }
+        }
+    }
     let services = services.update(&desired.networks, metadata).await;
-    Ok(Converged { executed, failed, refused: plan.refused, services })
+    Ok(Converged { executed, failed, failed_routers, refused: plan.refused, refused_routers, services })
 }

@@ -24,6 +24,8 @@
 //!
 //! Why it is made this way: docs/decisions/0007-networks-on-a-host.md.
 
+use std::collections::BTreeMap;
+
 mod converge;
 mod desired;
 pub mod executor;
@@ -32,6 +34,7 @@ pub mod names;
 pub mod namespace;
 pub mod observed;
 pub mod plan;
+pub mod router;
 pub mod services;
 pub mod spec;
 pub mod tap;
@@ -41,6 +44,7 @@ pub use desired::Desired;
 pub use executor::{Executor, ExecutorError};
 pub use names::{MacAddress, NetworkKey};
 pub use plan::{Plan, Step, plan};
+pub use router::{RouterKey, plan_routers};
 pub use services::Services;
 pub use spec::SpecError;
 
@@ -50,10 +54,14 @@ pub struct Config {
     /// What the names of this host's namespaces start with. Every namespace `<prefix><11 hex digits>` belongs to the one
     /// hostd with this prefix, which deletes what it does not want: two hostds that share a /run/netns need two prefixes.
     pub prefix: String,
+    /// The namespace under /run/netns in which the host's own interfaces are; none: that of this process.
+    pub host_namespace: Option<String>,
+    /// Physical networks by name, with the interface or bridge of the host that leads there.
+    pub physical_networks: BTreeMap<String, String>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { prefix: "mote-".to_owned() }
+        Self { prefix: "mote-".to_owned(), host_namespace: None, physical_networks: BTreeMap::new() }
     }
 }

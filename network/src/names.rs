@@ -10,6 +10,10 @@ use mote_host_api::{NetworkId, PortId};
 
 /// The bridge of a network, in its namespace.
 pub const BRIDGE: &str = "br0";
+/// The VXLAN link of a network, in its namespace.
+pub const VXLAN: &str = "vxlan0";
+/// The link of a network to a physical one, in its namespace.
+pub const UPLINK: &str = "uplink";
 /// The metadata service's address (IPv4 link-local, the one that cloud-init and EC2's clients know).
 pub const METADATA_IP: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// The metadata service's IPv6 address.
@@ -54,6 +58,11 @@ pub fn tap_name(port: PortId) -> String {
     format!("tap{:0width$x}", leading_bits(port.0.as_u128()), width = KEY_DIGITS)
 }
 
+/// Name of the end of a router's interface in its network's namespace.
+pub fn router_port_name(port: PortId) -> String {
+    format!("rtr{:0width$x}", leading_bits(port.0.as_u128()), width = KEY_DIGITS)
+}
+
 /// Address of a network's bridge: the same on every host and for ever, so that guests' neighbour tables stay right when
 /// taps come and go (a bridge without one takes the lowest of its ports').
 pub fn bridge_mac(network: NetworkId) -> MacAddress {
@@ -62,7 +71,7 @@ pub fn bridge_mac(network: NetworkId) -> MacAddress {
     MacAddress([0x02, a, b, c, d, e])
 }
 
-fn leading_bits(id: u128) -> u64 {
+pub(crate) fn leading_bits(id: u128) -> u64 {
     (id >> (u128::BITS - KEY_BITS)) as u64
 }
 

@@ -138,7 +138,7 @@ fn path_of(name: &str) -> Result<PathBuf, NamespaceError> {
 }
 
 /// Opens a namespace that is another one than this process's.
-fn open(name: &str) -> Result<File, NamespaceError> {
+pub(crate) fn open(name: &str) -> Result<File, NamespaceError> {
     let path = path_of(name)?;
     let mut options = OpenOptions::new();
     options.read(true).custom_flags((OFlag::O_CLOEXEC | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());

@@ -2,10 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use crate::{
     filter::Digest,
@@ -40,10 +40,12 @@ pub struct NamespaceContent {
     pub filter: Option<Digest>,
     /// All links.
     pub links: Vec<ObservedLink>,
-    /// IPv4 addresses of `br0` with their prefix lengths.
-    pub addresses: BTreeSet<Ipv4Net>,
-    /// Permanent IPv4 neighbour entries of `br0`.
-    pub neighbours: BTreeMap<Ipv4Addr, MacAddress>,
+    /// Addresses of `br0` with their prefix lengths.
+    pub addresses: BTreeSet<IpNet>,
+    /// Permanent neighbour entries of `br0`.
+    pub neighbours: BTreeMap<IpAddr, MacAddress>,
+    /// Forwarding entries of the VXLAN link: the host behind which an Ethernet address is.
+    pub tunnels: BTreeMap<MacAddress, IpAddr>,
 }
 
 impl NamespaceContent {
@@ -60,6 +62,8 @@ pub struct ObservedLink {
     pub name: String,
     /// Kind.
     pub kind: LinkKind,
+    /// Alias, which says what an uplink was made for.
+    pub alias: Option<String>,
     /// Administratively up.
     pub up: bool,
     /// MTU in bytes.
@@ -79,8 +83,21 @@ pub enum LinkKind {
     Bridge,
     /// A tap or tun.
     Tun,
+    /// A VXLAN.
+    Vxlan(VxlanLink),
     /// Any other.
     Other,
+}
+
+/// What a VXLAN link can't change without being made anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct VxlanLink {
+    /// Network identifier.
+    pub vni: u32,
+    /// This host's address.
+    pub local: IpAddr,
+    /// UDP port.
+    pub port: u16,
 }
 
 /// State of a link as a port of `br0`.
@@ -101,17 +118,28 @@ pub struct PortFlags {
     pub flood: bool,
     /// Frames go back to the port that they came from.
     pub hairpin: bool,
+    /// Frames to all and to groups are sent to the port.
+    pub broadcast: bool,
+    /// The bridge itself answers who asks for what is behind the port (ARP, neighbour discovery).
+    pub suppress: bool,
 }
 
 impl PortFlags {
     /// For guests: nothing is learnt from them (a guest can't draw a neighbour's frames to itself by sending with its
     /// address), they get nothing that isn't for them, and nothing returns to its sender.
-    pub const GUEST: Self = Self { learning: false, flood: false, hairpin: false };
+    pub const GUEST: Self =
+        Self { learning: false, flood: false, hairpin: false, broadcast: true, suppress: false };
+    /// For the overlay: only frames to addresses that are known to be there, and no question that the host can answer.
+    pub const OVERLAY: Self =
+        Self { learning: false, flood: false, hairpin: false, broadcast: false, suppress: true };
+    /// For a physical network, of which the host doesn't know who is there.
+    pub const UPLINK: Self =
+        Self { learning: true, flood: true, hairpin: false, broadcast: true, suppress: false };
 }
 
 impl Default for PortFlags {
     /// As the kernel makes a new port.
     fn default() -> Self {
-        Self { learning: true, flood: true, hairpin: false }
+        Self::UPLINK
     }
 }

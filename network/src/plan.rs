@@ -7,18 +7,18 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
-    net::Ipv4Addr,
+    net::IpAddr,
     sync::Arc,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use crate::{
     Desired,
     filter::{Conntrack, Ruleset},
-    names::{BRIDGE, MacAddress, NetworkKey},
+    names::{BRIDGE, MacAddress, NetworkKey, UPLINK, VXLAN},
     observed::{LinkKind, NamespaceContent, ObservedLink, ObservedNamespace, ObservedNetwork, PortFlags},
-    spec::{self, NetworkConfig, PortConfig, SpecError},
+    spec::{self, NetworkConfig, Segment, SpecError},
 };
 
 /// Sysctls of a network's namespace (paths below /proc/sys) that exist as soon as the namespace does. What a kernel
@@ -33,8 +33,7 @@ pub const SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv4/conf/all/rp_filter", "1"),
     // Removing one address of a subnet keeps the others.
     ("net/ipv4/conf/all/promote_secondaries", "1"),
-    // The host speaks no IPv6 here: guests' frames are only bridged, no router advertisement of theirs is believed.
-    ("net/ipv6/conf/all/disable_ipv6", "1"),
+    // The host speaks IPv6 on br0 only, and believes no router advertisement.
     ("net/ipv6/conf/default/disable_ipv6", "1"),
     ("net/ipv6/conf/all/accept_ra", "0"),
     ("net/ipv6/conf/default/accept_ra", "0"),
@@ -55,8 +54,11 @@ pub const BRIDGE_SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv4/conf/br0/forwarding", "0"),
     ("net/ipv4/conf/br0/accept_redirects", "0"),
     ("net/ipv4/conf/br0/rp_filter", "1"),
-    ("net/ipv6/conf/br0/disable_ipv6", "1"),
     ("net/ipv6/conf/br0/accept_ra", "0"),
+    ("net/ipv6/conf/br0/accept_dad", "0"),
+    // No address by itself: only those that are planned.
+    ("net/ipv6/conf/br0/addr_gen_mode", "1"),
+    ("net/ipv6/conf/br0/disable_ipv6", "0"),
 ];
 
 /// What is to be done.
@@ -134,22 +136,22 @@ pub enum Action {
     /// Remove an address of `br0`.
     DeleteAddress {
         /// Address and prefix length.
-        address: Ipv4Net,
+        address: IpNet,
     },
     /// Add an address to `br0`.
     AddAddress {
         /// Address and prefix length.
-        address: Ipv4Net,
+        address: IpNet,
     },
     /// Remove a permanent neighbour of `br0`.
     DeleteNeighbour {
         /// Its address.
-        ip: Ipv4Addr,
+        ip: IpAddr,
     },
     /// Add or change a permanent neighbour of `br0`.
     SetNeighbour {
         /// Its address.
-        ip: Ipv4Addr,
+        ip: IpAddr,
         /// Its Ethernet address.
         mac: MacAddress,
     },
@@ -164,6 +166,25 @@ pub enum Action {
         link: String,
         /// Flags.
         flags: PortFlags,
+    },
+    /// Make the link to other hosts or to a physical network.
+    CreateSegment {
+        /// Which.
+        segment: Segment,
+        /// MTU in bytes.
+        mtu: u16,
+    },
+    /// Remove a forwarding entry of the VXLAN link.
+    DeleteTunnel {
+        /// Ethernet address.
+        mac: MacAddress,
+    },
+    /// Add or change a forwarding entry of the VXLAN link.
+    SetTunnel {
+        /// Ethernet address.
+        mac: MacAddress,
+        /// The host behind which it is.
+        host: IpAddr,
     },
     /// Remove a static forwarding entry.
     DeleteStation {
@@ -199,6 +220,9 @@ impl fmt::Display for Action {
             Self::SetNeighbour { ip, mac } => write!(f, "set neighbour {ip} to {mac}"),
             Self::AttachPort { link } => write!(f, "attach {link} to the bridge"),
             Self::SetPortFlags { link, .. } => write!(f, "set port flags of {link}"),
+            Self::CreateSegment { segment, .. } => write!(f, "create {}", segment.link_name()),
+            Self::DeleteTunnel { mac } => write!(f, "delete tunnel for {mac}"),
+            Self::SetTunnel { mac, host } => write!(f, "set tunnel for {mac} to {host}"),
             Self::DeleteStation { link, mac } => write!(f, "delete station {mac} behind {link}"),
             Self::AddStation { link, mac } => write!(f, "add station {mac} behind {link}"),
         }
@@ -246,8 +270,12 @@ fn plan_network(config: &NetworkConfig, observed: Option<&ObservedNamespace>) ->
     planner.plan_sysctls(BRIDGE_SYSCTLS);
     planner.plan_addresses();
     planner.plan_neighbours();
+    planner.plan_segment();
     for (name, port) in &config.ports {
-        planner.plan_port(name, port);
+        planner.plan_port(name, PortFlags::GUEST, &BTreeSet::from([port.mac]));
+    }
+    for (name, mac) in &config.router_ports {
+        planner.plan_port(name, PortFlags::GUEST, &BTreeSet::from([*mac]));
     }
     planner.actions
 }
@@ -257,6 +285,7 @@ fn new_namespace() -> NamespaceContent {
     let lo = ObservedLink {
         name: "lo".to_owned(),
         kind: LinkKind::Loopback,
+        alias: None,
         up: false,
         mtu: 65536,
         mac: None,
@@ -279,6 +308,9 @@ impl Planner<'_> {
                 if link.name == BRIDGE {
                     self.content.addresses.clear();
                     self.content.neighbours.clear();
+                }
+                if link.name == VXLAN {
+                    self.content.tunnels.clear();
                 }
                 self.actions.push(Action::DeleteLink { link: link.name });
             } else {
@@ -303,8 +335,15 @@ impl Planner<'_> {
         if link.name == BRIDGE {
             return link.kind != LinkKind::Bridge;
         }
-        let pluggable = matches!(link.kind, LinkKind::Tun | LinkKind::Bridge) || link.bridge_port.is_some();
-        pluggable && !self.config.ports.contains_key(&link.name)
+        if link.name == VXLAN || link.name == UPLINK {
+            let segment = self.config.segment.as_ref().filter(|segment| segment.link_name() == link.name);
+            return segment.is_none_or(|segment| !segment.is(link));
+        }
+        let pluggable = matches!(link.kind, LinkKind::Tun | LinkKind::Bridge | LinkKind::Vxlan(_))
+            || link.bridge_port.is_some();
+        pluggable
+            && !self.config.ports.contains_key(&link.name)
+            && !self.config.router_ports.contains_key(&link.name)
     }
 
     /// All of them when one is wrong: some change others (ip_forward resets accept_redirects), so their order counts.
@@ -333,6 +372,11 @@ impl Planner<'_> {
             self.actions.push(Action::SetMac { link: link(), mac });
         }
         if new_mtu {
+            // Below IPv6's smallest MTU a link has no IPv6, and forgets its settings.
+            if bridge.mtu < u32::from(spec::MTU_MIN_V6) {
+                self.content.sysctls.extend(unknown(BRIDGE_SYSCTLS));
+                self.content.addresses.retain(|address| address.addr().is_ipv4());
+            }
             self.actions.push(Action::SetMtu { link: link(), mtu });
         }
         if set_up {
@@ -359,8 +403,36 @@ impl Planner<'_> {
         self.actions.extend(missing.map(|(ip, mac)| Action::SetNeighbour { ip: *ip, mac: *mac }));
     }
 
+    fn plan_segment(&mut self) {
+        let Some(segment) = &self.config.segment else { return };
+        let (name, mtu) = (segment.link_name(), self.config.mtu);
+        if self.content.link(name).is_none() {
+            self.actions.push(Action::CreateSegment { segment: segment.clone(), mtu });
+            self.content.tunnels.clear();
+            self.content.links.push(ObservedLink {
+                name: name.to_owned(),
+                kind: LinkKind::Other,
+                alias: None,
+                up: false,
+                mtu: mtu.into(),
+                mac: None,
+                bridge_port: None,
+            });
+        }
+        let stations = self.config.tunnels.keys().copied().collect();
+        self.plan_port(name, segment.flags(), &stations);
+        if matches!(segment, Segment::Uplink { .. }) {
+            return;
+        }
+        let (wanted, current) = (&self.config.tunnels, &self.content.tunnels);
+        let gone = current.keys().filter(|mac| !wanted.contains_key(mac));
+        self.actions.extend(gone.map(|mac| Action::DeleteTunnel { mac: *mac }));
+        let missing = wanted.iter().filter(|(mac, host)| current.get(mac) != Some(host));
+        self.actions.extend(missing.map(|(mac, host)| Action::SetTunnel { mac: *mac, host: *host }));
+    }
+
     /// Corrects a port's link, if there is one: it is made when its server starts.
-    fn plan_port(&mut self, name: &str, port: &PortConfig) {
+    fn plan_port(&mut self, name: &str, flags: PortFlags, stations: &BTreeSet<MacAddress>) {
         let Some(link) = self.content.link(name) else { return };
         let name = || name.to_owned();
         if link.mtu != u32::from(self.config.mtu) {
@@ -370,14 +442,13 @@ impl Planner<'_> {
             self.actions.push(Action::AttachPort { link: name() });
         }
         let state = link.bridge_port.clone().unwrap_or_default();
-        if state.flags != PortFlags::GUEST {
-            self.actions.push(Action::SetPortFlags { link: name(), flags: PortFlags::GUEST });
+        if state.flags != flags {
+            self.actions.push(Action::SetPortFlags { link: name(), flags });
         }
-        let others = state.stations.iter().filter(|mac| **mac != port.mac);
+        let others = state.stations.difference(stations);
         self.actions.extend(others.map(|mac| Action::DeleteStation { link: name(), mac: *mac }));
-        if !state.stations.contains(&port.mac) {
-            self.actions.push(Action::AddStation { link: name(), mac: port.mac });
-        }
+        let missing = stations.difference(&state.stations);
+        self.actions.extend(missing.map(|mac| Action::AddStation { link: name(), mac: *mac }));
         if !link.up {
             self.actions.push(Action::SetUp { link: name() });
         }

@@ -2,23 +2,30 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     sync::Arc,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use mote_host_api::{
-    AddressSetId, NetworkId, NetworkSpec, PortId, PortSpec, SecurityGroupId, SubnetId, SubnetSpec,
+    AddressSetId, NetworkId, NetworkSpec, PortId, PortSpec, SecurityGroupId, SegmentSpec, SubnetId,
+    SubnetSpec, TunnelSpec,
 };
 
-use crate::names::{METADATA_IP, MacAddress, NetworkKey, bridge_mac, tap_name};
+use crate::names::{
+    METADATA_IP, METADATA_IP_V6, MacAddress, NetworkKey, UPLINK, VXLAN, bridge_mac, tap_name,
+};
 use crate::{
     Desired,
     filter::{Conntrack, Ruleset, Surroundings, filter},
+    observed::{LinkKind, ObservedLink, PortFlags, VxlanLink},
+    router,
 };
 
 /// Smallest MTU: what every IPv4 link carries (RFC 791).
 pub const MTU_MIN: u16 = 68;
+/// Smallest MTU of a network with IPv6 (RFC 8200 §5).
+pub const MTU_MIN_V6: u16 = 1280;
 /// Largest MTU: that of a tap (65535 less the Ethernet header).
 pub const MTU_MAX: u16 = 65521;
 /// Subnets per network and host.
@@ -97,6 +104,20 @@ pub enum SpecProblem {
     /// Groups of both kinds.
     #[error("port {0}: its security groups are partly stateful and partly stateless")]
     MixedGroups(PortId),
+    /// A VXLAN segment without this host's end of the overlay.
+    #[error("its VXLAN segment needs a tunnel address, and this host has none")]
+    NoTunnel,
+    /// Segment.
+    #[error("{0}")]
+    Segment(&'static str),
+    /// A port on another host.
+    #[error(
+        "port {0} on host {1}: no station's Ethernet address, or an address of another version than this host's"
+    )]
+    Remote(String, IpAddr),
+    /// What this host can't do.
+    #[error("{0} is not possible on this host yet")]
+    NotYet(&'static str),
     /// A set that isn't described.
     #[error("security group {0}: address set {1} is not described")]
     UnknownSet(SecurityGroupId, AddressSetId),
@@ -120,8 +141,16 @@ pub struct NetworkConfig {
     pub filter: Arc<Ruleset>,
     /// Whether the filter needs br_netfilter.
     pub bridge_netfilter: bool,
-    /// IPv4 addresses of `br0`.
-    pub addresses: BTreeSet<Ipv4Net>,
+    /// How it reaches other hosts.
+    pub segment: Option<Segment>,
+    /// Ports on other hosts, with the addresses of those hosts.
+    pub tunnels: BTreeMap<MacAddress, IpAddr>,
+    /// Addresses of ports on other hosts.
+    pub remote_neighbours: BTreeMap<IpAddr, MacAddress>,
+    /// Interfaces of routers by the names of their links.
+    pub router_ports: BTreeMap<String, MacAddress>,
+    /// Addresses of `br0`.
+    pub addresses: BTreeSet<IpNet>,
     /// Its ports by the names of their taps.
     pub ports: BTreeMap<String, PortConfig>,
 }
@@ -133,13 +162,20 @@ pub struct PortConfig {
     pub id: PortId,
     /// Ethernet address of the guest.
     pub mac: MacAddress,
-    /// IPv4 addresses of the guest.
-    pub addresses: Vec<Ipv4Addr>,
+    /// Addresses of the guest.
+    pub addresses: Vec<IpAddr>,
 }
 
 impl NetworkConfig {
     /// Every address of every port.
-    pub fn neighbours(&self) -> BTreeMap<Ipv4Addr, MacAddress> {
+    pub fn neighbours(&self) -> BTreeMap<IpAddr, MacAddress> {
+        let mut neighbours = self.remote_neighbours.clone();
+        neighbours.extend(self.local_neighbours());
+        neighbours.retain(|ip, _| ip.is_ipv4() || self.mtu >= MTU_MIN_V6);
+        neighbours
+    }
+
+    fn local_neighbours(&self) -> BTreeMap<IpAddr, MacAddress> {
         self.ports.values().flat_map(|port| port.addresses.iter().map(|ip| (*ip, port.mac))).collect()
     }
 }
@@ -152,7 +188,7 @@ pub fn configure(desired: &Desired, conntrack: Conntrack) -> (Vec<NetworkConfig>
         desired.networks.iter().map(|spec| (spec.id, spec)).collect();
     configs.retain_mut(|config| {
         let Some(spec) = specs.get(&config.id) else { return false };
-        match filter(spec, &around) {
+        match surround(config, spec, desired).and_then(|()| filter(spec, &around)) {
             Ok(ruleset) => {
                 config.filter = Arc::new(ruleset);
                 config.bridge_netfilter = conntrack == Conntrack::BridgeNetfilter
@@ -166,6 +202,108 @@ pub fn configure(desired: &Desired, conntrack: Conntrack) -> (Vec<NetworkConfig>
         }
     });
     (configs, errors)
+}
+
+/// How a network reaches beyond this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Segment {
+    /// An overlay.
+    Vxlan(VxlanLink),
+    /// A physical network.
+    Uplink {
+        /// Its name.
+        physical_network: String,
+        /// Tag; none: untagged frames.
+        vlan_id: Option<u16>,
+    },
+}
+
+impl Segment {
+    /// Name of its link in the network's namespace.
+    pub fn link_name(&self) -> &'static str {
+        match self {
+            Self::Vxlan(_) => VXLAN,
+            Self::Uplink { .. } => UPLINK,
+        }
+    }
+
+    /// What an uplink's alias says.
+    pub fn alias(&self) -> Option<String> {
+        match self {
+            Self::Vxlan(_) => None,
+            Self::Uplink { physical_network, vlan_id: None } => Some(format!("flat:{physical_network}")),
+            Self::Uplink { physical_network, vlan_id: Some(id) } => {
+                Some(format!("vlan:{id}:{physical_network}"))
+            }
+        }
+    }
+
+    /// How its link forwards.
+    pub fn flags(&self) -> PortFlags {
+        match self {
+            Self::Vxlan(_) => PortFlags::OVERLAY,
+            Self::Uplink { .. } => PortFlags::UPLINK,
+        }
+    }
+
+    /// Whether a link of that name is this one.
+    pub fn is(&self, link: &ObservedLink) -> bool {
+        match self {
+            Self::Vxlan(wanted) => link.kind == LinkKind::Vxlan(*wanted),
+            Self::Uplink { .. } => link.alias == self.alias(),
+        }
+    }
+}
+
+const VNI_MAX: u32 = (1 << 24) - 1;
+const VLAN_ID_MAX: u16 = 4094;
+
+fn segment(spec: &NetworkSpec, tunnel: Option<TunnelSpec>) -> Result<Option<Segment>, SpecProblem> {
+    let uplink = |name: &String, vlan_id| Segment::Uplink { physical_network: name.clone(), vlan_id };
+    Ok(match &spec.segment {
+        None => None,
+        Some(SegmentSpec::Vxlan { vni }) => {
+            let tunnel = tunnel.ok_or(SpecProblem::NoTunnel)?;
+            if !(1..=VNI_MAX).contains(vni) {
+                return Err(SpecProblem::Segment("a VXLAN network identifier is 1 to 16777215"));
+            }
+            Some(Segment::Vxlan(VxlanLink { vni: *vni, local: tunnel.local_ip, port: tunnel.udp_port }))
+        }
+        Some(SegmentSpec::Flat { physical_network }) => Some(uplink(physical_network, None)),
+        Some(SegmentSpec::Vlan { physical_network, vlan_id }) => {
+            if !(1..=VLAN_ID_MAX).contains(vlan_id) {
+                return Err(SpecProblem::Segment("a VLAN id is 1 to 4094"));
+            }
+            Some(uplink(physical_network, Some(*vlan_id)))
+        }
+    })
+}
+
+/// What belongs to the network but isn't in its own description.
+fn surround(config: &mut NetworkConfig, spec: &NetworkSpec, desired: &Desired) -> Result<(), SpecProblem> {
+    config.segment = segment(spec, desired.tunnel)?;
+    if spec.ports.iter().any(|port| port.qos.is_some()) {
+        return Err(SpecProblem::NotYet("a QoS policy of a port"));
+    }
+    if spec.subnets_v6.iter().any(|subnet| subnet.mode.is_some()) {
+        return Err(SpecProblem::NotYet("an ipv6_address_mode or ipv6_ra_mode of a subnet"));
+    }
+    let local = desired.tunnel.map(|tunnel| tunnel.local_ip);
+    for port in &spec.remote_ports {
+        let mac = port.mac_address.parse().ok().filter(|mac: &MacAddress| mac.is_station());
+        let mac = mac.filter(|_| local.is_some_and(|local| local.is_ipv4() == port.tunnel_ip.is_ipv4()));
+        let mac = mac.ok_or_else(|| SpecProblem::Remote(port.mac_address.clone(), port.tunnel_ip))?;
+        config.tunnels.insert(mac, port.tunnel_ip);
+        let own = IpAddr::V6(mac.link_local());
+        config.remote_neighbours.extend(port.ip_addresses.iter().chain([&own]).map(|ip| (*ip, mac)));
+    }
+    let (router_ports, gateways) = router::in_network(spec.id, desired);
+    config.router_ports = router_ports;
+    config.tunnels.extend(gateways);
+    if !config.tunnels.is_empty() && !matches!(config.segment, Some(Segment::Vxlan(_))) {
+        return Err(SpecProblem::Segment("ports on other hosts need a VXLAN segment"));
+    }
+    Ok(())
 }
 
 /// Sorts descriptions into those that can be executed and those that can't.
@@ -203,8 +341,9 @@ pub fn validate(spec: &NetworkSpec) -> Result<NetworkConfig, SpecError> {
     validate_subnets(&spec.subnets).map_err(refuse)?;
     let ports = validate_ports(spec).map_err(refuse)?;
 
-    let metadata = Ipv4Net::from(METADATA_IP);
-    let services = spec.subnets.iter().filter_map(|s| Ipv4Net::new(s.service_ip, s.cidr.prefix_len()).ok());
+    let metadata = [IpNet::V4(METADATA_IP.into()), IpNet::V6(Ipv6Net::new_assert(METADATA_IP_V6, 64))];
+    let services =
+        spec.subnets.iter().filter_map(|s| IpNet::new(s.service_ip.into(), s.cidr.prefix_len()).ok());
     Ok(NetworkConfig {
         id: spec.id,
         key: spec.id.into(),
@@ -212,7 +351,14 @@ pub fn validate(spec: &NetworkSpec) -> Result<NetworkConfig, SpecError> {
         mtu: spec.mtu,
         filter: Arc::default(),
         bridge_netfilter: false,
-        addresses: services.chain([metadata]).collect(),
+        segment: None,
+        tunnels: BTreeMap::new(),
+        remote_neighbours: BTreeMap::new(),
+        router_ports: BTreeMap::new(),
+        addresses: services
+            .chain(metadata)
+            .filter(|a| a.addr().is_ipv4() || spec.mtu >= MTU_MIN_V6)
+            .collect(),
         ports,
     })
 }
@@ -265,7 +411,9 @@ fn validate_ports(spec: &NetworkSpec) -> Result<BTreeMap<String, PortConfig>, Sp
                 return Err(SpecProblem::DuplicateIp(port.id, fixed.ip_address));
             }
         }
-        let addresses = port.fixed_ips.iter().map(|fixed| fixed.ip_address).collect();
+        let v6 = port.fixed_ips_v6.iter().map(|fixed| fixed.ip_address).chain([mac.link_local()]);
+        let v4 = port.fixed_ips.iter().map(|fixed| IpAddr::V4(fixed.ip_address));
+        let addresses = v4.chain(v6.map(IpAddr::V6)).collect();
         if ports.insert(tap_name(port.id), PortConfig { id: port.id, mac, addresses }).is_some() {
             return Err(SpecProblem::DuplicatePort(port.id));
         }

@@ -1,3 +1,5 @@
+use std::net::IpAddr;
+
 use mote_host_api::{FixedIp, HostRoute, ServerId};
 use uuid::Uuid;
 
@@ -37,9 +39,9 @@ fn a_good_network_is_taken() {
     let spec = network();
     let config = validate(&spec).unwrap();
     let addresses: Vec<String> = config.addresses.iter().map(ToString::to_string).collect();
-    assert_eq!(addresses, ["10.0.0.2/24", "10.0.1.2/24", "169.254.169.254/32"]);
+    assert_eq!(addresses, ["10.0.0.2/24", "10.0.1.2/24", "169.254.169.254/32", "fe80::a9fe:a9fe/64"]);
     assert_eq!(config.ports.len(), 2);
-    assert_eq!(config.neighbours()[&Ipv4Addr::new(10, 0, 0, 11)].to_string(), "fa:16:3e:00:00:0b");
+    assert_eq!(config.neighbours()[&IpAddr::from([10, 0, 0, 11])].to_string(), "fa:16:3e:00:00:0b");
 }
 
 #[test]

@@ -295,7 +295,10 @@ async fn services_follow_changes_and_come_back_after_their_namespace_was_lost() 
     assert_eq!(answer, Some((200, "renamed".to_owned())), "after the namespace was lost");
 
     // Another process that takes over binds the same addresses.
-    let mut successor = mote_network::Services::new(mote_network::Config { prefix: lab.prefix.clone() });
+    let mut successor = mote_network::Services::new(mote_network::Config {
+        prefix: lab.prefix.clone(),
+        ..mote_network::Config::default()
+    });
     let outcome = successor.update(&networks, &metadata).await;
     assert_eq!((outcome.serving.len(), outcome.failed.len()), (0, 1), "two at once is an error that is told");
     lab.services.stop().await;

@@ -7,6 +7,8 @@
 mod filter;
 mod netlink;
 mod observe;
+mod router;
+mod segment;
 
 use std::{
     collections::HashMap,
@@ -84,6 +86,11 @@ pub enum ExecutorError {
         /// Why.
         source: io::Error,
     },
+    /// The host isn't connected to a physical network.
+    #[error(
+        "this host has no physical network {0:?}; its configuration names the interfaces that lead to them"
+    )]
+    PhysicalNetwork(String),
     /// The port's Ethernet address is none.
     #[error("port {0}: {1:?} is no station's Ethernet address")]
     Mac(PortId, String),
@@ -167,6 +174,9 @@ impl Executor {
             }
             Action::SetFilter { filter } => self.set_filter(step.network, filter).await,
             Action::SetSysctls { settings } => set_sysctls(&namespace, settings.clone()).await,
+            Action::CreateSegment { segment, mtu } => {
+                segment::create(&self.config, &namespace, step.network, segment, *mtu).await
+            }
             action => execute_by_netlink(&Netlink::connect(&namespace).await?, action).await,
         }
     }
@@ -223,10 +233,13 @@ async fn execute_by_netlink(netlink: &Netlink, action: &Action) -> Result<(), Ex
         Action::SetNeighbour { ip, mac } => netlink.set_neighbour(*ip, *mac).await,
         Action::DeleteNeighbour { ip } => netlink.delete_neighbour(*ip).await,
         Action::AddStation { link, mac } => netlink.add_station(link, *mac).await,
+        Action::SetTunnel { mac, host } => netlink.set_tunnel(*mac, *host).await,
+        Action::DeleteTunnel { mac } => netlink.delete_tunnel(*mac).await,
         Action::DeleteStation { link, mac } => netlink.delete_station(link, *mac).await,
         Action::CreateNamespace
         | Action::DeleteNamespace
         | Action::SetSysctls { .. }
+        | Action::CreateSegment { .. }
         | Action::SetFilter { .. } => Ok(()),
     }
 }
@@ -242,7 +255,7 @@ async fn delete_namespace(namespace: &str) -> Result<(), ExecutorError> {
                     LinkKind::Loopback | LinkKind::Bridge => {}
                     LinkKind::Tun => netlink.delete_link(&link.name).await?,
                     // Some kinds can't be deleted; they go with the namespace.
-                    LinkKind::Other => _ = netlink.delete_link(&link.name).await,
+                    LinkKind::Vxlan(_) | LinkKind::Other => _ = netlink.delete_link(&link.name).await,
                 }
             }
         }

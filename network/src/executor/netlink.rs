@@ -2,11 +2,11 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use futures_util::TryStreamExt;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily,
     link::{InfoBridge, LinkMessage},
@@ -22,7 +22,7 @@ use tokio::{runtime, task::JoinHandle};
 
 use super::{ExecutorError, observe};
 use crate::{
-    names::{BRIDGE, MacAddress},
+    names::{BRIDGE, MacAddress, VXLAN},
     namespace,
     observed::{ObservedLink, PortFlags},
 };
@@ -53,7 +53,7 @@ fn as_io(error: Error) -> io::Error {
 }
 
 /// The errors that mean that it was done before.
-fn unless(result: Result<(), Error>, done_before: &[i32]) -> Result<(), Error> {
+pub(super) fn unless(result: Result<(), Error>, done_before: &[i32]) -> Result<(), Error> {
     match result {
         Err(error) if done_before.iter().any(|errno| is_errno(&error, *errno)) => Ok(()),
         other => other,
@@ -143,6 +143,11 @@ impl Netlink {
         self.change(link, "set the Ethernet address of", message).await
     }
 
+    pub(super) async fn set_alias(&self, link: &str, alias: &str) -> Result<(), ExecutorError> {
+        let message = LinkUnspec::new_with_index(self.index(link).await?).alias(alias).build();
+        self.change(link, "set the alias of", message).await
+    }
+
     pub(super) async fn attach(&self, link: &str, bridge: u32) -> Result<(), ExecutorError> {
         let message = LinkUnspec::new_with_index(self.index(link).await?).controller(bridge).build();
         self.change(link, "attach to the bridge", message).await
@@ -153,42 +158,111 @@ impl Netlink {
             .learning(flags.learning)
             .flood(flags.flood)
             .hairpin(flags.hairpin)
+            .bcast_flood(flags.broadcast)
+            .mcast_flood(flags.broadcast)
+            .neigh_suppress(flags.suppress)
             .build();
         self.change(link, "set port flags of", message).await
     }
 
-    pub(super) async fn add_address(&self, address: Ipv4Net) -> Result<(), ExecutorError> {
-        let index = self.index(BRIDGE).await?;
-        let request = self.handle.address().add(index, IpAddr::V4(address.addr()), address.prefix_len());
+    pub(super) async fn add_address(&self, address: IpNet) -> Result<(), ExecutorError> {
+        self.add_address_to(BRIDGE, address).await
+    }
+
+    pub(super) async fn add_address_to(&self, link: &str, address: IpNet) -> Result<(), ExecutorError> {
+        let index = self.index(link).await?;
+        let request = self.handle.address().add(index, address.addr(), address.prefix_len());
         let added = request.execute().await;
         unless(added, &[libc::EEXIST]).map_err(self.failed(format!("add address {address}")))
     }
 
-    pub(super) async fn delete_address(&self, address: Ipv4Net) -> Result<(), ExecutorError> {
-        let Some(index) = self.find(BRIDGE).await? else { return Ok(()) };
-        let message = AddressMessageBuilder::<Ipv4Addr>::new()
-            .index(index)
-            .address(address.addr(), address.prefix_len())
-            .build();
+    pub(super) async fn delete_address(&self, address: IpNet) -> Result<(), ExecutorError> {
+        self.delete_address_of(BRIDGE, address).await
+    }
+
+    pub(super) async fn delete_address_of(&self, link: &str, address: IpNet) -> Result<(), ExecutorError> {
+        let Some(index) = self.find(link).await? else { return Ok(()) };
+        let message = match address {
+            IpNet::V4(address) => AddressMessageBuilder::<Ipv4Addr>::new()
+                .index(index)
+                .address(address.addr(), address.prefix_len())
+                .build(),
+            IpNet::V6(address) => AddressMessageBuilder::<Ipv6Addr>::new()
+                .index(index)
+                .address(address.addr(), address.prefix_len())
+                .build(),
+        };
         let deleted = self.handle.address().del(message).execute().await;
         unless(deleted, &[libc::EADDRNOTAVAIL, libc::ENODEV])
             .map_err(self.failed(format!("delete address {address}")))
     }
 
-    pub(super) async fn set_neighbour(&self, ip: Ipv4Addr, mac: MacAddress) -> Result<(), ExecutorError> {
-        let index = self.index(BRIDGE).await?;
-        let request = self.handle.neighbours().add(index, IpAddr::V4(ip)).link_layer_address(&mac.0);
+    pub(super) async fn set_neighbour(&self, ip: IpAddr, mac: MacAddress) -> Result<(), ExecutorError> {
+        self.set_neighbour_of(BRIDGE, ip, mac).await
+    }
+
+    pub(super) async fn set_neighbour_of(
+        &self,
+        link: &str,
+        ip: IpAddr,
+        mac: MacAddress,
+    ) -> Result<(), ExecutorError> {
+        let index = self.index(link).await?;
+        let request = self.handle.neighbours().add(index, ip).link_layer_address(&mac.0);
         request.replace().execute().await.map_err(self.failed(format!("set neighbour {ip}")))
     }
 
-    pub(super) async fn delete_neighbour(&self, ip: Ipv4Addr) -> Result<(), ExecutorError> {
-        let Some(index) = self.find(BRIDGE).await? else { return Ok(()) };
+    pub(super) async fn delete_neighbour(&self, ip: IpAddr) -> Result<(), ExecutorError> {
+        self.delete_neighbour_of(BRIDGE, ip).await
+    }
+
+    pub(super) async fn delete_neighbour_of(&self, link: &str, ip: IpAddr) -> Result<(), ExecutorError> {
+        let Some(index) = self.find(link).await? else { return Ok(()) };
         let mut message = NeighbourMessage::default();
-        message.header =
-            NeighbourHeader { family: AddressFamily::Inet, ifindex: index, ..Default::default() };
-        message.attributes = vec![NeighbourAttribute::Destination(NeighbourAddress::Inet(ip))];
+        let (family, address) = match ip {
+            IpAddr::V4(ip) => (AddressFamily::Inet, NeighbourAddress::Inet(ip)),
+            IpAddr::V6(ip) => (AddressFamily::Inet6, NeighbourAddress::Inet6(ip)),
+        };
+        message.header = NeighbourHeader { family, ifindex: index, ..Default::default() };
+        message.attributes = vec![NeighbourAttribute::Destination(address)];
         let deleted = self.handle.neighbours().del(message).execute().await;
         unless(deleted, &[libc::ENOENT, libc::ENODEV]).map_err(self.failed(format!("delete neighbour {ip}")))
+    }
+
+    /// Where the VXLAN link sends what is for an Ethernet address (`bridge fdb replace … self dst`).
+    pub(super) async fn set_tunnel(&self, mac: MacAddress, host: IpAddr) -> Result<(), ExecutorError> {
+        let index = self.index(VXLAN).await?;
+        let request = self.handle.neighbours().add_bridge(index, &mac.0);
+        let request = request.state(NeighbourState::Permanent).flags(NeighbourFlags::Own).destination(host);
+        request.replace().execute().await.map_err(self.failed(format!("set the tunnel for {mac}")))
+    }
+
+    pub(super) async fn delete_tunnel(&self, mac: MacAddress) -> Result<(), ExecutorError> {
+        let Some(index) = self.find(VXLAN).await? else { return Ok(()) };
+        let mut message = NeighbourMessage::default();
+        message.header = NeighbourHeader {
+            family: AddressFamily::Bridge,
+            ifindex: index,
+            flags: NeighbourFlags::Own,
+            ..Default::default()
+        };
+        message.attributes = vec![NeighbourAttribute::LinkLayerAddress(mac.0.to_vec())];
+        let deleted = self.handle.neighbours().del(message).execute().await;
+        unless(deleted, &[libc::ENOENT, libc::ENODEV])
+            .map_err(self.failed(format!("delete the tunnel for {mac}")))
+    }
+
+    /// Makes a link from this namespace in another one, or with an end there.
+    pub(super) async fn add_link(&self, what: &str, message: LinkMessage) -> Result<(), ExecutorError> {
+        self.handle.link().add(message).execute().await.map_err(self.failed(format!("create {what}")))
+    }
+
+    /// In the namespace of this process.
+    pub(super) fn own() -> Result<Self, ExecutorError> {
+        let namespace = "of the host".to_owned();
+        let (connection, handle, _unsolicited) = rtnetlink::new_connection()
+            .map_err(|source| ExecutorError::Connect { namespace: namespace.clone(), source })?;
+        Ok(Self { namespace, handle, task: tokio::spawn(connection) })
     }
 
     /// A static entry of the bridge's forwarding table (`bridge fdb add … master static`).

@@ -3,25 +3,29 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs, io,
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
 };
 
 use futures_util::TryStreamExt;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressMessage},
-    link::{InfoBridgePort, InfoKind, InfoPortData, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{
+        InfoBridgePort, InfoData, InfoKind, InfoPortData, InfoVxlan, LinkAttribute, LinkFlags, LinkInfo,
+        LinkMessage,
+    },
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
 };
 
 use super::{ExecutorError, PROC_SYS, filter, netlink::Netlink};
 use crate::{
     Config,
-    names::{BRIDGE, MacAddress, NetworkKey},
+    names::{BRIDGE, MacAddress, NetworkKey, VXLAN},
     namespace::{self, NamespaceError},
     observed::{
         BridgePort, LinkKind, NamespaceContent, ObservedLink, ObservedNamespace, ObservedNetwork, PortFlags,
+        VxlanLink,
     },
     plan::{BRIDGE_NETFILTER_OFF, BRIDGE_SYSCTLS, SYSCTLS},
 };
@@ -52,6 +56,7 @@ async fn content(namespace: &str) -> Result<NamespaceContent, ExecutorError> {
     Ok(NamespaceContent {
         sysctls: sysctls(namespace).await?,
         filter: filter::loaded(namespace).await?,
+        tunnels: tunnels(&netlink, indices.get(VXLAN).copied()).await?,
         links,
         addresses: addresses(&netlink, bridge).await?,
         neighbours: neighbours(&netlink, bridge).await?,
@@ -78,7 +83,7 @@ pub(super) async fn links(netlink: &Netlink) -> Result<Vec<ObservedLink>, Execut
     Ok(links_with_indices(netlink).await?.0)
 }
 
-async fn links_with_indices(
+pub(super) async fn links_with_indices(
     netlink: &Netlink,
 ) -> Result<(Vec<ObservedLink>, BTreeMap<String, u32>), ExecutorError> {
     let messages: Vec<LinkMessage> =
@@ -107,6 +112,7 @@ fn link(message: &LinkMessage, bridge: Option<u32>, stations: BTreeSet<MacAddres
     let mut link = ObservedLink {
         name: name_of(message)?,
         kind: LinkKind::Other,
+        alias: None,
         up: message.header.flags.contains(LinkFlags::Up),
         mtu: 0,
         mac: None,
@@ -119,6 +125,7 @@ fn link(message: &LinkMessage, bridge: Option<u32>, stations: BTreeSet<MacAddres
     let mut controller = None;
     for attribute in &message.attributes {
         match attribute {
+            LinkAttribute::IfAlias(alias) => link.alias = Some(alias.clone()),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Address(address) => link.mac = mac(address),
             LinkAttribute::Controller(index) => controller = Some(*index),
@@ -137,12 +144,17 @@ fn link_info(infos: &[LinkInfo], kind: &mut LinkKind, flags: &mut PortFlags) {
         match info {
             LinkInfo::Kind(InfoKind::Bridge) => *kind = LinkKind::Bridge,
             LinkInfo::Kind(InfoKind::Tun) => *kind = LinkKind::Tun,
+            LinkInfo::Data(InfoData::Vxlan(data)) => {
+                *kind = vxlan(data).map_or(LinkKind::Other, LinkKind::Vxlan)
+            }
             LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
                 for attribute in port {
                     match attribute {
                         InfoBridgePort::Learning(on) => flags.learning = *on,
                         InfoBridgePort::UnicastFlood(on) => flags.flood = *on,
                         InfoBridgePort::HairpinMode(on) => flags.hairpin = *on,
+                        InfoBridgePort::BroadcastFlood(on) => flags.broadcast = *on,
+                        InfoBridgePort::NeighSupress(on) => flags.suppress = *on,
                         _ => {}
                     }
                 }
@@ -152,11 +164,39 @@ fn link_info(infos: &[LinkInfo], kind: &mut LinkKind, flags: &mut PortFlags) {
     }
 }
 
+fn vxlan(data: &[InfoVxlan]) -> Option<VxlanLink> {
+    let (mut vni, mut local, mut port) = (None, None, None);
+    for info in data {
+        match info {
+            InfoVxlan::Id(id) => vni = Some(*id),
+            InfoVxlan::Local(ip) => local = Some(IpAddr::V4(*ip)),
+            InfoVxlan::Local6(ip) => local = Some(IpAddr::V6(*ip)),
+            InfoVxlan::Port(number) => port = Some(*number),
+            _ => {}
+        }
+    }
+    Some(VxlanLink { vni: vni?, local: local?, port: port? })
+}
+
+/// Where the VXLAN link sends what is for whom.
+async fn tunnels(
+    netlink: &Netlink,
+    vxlan: Option<u32>,
+) -> Result<BTreeMap<MacAddress, IpAddr>, ExecutorError> {
+    let Some(vxlan) = vxlan else { return Ok(BTreeMap::new()) };
+    let messages = neighbour_messages(netlink, AddressFamily::Bridge).await?;
+    let of_link = messages.iter().filter(|message| message.header.ifindex == vxlan);
+    Ok(of_link.filter_map(|message| Some((link_layer_address(message)?, destination(message)?))).collect())
+}
+
 fn mac(octets: &[u8]) -> Option<MacAddress> {
     octets.try_into().ok().map(MacAddress)
 }
 
-async fn addresses(netlink: &Netlink, bridge: Option<u32>) -> Result<BTreeSet<Ipv4Net>, ExecutorError> {
+pub(super) async fn addresses(
+    netlink: &Netlink,
+    bridge: Option<u32>,
+) -> Result<BTreeSet<IpNet>, ExecutorError> {
     let Some(bridge) = bridge else { return Ok(BTreeSet::new()) };
     let messages: Vec<AddressMessage> = netlink
         .handle
@@ -170,15 +210,22 @@ async fn addresses(netlink: &Netlink, bridge: Option<u32>) -> Result<BTreeSet<Ip
     Ok(messages.iter().filter_map(address).collect())
 }
 
-fn address(message: &AddressMessage) -> Option<Ipv4Net> {
+fn address(message: &AddressMessage) -> Option<IpNet> {
     let local = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(IpAddr::V4(ip)) => Some(*ip),
+        AddressAttribute::Local(ip) => Some(*ip),
         _ => None,
     });
-    Ipv4Net::new(local?, message.header.prefix_len).ok()
+    // An IPv6 address that has no peer is only the "address".
+    let local = local.or_else(|| {
+        message.attributes.iter().find_map(|attribute| match attribute {
+            AddressAttribute::Address(ip) => Some(*ip),
+            _ => None,
+        })
+    });
+    IpNet::new(local?, message.header.prefix_len).ok()
 }
 
-async fn neighbour_messages(
+pub(super) async fn neighbour_messages(
     netlink: &Netlink,
     family: AddressFamily,
 ) -> Result<Vec<NeighbourMessage>, ExecutorError> {
@@ -189,23 +236,31 @@ async fn neighbour_messages(
 async fn neighbours(
     netlink: &Netlink,
     bridge: Option<u32>,
-) -> Result<BTreeMap<Ipv4Addr, MacAddress>, ExecutorError> {
+) -> Result<BTreeMap<IpAddr, MacAddress>, ExecutorError> {
     let Some(bridge) = bridge else { return Ok(BTreeMap::new()) };
-    let messages = neighbour_messages(netlink, AddressFamily::Inet).await?;
+    let mut messages = neighbour_messages(netlink, AddressFamily::Inet).await?;
+    messages.extend(neighbour_messages(netlink, AddressFamily::Inet6).await?);
     let permanent = messages.iter().filter(|message| {
         message.header.ifindex == bridge && message.header.state == NeighbourState::Permanent
     });
     Ok(permanent.filter_map(|message| Some((destination(message)?, link_layer_address(message)?))).collect())
 }
 
-fn destination(message: &NeighbourMessage) -> Option<Ipv4Addr> {
+pub(super) fn destination(message: &NeighbourMessage) -> Option<IpAddr> {
     message.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(*ip),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
+        // Of a forwarding entry.
+        NeighbourAttribute::Destination(NeighbourAddress::Other(octets)) => match octets.len() {
+            4 => <[u8; 4]>::try_from(octets.as_slice()).ok().map(IpAddr::from),
+            16 => <[u8; 16]>::try_from(octets.as_slice()).ok().map(IpAddr::from),
+            _ => None,
+        },
         _ => None,
     })
 }
 
-fn link_layer_address(message: &NeighbourMessage) -> Option<MacAddress> {
+pub(super) fn link_layer_address(message: &NeighbourMessage) -> Option<MacAddress> {
     message.attributes.iter().find_map(|attribute| match attribute {
         NeighbourAttribute::LinkLayerAddress(octets) => mac(octets),
         _ => None,

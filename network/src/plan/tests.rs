@@ -1,13 +1,20 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
 
-use mote_host_api::{FixedIp, NetworkId, NetworkSpec, PortId, PortSpec, ServerId, SubnetId, SubnetSpec};
+use ipnet::Ipv4Net;
+use mote_host_api::{
+    FixedIp, NetworkId, NetworkSpec, PortId, PortSpec, RemotePort, SegmentSpec, ServerId, SubnetId,
+    SubnetSpec, TunnelSpec,
+};
 use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
 use crate::{
     names::{bridge_mac, tap_name},
-    observed::BridgePort,
+    observed::{BridgePort, VxlanLink},
 };
 
 /// What the kernel does with a step, as far as the plan relies on it.
@@ -71,6 +78,9 @@ fn change(
         Action::CreateNamespace | Action::DeleteNamespace => unreachable!(),
         Action::DeleteLink { link } => {
             content.links.retain(|other| other.name != *link);
+            if link == VXLAN {
+                content.tunnels.clear();
+            }
             if link == BRIDGE {
                 forget_bridge(content);
             }
@@ -94,6 +104,7 @@ fn change(
                 content.links.push(ObservedLink {
                     name,
                     kind,
+                    alias: None,
                     up: false,
                     mtu: 0,
                     mac: None,
@@ -131,6 +142,25 @@ fn change(
             link_mut(content, link).bridge_port.get_or_insert_default();
         }
         Action::SetPortFlags { link, flags } => port_mut(content, link).flags = *flags,
+        Action::CreateSegment { segment, mtu } => {
+            let kind = match segment {
+                Segment::Vxlan(vxlan) => LinkKind::Vxlan(*vxlan),
+                Segment::Uplink { .. } => LinkKind::Other,
+            };
+            content.links.retain(|other| other.name != segment.link_name());
+            content.tunnels.clear();
+            content.links.push(ObservedLink {
+                name: segment.link_name().to_owned(),
+                kind,
+                alias: segment.alias(),
+                up: false,
+                mtu: u32::from(*mtu),
+                mac: None,
+                bridge_port: None,
+            });
+        }
+        Action::SetTunnel { mac, host } => _ = content.tunnels.insert(*mac, *host),
+        Action::DeleteTunnel { mac } => _ = content.tunnels.remove(mac),
         Action::DeleteStation { link, mac } => _ = port_mut(content, link).stations.remove(mac),
         Action::AddStation { link, mac } => _ = port_mut(content, link).stations.insert(*mac),
     }
@@ -190,6 +220,24 @@ prop_compose! {
     }
 }
 
+fn segment() -> impl Strategy<Value = SegmentSpec> {
+    prop_oneof![
+        (1u32..3).prop_map(|vni| SegmentSpec::Vxlan { vni }),
+        Just(SegmentSpec::Flat { physical_network: "a".to_owned() }),
+        Just(SegmentSpec::Flat { physical_network: "b".to_owned() }),
+    ]
+}
+
+prop_compose! {
+    fn segment_link()(vni in 1u32..3, vxlan: bool, a: bool, up: bool, port in prop::option::of(bridge_port()))
+        -> ObservedLink {
+        let kind = if vxlan { LinkKind::Vxlan(VxlanLink { vni, local: ip(9, 9).into(), port: 4789 }) } else { LinkKind::Other };
+        let alias = (!vxlan).then(|| format!("flat:{}", if a { 'a' } else { 'b' }));
+        let name = if vxlan { VXLAN } else { UPLINK };
+        ObservedLink { name: name.to_owned(), kind, alias, up, mtu: 1500, mac: None, bridge_port: port }
+    }
+}
+
 prop_compose! {
     fn network(index: u8)(
         mtu in prop_oneof![9 => Just(1500u16), 4 => Just(9000), 1 => Just(0)],
@@ -197,12 +245,22 @@ prop_compose! {
         subnet_count in prop_oneof![1 => 0usize..2, 4 => 2usize..=2],
         ports in (port(0), port(1), port(2)),
         port_count in 0usize..=3,
+        segment in prop::option::of(segment()),
+        remote in prop::collection::btree_map(20u8..23, 1u8..3, 0..3),
     ) -> NetworkSpec {
         let mut subnets = vec![subnets.0, subnets.1];
         subnets.truncate(subnet_count);
         let mut ports = vec![ports.0, ports.1, ports.2];
         ports.truncate(port_count);
-        NetworkSpec { id: NetworkId(id(1, index)), mtu, subnets, ports, ..NetworkSpec::default() }
+        let overlay = matches!(segment, Some(SegmentSpec::Vxlan { .. }));
+        let remote = remote.into_iter().filter(|_| overlay);
+        let remote_ports = remote.map(|(port, host)| RemotePort {
+            mac_address: mac(port).to_string(),
+            ip_addresses: vec![ip(0, port).into()],
+            tunnel_ip: ip(9, host).into(),
+        });
+        let remote_ports = remote_ports.collect();
+        NetworkSpec { id: NetworkId(id(1, index)), mtu, subnets, ports, segment, remote_ports, ..NetworkSpec::default() }
     }
 }
 
@@ -214,7 +272,7 @@ fn desired() -> impl Strategy<Value = Vec<NetworkSpec>> {
 prop_compose! {
     fn bridge_port()(learning: bool, flood: bool, hairpin: bool, stations in prop::collection::btree_set(0u8..4, 0..3))
         -> BridgePort {
-        BridgePort { flags: PortFlags { learning, flood, hairpin }, stations: stations.into_iter().map(mac).collect() }
+        BridgePort { flags: PortFlags { learning, flood, hairpin, ..PortFlags::UPLINK }, stations: stations.into_iter().map(mac).collect() }
     }
 }
 
@@ -226,7 +284,7 @@ prop_compose! {
         mac_index in 0u8..4,
         port in prop::option::of(bridge_port()),
     ) -> ObservedLink {
-        ObservedLink { name: name.clone(), kind, up, mtu, mac: Some(mac(mac_index)), bridge_port: port }
+        ObservedLink { name: name.clone(), kind, alias: None, up, mtu, mac: Some(mac(mac_index)), bridge_port: port }
     }
 }
 
@@ -242,7 +300,7 @@ prop_compose! {
         right_mac: bool,
     ) -> ObservedLink {
         let mac = if right_mac { bridge_mac(NetworkId(id(1, network))) } else { mac(9) };
-        ObservedLink { name: BRIDGE.to_owned(), kind, up, mtu, mac: Some(mac), bridge_port: None }
+        ObservedLink { name: BRIDGE.to_owned(), kind, alias: None, up, mtu, mac: Some(mac), bridge_port: None }
     }
 }
 
@@ -252,6 +310,8 @@ prop_compose! {
         lo_up: bool,
         links in prop::sample::subsequence(vec![0u8, 1, 2, 3, 4], 0..4).prop_flat_map(taps),
         other in link("sit0".to_owned()),
+        segment in prop::option::of(segment_link()),
+        tunnels in prop::collection::btree_map(20u8..23, 1u8..3, 0..3),
         addresses in prop::collection::btree_set((0u8..2, 1u8..5, 24u8..=25), 0..4),
         neighbours in prop::collection::btree_map((0u8..2, 0u8..3, 0u8..2), prop::bool::weighted(0.8), 0..8),
         sysctls in prop::collection::vec(prop::sample::select(vec!["0", "1"]), SYSCTLS.len() + 2 + BRIDGE_SYSCTLS.len()),
@@ -263,13 +323,17 @@ prop_compose! {
         content.links.extend(links);
         content.links.extend(bridge);
         content.links.push(other);
+        if segment.as_ref().is_some_and(|link| link.name == VXLAN) {
+            content.tunnels = tunnels.into_iter().map(|(port, host)| (mac(port), ip(9, host).into())).collect();
+        }
+        content.links.extend(segment);
         let paths = SYSCTLS.iter().chain(BRIDGE_NETFILTER_OFF).chain(BRIDGE_SYSCTLS).map(|(path, _)| *path);
         content.sysctls = paths.zip(sysctls).map(|(path, value)| (path, value.to_owned())).collect();
         content.addresses =
-            addresses.into_iter().map(|(s, h, len)| Ipv4Net::new(ip(s, h), len).unwrap()).collect();
+            addresses.into_iter().map(|(s, h, len)| IpNet::new(ip(s, h).into(), len).unwrap()).collect();
         content.neighbours = neighbours
             .into_iter()
-            .map(|((subnet, port, i), right)| (ip(subnet, 10 + port + 10 * i), mac(if right { port } else { 9 })))
+            .map(|((subnet, port, i), right)| (IpAddr::V4(ip(subnet, 10 + port + 10 * i)), mac(if right { port } else { 9 })))
             .collect();
         if !bridge_is_bridge {
             let links = content.links.clone();
@@ -311,7 +375,7 @@ fn kernel() -> impl Strategy<Value = Kernel> {
 
 /// States what is desired without any of the plan's own comparisons.
 fn assert_is_desired(kernel: &Kernel, desired: &[NetworkSpec]) {
-    let (configs, errors) = spec::configure(&desired.into(), Conntrack::BridgeNetfilter);
+    let (configs, errors) = spec::configure(&with_tunnel(desired), Conntrack::BridgeNetfilter);
     let refused: BTreeSet<NetworkKey> = errors.iter().map(|error| error.network.into()).collect();
     let wanted: BTreeSet<NetworkKey> = configs.iter().map(|config| config.key).collect();
     let existing: BTreeSet<NetworkKey> = kernel.networks.keys().copied().collect();
@@ -331,12 +395,28 @@ fn assert_is_desired(kernel: &Kernel, desired: &[NetworkSpec]) {
         assert!(bridge_netfilter.is_none_or(|value| (value == "1") == config.bridge_netfilter));
         assert_eq!(content.addresses, config.addresses);
         assert_eq!(content.neighbours, config.neighbours());
+        let segment = config.segment.as_ref().map(Segment::link_name);
+        assert!(segment.is_none_or(|name| content.link(name).is_some()));
+        if segment == Some(VXLAN) {
+            assert_eq!(content.tunnels, config.tunnels);
+        }
         for (path, value) in
             SYSCTLS.iter().chain(BRIDGE_SYSCTLS).filter(|(path, _)| !kernel.missing.contains(path))
         {
             assert_eq!(content.sysctls[path], *value, "{path}");
         }
         for link in content.links.iter().filter(|link| link.name != "lo" && link.name != BRIDGE) {
+            if let Some(segment) = config.segment.as_ref().filter(|segment| segment.link_name() == link.name)
+            {
+                assert!(segment.is(link));
+                let stations = config.tunnels.keys().copied().collect();
+                let wanted = BridgePort { flags: segment.flags(), stations };
+                assert_eq!(
+                    (link.up, link.mtu, &link.bridge_port),
+                    (true, u32::from(config.mtu), &Some(wanted))
+                );
+                continue;
+            }
             let Some(port) = config.ports.get(&link.name) else {
                 assert_eq!((link.kind, &link.bridge_port), (LinkKind::Other, &None));
                 continue;
@@ -347,8 +427,13 @@ fn assert_is_desired(kernel: &Kernel, desired: &[NetworkSpec]) {
     }
 }
 
+fn with_tunnel(desired: &[NetworkSpec]) -> Desired {
+    let tunnel = Some(TunnelSpec { local_ip: ip(9, 9).into(), udp_port: 4789 });
+    Desired { tunnel, ..desired.into() }
+}
+
 fn plan_networks(desired: &[NetworkSpec], observed: &[ObservedNetwork]) -> Plan {
-    plan(&desired.into(), Conntrack::BridgeNetfilter, observed)
+    plan(&with_tunnel(desired), Conntrack::BridgeNetfilter, observed)
 }
 
 fn execute_all(kernel: &mut Kernel, steps: &[Step]) {

@@ -19,6 +19,7 @@ use mote_host_api::{
 };
 use mote_network::{Config, Converged, Desired, Executor, Services, converge, names, namespace};
 
+pub mod cloud;
 pub mod probe;
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
@@ -65,7 +66,11 @@ impl Lab {
         sweep();
         let number = COUNTER.fetch_add(1, Ordering::Relaxed);
         let prefix = format!("mt{}x{number}-", std::process::id());
-        let config = Config { prefix: prefix.clone() };
+        Self::with(Config { prefix, ..Config::default() })
+    }
+
+    pub fn with(config: Config) -> Self {
+        let prefix = config.prefix.clone();
         let directory = std::env::temp_dir().join(&prefix);
         fs::create_dir_all(&directory).unwrap();
         let (executor, services) = (Executor::new(config.clone()), Services::new(config));
@@ -89,6 +94,7 @@ impl Lab {
     ) -> Converged {
         let converged = converge(&self.executor, &mut self.services, desired, metadata).await.unwrap();
         assert!(converged.failed.is_empty(), "{:?}", converged.failed);
+        assert!(converged.failed_routers.is_empty(), "{:?}", converged.failed_routers);
         assert!(converged.services.failed.is_empty(), "{:?}", converged.services.failed);
         converged
     }
