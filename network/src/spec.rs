@@ -105,7 +105,7 @@ pub enum SpecProblem {
     #[error("port {0}: its security groups are partly stateful and partly stateless")]
     MixedGroups(PortId),
     /// A VXLAN segment without this host's end of the overlay.
-    #[error("its VXLAN segment needs a tunnel address, and this host has none")]
+    #[error("it is on other hosts, too, and this host has no tunnel address to reach them from")]
     NoTunnel,
     /// Segment.
     #[error("{0}")]
@@ -263,11 +263,16 @@ fn segment(spec: &NetworkSpec, tunnel: Option<TunnelSpec>) -> Result<Option<Segm
     Ok(match &spec.segment {
         None => None,
         Some(SegmentSpec::Vxlan { vni }) => {
-            let tunnel = tunnel.ok_or(SpecProblem::NoTunnel)?;
             if !(1..=VNI_MAX).contains(vni) {
                 return Err(SpecProblem::Segment("a VXLAN network identifier is 1 to 16777215"));
             }
-            Some(Segment::Vxlan(VxlanLink { vni: *vni, local: tunnel.local_ip, port: tunnel.udp_port }))
+            // Of one host alone nothing is asked: the network ends here as long as all of it is here.
+            if tunnel.is_none() && !spec.remote_ports.is_empty() {
+                return Err(SpecProblem::NoTunnel);
+            }
+            tunnel.map(|tunnel| {
+                Segment::Vxlan(VxlanLink { vni: *vni, local: tunnel.local_ip, port: tunnel.udp_port })
+            })
         }
         Some(SegmentSpec::Flat { physical_network }) => Some(uplink(physical_network, None)),
         Some(SegmentSpec::Vlan { physical_network, vlan_id }) => {

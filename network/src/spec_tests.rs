@@ -1,6 +1,6 @@
 use std::net::IpAddr;
 
-use mote_host_api::{FixedIp, HostRoute, ServerId};
+use mote_host_api::{FixedIp, HostRoute, RemotePort, ServerId};
 use uuid::Uuid;
 
 use super::*;
@@ -42,6 +42,21 @@ fn a_good_network_is_taken() {
     assert_eq!(addresses, ["10.0.0.2/24", "10.0.1.2/24", "169.254.169.254/32", "fe80::a9fe:a9fe/64"]);
     assert_eq!(config.ports.len(), 2);
     assert_eq!(config.neighbours()[&IpAddr::from([10, 0, 0, 11])].to_string(), "fa:16:3e:00:00:0b");
+}
+
+#[test]
+fn an_overlay_needs_a_tunnel_address_only_when_it_is_on_other_hosts() {
+    let mut spec = network();
+    spec.segment = Some(SegmentSpec::Vxlan { vni: 5 });
+    let configured = |spec: &NetworkSpec| configure(&Desired::from(&[spec.clone()][..]), Conntrack::Bridge);
+    let (configs, errors) = configured(&spec);
+    assert_eq!((configs[0].segment.clone(), errors), (None, vec![]));
+    spec.remote_ports.push(RemotePort {
+        mac_address: "fa:16:3e:00:09:09".to_owned(),
+        ip_addresses: vec![],
+        tunnel_ip: [192, 0, 2, 1].into(),
+    });
+    assert_eq!(configured(&spec).1[0].problem, SpecProblem::NoTunnel);
 }
 
 #[test]
