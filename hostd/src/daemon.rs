@@ -25,7 +25,7 @@ use crate::{
     requests::Requests,
     status::{self, Status, StatusError},
     vmm::VmmProcesses,
-    wiring::{self, KernelNetworks},
+    wiring::{self, KernelNetworks, Underlay},
 };
 
 /// The inventory is taken anew after this time.
@@ -40,6 +40,8 @@ pub struct Options {
     pub run: RunDir,
     /// mote-vmm.
     pub vmm: PathBuf,
+    /// What leads to other hosts and to physical networks.
+    pub underlay: Underlay,
 }
 
 /// Why the agent does not run.
@@ -84,7 +86,7 @@ pub enum DaemonError {
 /// # Errors
 /// [`DaemonError`], all of them at the start.
 pub async fn run(options: Options, stop: CancellationToken) -> Result<(), DaemonError> {
-    let Options { state, run, vmm } = options;
+    let Options { state, run, vmm, mut underlay } = options;
     let identity = identity::load(&state)?;
     run.check_length().map_err(DaemonError::RunDirTooLong)?;
     if !vmm.is_file() {
@@ -97,7 +99,8 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Daemon
     if !kvm.message().is_empty() {
         tracing::warn!("{}", kvm.message());
     }
-    let found = inventory::inventory(state.path())?;
+    underlay.tunnel_ip = underlay.tunnel_ip.or_else(|| wiring::address_towards(&identity.url));
+    let found = underlay.announce(inventory::inventory(state.path())?);
     let memory_mib = found.memory_mib;
     let (inventory_sender, inventory) = watch::channel(found);
 
@@ -106,7 +109,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Daemon
     let parts = Arc::new(Parts {
         ledger: Ledger::open(state.clone())?,
         vmms: Arc::new(VmmProcesses::new(vmm, state.clone(), run.clone())),
-        networks: Arc::new(KernelNetworks::new(&wiring::prefix(&state)?)),
+        networks: Arc::new(KernelNetworks::new(&wiring::prefix(&state)?, &underlay)),
         images: Arc::new(ImageCache::new(Store::open(state.images())?, controller.clone())),
         clock: Arc::new(SystemClock),
         checkpoints: Arc::new(PassThrough),
@@ -138,7 +141,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Daemon
         () = agent.run(connection.desired.subscribe(), stop) => {}
         () = conversations => {}
         () = status_socket => {}
-        () = keep_inventory(&state, &inventory_sender) => {}
+        () = keep_inventory(&state, &underlay, &inventory_sender) => {}
     }
     if let Err(e) = files::remove_file(&run.control_socket()) {
         tracing::debug!(error = one_line(&e), "status socket left");
@@ -162,12 +165,12 @@ async fn converse(
     );
 }
 
-async fn keep_inventory(state: &StateDir, inventory: &watch::Sender<Inventory>) {
+async fn keep_inventory(state: &StateDir, underlay: &Underlay, inventory: &watch::Sender<Inventory>) {
     loop {
         tokio::time::sleep(INVENTORY_EVERY).await;
         let path = state.path().to_owned();
         match tokio::task::spawn_blocking(move || inventory::inventory(&path)).await {
-            Ok(Ok(found)) => drop(inventory.send_replace(found)),
+            Ok(Ok(found)) => drop(inventory.send_replace(underlay.announce(found))),
             Ok(Err(e)) => tracing::warn!(error = one_line(&e), "inventory"),
             Err(e) => tracing::warn!(error = one_line(&e), "inventory"),
         }

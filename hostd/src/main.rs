@@ -1,13 +1,13 @@
 //! `mote-hostd`: the agent of one Mote host.
 
-use std::{io::IsTerminal, path::PathBuf, process::ExitCode, time::Duration};
+use std::{io::IsTerminal, net::IpAddr, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::Context;
 use clap::{Args, Parser, Subcommand};
 use mote_hostd::{
     daemon, identity, kvm_check,
     paths::{DEFAULT_RUN_DIR, DEFAULT_STATE_DIR, RunDir, StateDir},
-    status,
+    status, wiring,
 };
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -80,6 +80,19 @@ struct RunArgs {
     /// The VM monitor [default: mote-vmm beside this program].
     #[arg(long)]
     vmm: Option<PathBuf>,
+    /// Address at which other hosts reach this one for tenants' networks [default: the one that this host has towards
+    /// the controller, if that is on another machine].
+    #[arg(long, env = "MOTE_HOST_TUNNEL_IP", value_name = "ADDRESS")]
+    tunnel_ip: Option<IpAddr>,
+    /// A physical network that this host is connected to, and the interface or bridge that leads there; repeatable.
+    #[arg(
+        long = "physical-network",
+        env = "MOTE_HOST_PHYSICAL_NETWORKS",
+        value_delimiter = ',',
+        value_name = "NAME=INTERFACE",
+        value_parser = wiring::physical_network
+    )]
+    physical_networks: Vec<(String, String)>,
 }
 
 #[derive(Debug, Args)]
@@ -166,6 +179,10 @@ async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         state: StateDir::new(args.dirs.state_dir),
         run: RunDir::new(args.dirs.run_dir),
         vmm,
+        underlay: wiring::Underlay {
+            tunnel_ip: args.tunnel_ip,
+            physical_networks: args.physical_networks.into_iter().collect(),
+        },
     };
     daemon::run(options, stop).await?;
     Ok(ExitCode::SUCCESS)

@@ -2,11 +2,12 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     os::fd::OwnedFd,
 };
 
 use futures_util::future::BoxFuture;
-use mote_host_api::{NetworkId, PortSpec};
+use mote_host_api::{Inventory, NetworkId, PortSpec};
 use mote_network::{Config, Executor, NetworkKey, Services, plan, plan::Action, plan_routers};
 use tokio::sync::Mutex;
 
@@ -21,6 +22,51 @@ use crate::{
 /// Prefix of namespaces for the default state directory.
 const DEFAULT_PREFIX: &str = "mote-";
 
+/// What leads from this host to other hosts and to physical networks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Underlay {
+    /// See [`Inventory::tunnel_ip`].
+    pub tunnel_ip: Option<IpAddr>,
+    /// Physical networks by name, with the interfaces or bridges that lead there.
+    pub physical_networks: BTreeMap<String, String>,
+}
+
+impl Underlay {
+    /// The inventory with it.
+    pub fn announce(&self, inventory: Inventory) -> Inventory {
+        Inventory {
+            tunnel_ip: self.tunnel_ip,
+            physical_networks: self.physical_networks.keys().cloned().collect(),
+            ..inventory
+        }
+    }
+}
+
+/// `NAME=INTERFACE`.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn physical_network(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, interface)) if !name.is_empty() && (1..16).contains(&interface.len()) => {
+            Ok((name.to_owned(), interface.to_owned()))
+        }
+        _ => Err("NAME=INTERFACE is needed, e.g. public=eth1".to_owned()),
+    }
+}
+
+/// This host's address towards a URL's host, unless that is this machine itself.
+pub fn address_towards(url: &str) -> Option<IpAddr> {
+    let to = reqwest::Url::parse(url).ok()?.socket_addrs(|| None).ok()?.into_iter().next()?;
+    let any: SocketAddr =
+        if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
+    // Connecting a datagram socket sends nothing: it only looks up the route.
+    let socket = UdpSocket::bind(any).ok()?;
+    socket.connect(to).ok()?;
+    let own = socket.local_addr().ok()?.ip();
+    (!own.is_loopback() && own != to.ip()).then_some(own)
+}
+
 /// This machine's network namespaces of one prefix, with their DHCP and metadata services.
 pub struct KernelNetworks {
     executor: Executor,
@@ -29,8 +75,12 @@ pub struct KernelNetworks {
 
 impl KernelNetworks {
     /// Networks whose namespaces start with `prefix`.
-    pub fn new(prefix: &str) -> Self {
-        let config = Config { prefix: prefix.to_owned(), ..Config::default() };
+    pub fn new(prefix: &str, underlay: &Underlay) -> Self {
+        let config = Config {
+            prefix: prefix.to_owned(),
+            physical_networks: underlay.physical_networks.clone(),
+            ..Config::default()
+        };
         Self { executor: Executor::new(config.clone()), services: Mutex::new(Services::new(config)) }
     }
 
@@ -155,6 +205,19 @@ pub fn prefix(state: &StateDir) -> Result<String, FileError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_address_towards_a_controller_on_this_machine_is_none() {
+        assert_eq!(address_towards("http://127.0.0.1:8774"), None);
+    }
+
+    #[test]
+    fn physical_networks_are_read_strictly() {
+        assert_eq!(physical_network("public=eth1"), Ok(("public".to_owned(), "eth1".to_owned())));
+        for wrong in ["public", "=eth1", "public=", "public=a-name-that-is-too-long"] {
+            assert!(physical_network(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn two_state_directories_have_two_prefixes_and_each_keeps_its_own() {
