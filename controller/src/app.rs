@@ -10,7 +10,7 @@ use crate::{
     config::Config,
     db::{self, DbError},
     hosts,
-    http::{self, error::ApiError},
+    http::{self, error::ApiError, limits::Limiter},
     identity, image, network,
 };
 
@@ -23,6 +23,12 @@ pub struct App {
     writer: Pool,
     /// Configuration.
     pub config: Arc<Config>,
+    /// Counters of requests.
+    pub metrics: Arc<http::metrics::Metrics>,
+    /// How often a project may ask.
+    pub project_limit: Arc<Limiter<String>>,
+    /// How often an address may try to log in.
+    pub login_limit: Arc<Limiter<std::net::IpAddr>>,
     /// Keys and password hashing.
     pub identity: Arc<identity::Identity>,
     /// Bytes of images (blocking: use it in `spawn_blocking`).
@@ -42,8 +48,8 @@ pub enum OpenError {
     #[error("can't open the database")]
     Db(#[from] DbError),
     /// Keys.
-    #[error("can't open the keys")]
-    Keys(#[from] identity::KeyError),
+    #[error("can't read or make the keys of identity")]
+    Keys(#[source] ApiError),
     /// Image store.
     #[error("can't open the image store")]
     Images(#[from] mote_images::store::StoreError),
@@ -66,7 +72,9 @@ impl App {
                 .await
                 .map_err(|source| DbError::Connect { place: place(), source })?;
         }
-        let identity = identity::Identity::open(&config.state_dir)?;
+        let identity = Arc::new(identity::Identity::open(&pools).await.map_err(OpenError::Keys)?);
+        let lifetime = std::time::Duration::from_secs(config.token_lifetime_s);
+        tokio::spawn(identity.clone().rotate_keys(pools.clone(), lifetime));
         // The store's own directories are open to all (hosts share theirs); the one around them is not.
         let images = config.state_dir.join("images");
         db::create_private_dir(&images)?;
@@ -74,8 +82,11 @@ impl App {
         Ok(Self {
             db: pools.read,
             writer: pools.write,
+            metrics: Arc::default(),
+            project_limit: Arc::new(Limiter::new(config.project_rate)),
+            login_limit: Arc::new(Limiter::new(config.login_rate)),
             config: Arc::new(config),
-            identity: Arc::new(identity),
+            identity,
             images,
             blobs: Arc::default(),
             presence,
@@ -90,6 +101,11 @@ impl App {
     /// If the turn does not come in time or the database fails.
     pub async fn begin(&self) -> Result<Tx, ApiError> {
         Ok(db::begin_immediate(&self.writer).await?)
+    }
+
+    /// The counters, for Prometheus.
+    pub(crate) fn metrics_text(&self) -> String {
+        self.metrics.text(&self.db, &self.writer)
     }
 
     /// A turn to make or remove images' bytes together with the record that names them, among all controllers of this
@@ -116,13 +132,15 @@ pub fn router(app: App) -> Router {
     let api = Router::new()
         .route("/", get(http::root))
         .route("/healthz", get(http::healthz))
+        .route("/readyz", get(http::readyz))
+        .route("/metrics", get(http::metrics))
+        .route("/openapi.json", get(http::openapi::document))
         .nest("/identity", service(identity::router()))
         .nest("/image", service(image::router()))
         .nest("/compute", service(compute::router()))
         .nest("/network", service(network::router()))
         .nest("/mote/v1", service(hosts::router()));
-    let public_url = app.config.public_url.clone();
-    http::middleware::wrap(service(api).with_state(app), &public_url)
+    http::middleware::wrap(service(api).with_state(app.clone()), app)
 }
 
 /// A path that a service does not have, or not with that method, is its own kind of error.

@@ -1,6 +1,8 @@
 //! What an administrator chooses.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use crate::http::limits::Rate;
 
 /// The one region of this cloud.
 pub const REGION: &str = "RegionOne";
@@ -24,6 +26,33 @@ pub struct Config {
     pub max_image_bytes: u64,
     /// Lifetime of tokens in seconds.
     pub token_lifetime_s: u64,
+    /// What happens after failed log-ins.
+    pub lockout: Lockout,
+    /// Shortest new password in characters.
+    pub password_min_chars: usize,
+    /// Log-ins of an address.
+    pub login_rate: Rate,
+    /// Requests of a project.
+    pub project_rate: Rate,
+}
+
+/// Log-ins of an address: far more than people and deployments need, far fewer than guessing does.
+pub const LOGIN_RATE: Rate = Rate { per_second: 20, burst: 200 };
+
+/// After so many failed log-ins of a user in a row, none is let in for a while.
+#[derive(Debug, Clone, Copy)]
+pub struct Lockout {
+    /// How many; 0: any number may fail.
+    pub attempts: u32,
+    /// How long.
+    pub duration: Duration,
+}
+
+impl Default for Lockout {
+    /// Ten in a row, for five minutes: trying a million passwords takes about a year.
+    fn default() -> Self {
+        Self { attempts: 10, duration: Duration::from_secs(300) }
+    }
 }
 
 /// A public URL that can't be used.
@@ -55,6 +84,10 @@ impl Config {
             public_url: public_url.trim_end_matches('/').to_owned(),
             max_image_bytes: DEFAULT_MAX_IMAGE_BYTES,
             token_lifetime_s: DEFAULT_TOKEN_LIFETIME_S,
+            lockout: Lockout::default(),
+            password_min_chars: 1,
+            login_rate: LOGIN_RATE,
+            project_rate: Rate { per_second: 0, burst: 0 },
         })
     }
 }

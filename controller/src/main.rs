@@ -13,9 +13,10 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use mote_controller::{
     app::{self, App},
-    config::Config,
+    config::{Config, DEFAULT_TOKEN_LIFETIME_S, LOGIN_RATE, Lockout},
     db,
     hosts::{DEFAULT_TOKEN_LIFETIME, TokenWish, make_join_token},
+    http::limits::Rate,
     identity::bootstrap,
     image, server,
 };
@@ -77,9 +78,33 @@ struct Run {
     /// Address and port to serve HTTP on.
     #[arg(long, default_value = "127.0.0.1:8774")]
     listen: SocketAddr,
-    /// How clients reach this controller, the base of all URLs in the catalog [default: http://LISTEN].
+    /// How clients reach this controller, the base of all URLs in the catalog [default: http://LISTEN, or https://LISTEN].
     #[arg(long)]
     public_url: Option<String>,
+    /// Lifetime of tokens, in seconds.
+    #[arg(long, default_value_t = DEFAULT_TOKEN_LIFETIME_S)]
+    token_lifetime: u64,
+    /// After so many failed log-ins in a row a user is locked out for a while; 0 for never.
+    #[arg(long, default_value_t = Lockout::default().attempts)]
+    lockout_attempts: u32,
+    /// For how long, in seconds.
+    #[arg(long, default_value_t = Lockout::default().duration.as_secs())]
+    lockout_seconds: u64,
+    /// Log-ins that an address may try per second in the long run, ten times as many at once; 0 for no limit.
+    #[arg(long, default_value_t = LOGIN_RATE.per_second)]
+    login_rate: u32,
+    /// Requests that a project may make per second in the long run, ten times as many at once; 0 for no limit.
+    #[arg(long, default_value_t = 0)]
+    project_rate: u32,
+    /// Certificate chain in PEM: HTTPS in place of HTTP.
+    #[arg(long, requires = "tls_key", value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+    /// Private key of the certificate in PEM.
+    #[arg(long, requires = "tls_cert", value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+    /// Shortest new password, in characters.
+    #[arg(long, default_value_t = 1)]
+    password_min_chars: usize,
 }
 
 #[derive(Debug, Args)]
@@ -135,8 +160,20 @@ fn main() -> std::process::ExitCode {
 }
 
 async fn run(args: Run) -> anyhow::Result<()> {
-    let public_url = args.public_url.unwrap_or_else(|| format!("http://{}", args.listen));
-    let config = args.common.config(args.listen, &public_url)?;
+    let tls = match (&args.tls_cert, &args.tls_key) {
+        (Some(certificate), Some(key)) => Some(server::tls(certificate, key)?),
+        _ => None,
+    };
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    let public_url = args.public_url.unwrap_or_else(|| format!("{scheme}://{}", args.listen));
+    let mut config = args.common.config(args.listen, &public_url)?;
+    config.token_lifetime_s = args.token_lifetime;
+    config.lockout =
+        Lockout { attempts: args.lockout_attempts, duration: Duration::from_secs(args.lockout_seconds) };
+    config.password_min_chars = args.password_min_chars;
+    let rate = |per_second: u32| Rate { per_second, burst: per_second.saturating_mul(10) };
+    config.login_rate = rate(args.login_rate);
+    config.project_rate = rate(args.project_rate);
     let listener = TcpListener::bind(args.listen).await.with_context(|| {
         format!("can't listen on {} (another program may be using the port)", args.listen)
     })?;
@@ -144,7 +181,7 @@ async fn run(args: Run) -> anyhow::Result<()> {
     let app = App::open(config).await?;
     image::blobs::recover(&app).await.context("can't bring the image store in order")?;
     tracing::info!(listen = %args.listen, public_url, "serving");
-    server::serve(listener, app::router(app), stop_signal()?).await;
+    server::serve(listener, tls, app::router(app), stop_signal()?).await;
     Ok(())
 }
 

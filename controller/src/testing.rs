@@ -23,7 +23,7 @@ pub(crate) struct TestApp {
     pub admin: Credentials,
     /// Token of the administrator in the project `admin`.
     pub admin_token: String,
-    dir: tempfile::TempDir,
+    dir: std::sync::Arc<tempfile::TempDir>,
 }
 
 /// A PostgreSQL server for tests: tests named below ask it for a database each. See [`postgres`].
@@ -74,9 +74,15 @@ impl TestApp {
         let app = App::open(config).await.unwrap();
         let admin = bootstrap(&app, Some("adminpw".into()), false).await.unwrap();
         let router = app::router(app.clone());
-        let mut test = Self { app, router, admin, admin_token: String::new(), dir };
+        let mut test = Self { app, router, admin, admin_token: String::new(), dir: std::sync::Arc::new(dir) };
         test.admin_token = test.token("admin", "adminpw", Some("admin")).await;
         test
+    }
+
+    /// Another controller beside this one.
+    pub fn beside(&self, app: App, router: Router) -> Self {
+        let (admin, admin_token, dir) = (self.admin.clone(), self.admin_token.clone(), self.dir.clone());
+        Self { app, router, admin, admin_token, dir }
     }
 
     /// The state directory.

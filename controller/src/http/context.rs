@@ -1,10 +1,15 @@
 //! Who asks.
 
-use axum::extract::FromRequestParts;
+use std::time::Instant;
+
+use axum::extract::{FromRequestParts, MatchedPath, OriginalUri};
 use http::request::Parts;
 
 use super::{error::ApiError, middleware::RequestId};
-use crate::{app::App, identity};
+use crate::{
+    app::App,
+    identity::{self, principal::AccessRule},
+};
 
 /// The authenticated asker of a request, from `X-Auth-Token`. As an argument of a handler it makes the route require a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +38,10 @@ pub struct Ctx {
     pub expires_at_us: i64,
     /// `req-…`.
     pub request_id: String,
+    /// The token is scoped to the system as a whole.
+    pub system: bool,
+    /// Had with an application credential that may not make further credentials.
+    pub restricted: bool,
 }
 
 impl Ctx {
@@ -81,15 +90,35 @@ impl FromRequestParts<App> for Ctx {
 
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, ApiError> {
         let token = token_of(parts).ok_or(ApiError::Unauthorized)?;
-        let mut ctx = identity::validate(app, &token).await?;
+        let principal = identity::principal_of(app, token).await?;
+        let path = parts.extensions.get::<OriginalUri>().map_or(parts.uri.path(), |uri| uri.0.path());
+        let rules = principal.restriction.as_ref().and_then(|restriction| restriction.rules.as_ref());
+        if rules.is_some_and(|rules| !covered(rules, &parts.method, path)) {
+            tracing::info!("an application credential's access rules do not cover this request");
+            return Err(ApiError::Unauthorized);
+        }
+        let project = principal.claims.scope.project().unwrap_or_default();
+        if !app.project_limit.take(project.to_owned(), Instant::now()) {
+            return Err(ApiError::RateLimited("Too many requests of this project. Please try later.".into()));
+        }
+        let mut ctx = principal.as_ref().clone().into_ctx();
         ctx.request_id = request_id_of(parts);
+        if let Some(matched) = parts.extensions.get::<MatchedPath>() {
+            identity::policy::check(&ctx, &parts.method, matched.as_str(), path)?;
+        }
         Ok(ctx)
     }
 }
 
+/// Whether one of an application credential's rules allows a request: the first segment of the path is the service.
+fn covered(rules: &[AccessRule], method: &http::Method, path: &str) -> bool {
+    let (service, path) = path.trim_start_matches('/').split_once('/').unwrap_or_default();
+    rules.iter().any(|rule| rule.covers(service, method.as_str(), path))
+}
+
 /// `X-Auth-Token`, if it is one.
-pub fn token_of(parts: &Parts) -> Option<String> {
-    Some(parts.headers.get("x-auth-token")?.to_str().ok()?.to_owned())
+pub fn token_of(parts: &Parts) -> Option<&str> {
+    parts.headers.get("x-auth-token")?.to_str().ok()
 }
 
 /// The request's id.

@@ -222,6 +222,9 @@ pub fn render(response: Response, asked: &Asked<'_>) -> Response {
             answer.headers_mut().insert(name.clone(), value.clone());
         }
     }
+    if status == StatusCode::TOO_MANY_REQUESTS {
+        answer.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
     if status == StatusCode::UNAUTHORIZED {
         let challenge = format!("Keystone uri=\"{}/identity\"", asked.public_url);
         if let Ok(value) = HeaderValue::from_str(&challenge) {

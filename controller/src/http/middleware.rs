@@ -20,7 +20,9 @@ use uuid::Uuid;
 use super::{
     error::{ApiError, Asked, Service, render},
     json::MAX_JSON_BYTES,
+    limits::owner_of,
 };
+use crate::{app::App, server::Peer};
 
 /// Longest time for a request, except the transfer of image bytes (which has its own limits): twice the longest long poll.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -37,12 +39,12 @@ pub struct RequestId(pub Arc<str>);
 struct OwnTimeLimit;
 
 /// Puts everything around the router.
-pub fn wrap(router: Router, public_url: &str) -> Router {
-    let public_url: Arc<str> = public_url.into();
+pub fn wrap(router: Router, app: App) -> Router {
     let inner = router
         .layer(DefaultBodyLimit::max(MAX_JSON_BYTES))
         .layer(from_fn(guard))
-        .layer(from_fn_with_state(public_url, observe));
+        .layer(from_fn_with_state(app.clone(), limit_log_ins))
+        .layer(from_fn_with_state(app, observe));
     // A layer of a router runs after its routing; what changes the path must be around a router that has no routes.
     Router::new().fallback_service(inner).layer(from_fn(normalise))
 }
@@ -71,7 +73,7 @@ fn normalised(uri: &Uri) -> Option<Uri> {
 }
 
 /// Gives the request its id, logs it, and renders errors.
-async fn observe(State(public_url): State<Arc<str>>, mut request: Request, next: Next) -> Response {
+async fn observe(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let id = format!("req-{}", Uuid::new_v4());
     let service = Service::of_path(request.uri().path());
     let path: String = request.uri().path().chars().take(MAX_LOGGED_PATH).collect();
@@ -81,9 +83,12 @@ async fn observe(State(public_url): State<Arc<str>>, mut request: Request, next:
         request.extensions_mut().insert(OwnTimeLimit);
     }
     let started = Instant::now();
+    app.metrics.begun();
+    let counted = Counted { app: &app, service, status: std::sync::atomic::AtomicU16::new(499), started };
     async {
         let response = next.run(request).await;
-        let mut response = render(response, &Asked { service, request_id: &id, public_url: &public_url });
+        let mut response =
+            render(response, &Asked { service, request_id: &id, public_url: &app.config.public_url });
         if let Ok(value) = HeaderValue::from_str(&id) {
             let headers = response.headers_mut();
             if service == Service::Compute {
@@ -92,12 +97,48 @@ async fn observe(State(public_url): State<Arc<str>>, mut request: Request, next:
             headers.insert(HeaderName::from_static("x-openstack-request-id"), value);
         }
         let status = response.status().as_u16();
+        counted.status.store(status, std::sync::atomic::Ordering::Relaxed);
         // Not at info: how often clients ask must not decide how much is logged.
         tracing::debug!(status, elapsed_us = started.elapsed().as_micros() as u64, "answered");
         response
     }
     .instrument(span)
     .await
+}
+
+/// Counts a request when it is over, also when the client went away meanwhile (status 499).
+struct Counted<'a> {
+    app: &'a App,
+    service: Service,
+    status: std::sync::atomic::AtomicU16,
+    started: Instant,
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.app.metrics.answered(
+            self.service,
+            self.status.load(std::sync::atomic::Ordering::Relaxed),
+            self.started.elapsed(),
+        );
+    }
+}
+
+/// Trying passwords is bounded by address, before anything is computed or asked of the database.
+async fn limit_log_ins(State(app): State<App>, request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let log_in = request.method() == http::Method::POST
+        && (path == "/identity/v3/auth/tokens"
+            || (path.starts_with("/identity/v3/users/") && path.ends_with("/password")));
+    let peer = request.extensions().get::<Peer>().copied();
+    if log_in
+        && let Some(Peer(address)) = peer
+        && !app.login_limit.take(owner_of(address), Instant::now())
+    {
+        return ApiError::RateLimited("Too many log-ins from this address. Please try later.".into())
+            .into_response();
+    }
+    next.run(request).await
 }
 
 /// `/image/v2/images/{id}/file` and `/mote/v1/hosts/{id}/images/{sha256}` take as long as the bytes do.

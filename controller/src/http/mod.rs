@@ -6,17 +6,28 @@
 pub mod context;
 pub mod error;
 pub mod json;
+pub mod limits;
+pub mod metrics;
 pub mod middleware;
+pub mod openapi;
 pub mod query;
+#[cfg(test)]
+mod tests;
+
+use std::time::Duration;
 
 use axum::{
     Json,
-    extract::{OriginalUri, State},
+    extract::{FromRequestParts, OriginalUri, State},
+    response::{IntoResponse, Response},
 };
 use serde_json::{Value, json};
 
-use crate::app::App;
+use crate::{app::App, server::Peer};
 use error::ApiError;
+
+/// How long [`readyz`] waits for the database.
+const READY_WITHIN: Duration = Duration::from_secs(2);
 
 /// `GET /`: what is here.
 pub async fn root(State(app): State<App>) -> Json<Value> {
@@ -41,6 +52,36 @@ pub async fn root(State(app): State<App>) -> Json<Value> {
 pub async fn healthz(State(app): State<App>) -> Result<Json<Value>, ApiError> {
     let _one: i64 = sqlx::query_scalar("SELECT 1").fetch_one(&app.db).await?;
     Ok(Json(json!({"status": "ok"})))
+}
+
+/// `GET /readyz`: 200 when requests can be answered: the database reads, and is at this program's schema or newer.
+///
+/// # Errors
+/// 503 when not.
+pub async fn readyz(State(app): State<App>) -> Result<Json<Value>, ApiError> {
+    let read = sqlx::query_scalar::<_, i64>("SELECT version FROM identity_version").fetch_one(&app.db);
+    match tokio::time::timeout(READY_WITHIN, read).await {
+        Ok(Ok(_)) => Ok(Json(json!({"status": "ready"}))),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "not ready");
+            Err(ApiError::Unavailable("The database does not answer.".into()))
+        }
+        Err(_) => Err(ApiError::Unavailable("The database does not answer in time.".into())),
+    }
+}
+
+/// `GET /metrics`, for programs on this machine, and for others with an administrator's token.
+///
+/// # Errors
+/// 401 or 403.
+pub async fn metrics(State(app): State<App>, request: axum::extract::Request) -> Result<Response, ApiError> {
+    let local = request.extensions().get::<Peer>().is_some_and(|peer| peer.0.is_loopback());
+    if !local {
+        let (mut parts, _) = request.into_parts();
+        context::Ctx::from_request_parts(&mut parts, &app).await?.require_admin()?;
+    }
+    let headers = [(::http::header::CONTENT_TYPE, "text/plain; version=0.0.4")];
+    Ok((headers, app.metrics_text()).into_response())
 }
 
 /// A path that does not exist.

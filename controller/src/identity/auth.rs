@@ -1,7 +1,7 @@
 //! `/v3/auth`: tokens, and what a user can have tokens for.
 
 use crate::db::Conn;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::{
     catalog,
-    principal::{self, Principal, Target},
+    principal::{self, Principal, SYSTEM, Target},
     projects,
     tokens::{Claims, Method, Scope, new_audit_id},
 };
@@ -52,6 +52,22 @@ struct IdentityPart {
     methods: Vec<String>,
     password: Option<PasswordPart>,
     token: Option<TokenPart>,
+    application_credential: Option<CredentialPart>,
+}
+
+#[derive(Debug, Deserialize)]
+struct CredentialPart {
+    id: Option<String>,
+    name: Option<String>,
+    user: Option<CredentialUser>,
+    secret: String,
+}
+
+#[derive(Debug, Deserialize)]
+struct CredentialUser {
+    id: Option<String>,
+    name: Option<String>,
+    domain: Option<Reference>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -110,6 +126,8 @@ struct Authenticated {
     methods: Vec<Method>,
     /// The token that was the proof.
     parent: Option<Claims>,
+    /// The application credential that was the proof, and its project: there is no other scope with it.
+    credential: Option<(String, String)>,
 }
 
 async fn issue(
@@ -122,28 +140,47 @@ async fn issue(
     let authenticated = authenticate(&app, identity).await?;
     let mut conn = app.db.acquire().await?;
     let scope = match asked {
+        _ if authenticated.credential.is_some() => credential_scope(asked, &authenticated)?,
         Some(wanted) => resolve_scope(&mut conn, wanted).await?.ok_or(ApiError::Unauthorized)?,
         None => default_scope(&mut conn, &authenticated.user_id).await?,
     };
     let claims = new_claims(&app, authenticated, scope);
     // The same check that each later use makes: enabled, and at least one role there.
     let principal = principal::load(&mut conn, claims).await?.ok_or(ApiError::Unauthorized)?;
-    drop(conn);
-    let token = app.identity.tokens.seal(&principal.claims)?;
-    let body = token_body(&app, &principal, !params.flag("nocatalog"));
+    let token = app.identity.keys.tokens.seal(&principal.claims)?;
+    let body = token_body(&app, &mut conn, &principal, !params.flag("nocatalog")).await?;
     Ok((StatusCode::CREATED, [("x-subject-token", token)], vary(), Json(body)).into_response())
+}
+
+/// The project of the application credential, whether it is asked for or nothing is.
+fn credential_scope(asked: Option<Wanted>, authenticated: &Authenticated) -> Result<Scope, ApiError> {
+    let (_, project) = authenticated.credential.as_ref().ok_or(ApiError::Unauthorized)?;
+    match asked {
+        None => Ok(Scope::Project(project.clone())),
+        Some(Wanted::Project(ProjectPart { id: Some(id), .. })) if id == *project => Ok(Scope::Project(id)),
+        Some(_) => Err(ApiError::Unauthorized),
+    }
 }
 
 fn vary() -> [(header::HeaderName, &'static str); 1] {
     [(header::VARY, "X-Auth-Token")]
 }
 
-fn token_body(app: &App, principal: &Principal, with_catalog: bool) -> Value {
+async fn token_body(
+    app: &App,
+    conn: &mut Conn,
+    principal: &Principal,
+    with_catalog: bool,
+) -> Result<Value, ApiError> {
     let mut token = principal.token_json();
     if with_catalog && principal.target != Target::Unscoped {
-        token["catalog"] = catalog::catalog(&app.config);
+        let project = match &principal.target {
+            Target::Project(project, _) => Some(project.id.as_str()),
+            _ => None,
+        };
+        token["catalog"] = catalog::catalog(app, conn, project).await?;
     }
-    json!({ "token": token })
+    Ok(json!({ "token": token }))
 }
 
 fn new_claims(app: &App, authenticated: Authenticated, scope: Scope) -> Claims {
@@ -151,11 +188,14 @@ fn new_claims(app: &App, authenticated: Authenticated, scope: Scope) -> Claims {
     let lifetime_us =
         i64::try_from(app.config.token_lifetime_s).unwrap_or(i64::MAX / 2).saturating_mul(1_000_000);
     let mut audit_ids = vec![new_audit_id()];
+    let mut application_credential = authenticated.credential.map(|(id, _)| id);
     let mut expires_us = issued_us.saturating_add(lifetime_us);
     if let Some(parent) = authenticated.parent {
         // A token by a token ends with it, and its chain can be followed.
         expires_us = parent.expires_us;
         audit_ids.extend(parent.audit_ids.last().cloned());
+        // And can't do more.
+        application_credential = application_credential.or(parent.application_credential);
     }
     Claims {
         user_id: authenticated.user_id,
@@ -164,6 +204,7 @@ fn new_claims(app: &App, authenticated: Authenticated, scope: Scope) -> Claims {
         issued_us,
         expires_us,
         audit_ids,
+        application_credential,
     }
 }
 
@@ -176,15 +217,20 @@ async fn authenticate(app: &App, identity: IdentityPart) -> Result<Authenticated
                 let part = identity.password.as_ref().ok_or_else(|| missing("password"))?;
                 by_password(app, &part.user).await?
             }
+            "application_credential" => {
+                let part = identity.application_credential.as_ref();
+                by_credential(app, part.ok_or_else(|| missing("application_credential"))?).await?
+            }
             "token" => by_token(app, &identity.token.as_ref().ok_or_else(|| missing("token"))?.id).await?,
             other => {
                 let other: String = other.chars().take(64).collect();
-                let text =
-                    format!("The authentication method {other:?} is not supported: use password or token.");
+                let text = format!(
+                    "The authentication method {other:?} is not supported: use password, token or application_credential."
+                );
                 return Err(ApiError::BadRequest(text));
             }
         };
-        if identity.methods.len() > 2 {
+        if identity.methods.len() > 3 {
             return Err(ApiError::BadRequest("Each authentication method may be named once.".into()));
         }
         match proven.get_mut(&one.user_id) {
@@ -192,6 +238,7 @@ async fn authenticate(app: &App, identity: IdentityPart) -> Result<Authenticated
             Some(before) => {
                 before.methods.extend(one.methods);
                 before.parent = before.parent.take().or(one.parent);
+                before.credential = before.credential.take().or(one.credential);
             }
         }
     }
@@ -206,47 +253,152 @@ fn missing(method: &str) -> ApiError {
     ApiError::BadRequest(format!("The method {method} is named, but auth.identity.{method} is missing."))
 }
 
-async fn by_password(app: &App, user: &UserPart) -> Result<Authenticated, ApiError> {
-    let row: Option<(String, Option<String>)> = match (&user.id, &user.name) {
+/// A user's row as far as logging in needs it.
+#[derive(Debug, sqlx::FromRow)]
+struct LogIn {
+    id: String,
+    password_hash: Option<String>,
+    failed_logins: i64,
+    failed_us: i64,
+}
+
+async fn find_user(
+    app: &App,
+    id: Option<&str>,
+    name: Option<&str>,
+    domain: Option<&Reference>,
+    place: &str,
+) -> Result<Option<LogIn>, ApiError> {
+    const COLUMNS: &str = "SELECT u.id, u.password_hash, u.failed_logins, u.failed_us FROM users u";
+    let query = match (id, name) {
         (Some(id), _) => {
-            sqlx::query_as("SELECT id, password_hash FROM users WHERE id = $1")
-                .bind(id)
-                .fetch_optional(&app.db)
-                .await?
+            let sql = format!("{COLUMNS} WHERE u.id = $1");
+            sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id.to_owned())
         }
         (None, Some(name)) => {
-            let (domain_id, domain_name) =
-                reference(user.domain.as_ref(), "auth.identity.password.user.domain")?;
+            let (domain_id, domain_name) = reference(domain, &format!("{place}.domain"))?;
+            let sql = format!(
+                "{COLUMNS} JOIN domains d ON d.id = u.domain_id WHERE u.name = $1 AND (d.id = $2 OR d.name = $3)"
+            );
+            let query = sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(name.to_owned());
+            query.bind(domain_id.map(str::to_owned)).bind(domain_name.map(str::to_owned))
+        }
+        (None, None) => {
+            return Err(ApiError::BadRequest(format!("{place} needs an id, or a name and a domain.")));
+        }
+    };
+    Ok(query.fetch_optional(&app.db).await?)
+}
+
+async fn by_password(app: &App, user: &UserPart) -> Result<Authenticated, ApiError> {
+    let place = "auth.identity.password.user";
+    let (id, name) = (user.id.as_deref(), user.name.as_deref());
+    let row = find_user(app, id, name, user.domain.as_ref(), place).await?;
+    // Somebody who is locked out takes as long as a wrong password, and looks like one.
+    let locked = row.as_ref().is_some_and(|row| is_locked(app, row.failed_logins, row.failed_us));
+    let hash = row.as_ref().and_then(|row| row.password_hash.as_deref()).filter(|_| !locked);
+    let fits = app.identity.passwords.verify(&user.password, hash).await?;
+    let Some(row) = row else { return Err(ApiError::Unauthorized) };
+    if !locked {
+        count_failures(app, &row.id, fits).await?;
+    }
+    match fits {
+        true => Ok(Authenticated {
+            user_id: row.id,
+            methods: vec![Method::Password],
+            parent: None,
+            credential: None,
+        }),
+        false => Err(ApiError::Unauthorized),
+    }
+}
+
+/// Whether so many log-ins failed lately that none is let in for a while.
+pub(super) fn is_locked(app: &App, failed_logins: i64, failed_us: i64) -> bool {
+    let lockout = &app.config.lockout;
+    let end = failed_us.saturating_add(i64::try_from(lockout.duration.as_micros()).unwrap_or(i64::MAX));
+    lockout.attempts > 0 && failed_logins >= i64::from(lockout.attempts) && db::now_us() < end
+}
+
+/// Counts failed log-ins; one that succeeds, or that comes after the lock-out, begins anew.
+///
+/// # Errors
+/// Of the database.
+pub(super) async fn count_failures(app: &App, user_id: &str, fits: bool) -> Result<(), ApiError> {
+    let attempts = i64::from(app.config.lockout.attempts);
+    if attempts == 0 {
+        return Ok(());
+    }
+    if fits {
+        let failed: Option<i64> = sqlx::query_scalar("SELECT failed_logins FROM users WHERE id = $1")
+            .bind(user_id)
+            .fetch_optional(&app.db)
+            .await?;
+        if failed.unwrap_or(0) == 0 {
+            return Ok(());
+        }
+    }
+    let sql = match fits {
+        true => "UPDATE users SET failed_logins = 0, failed_us = $2 WHERE id = $1 AND failed_logins < $3 + 1",
+        false => {
+            "UPDATE users SET failed_us = $2,
+                 failed_logins = CASE WHEN failed_logins >= $3 THEN 1 ELSE failed_logins + 1 END WHERE id = $1"
+        }
+    };
+    let mut tx = app.begin().await?;
+    sqlx::query(sql).bind(user_id).bind(db::now_us()).bind(attempts).execute(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(())
+}
+
+async fn by_credential(app: &App, part: &CredentialPart) -> Result<Authenticated, ApiError> {
+    let place = "auth.identity.application_credential";
+    let row: Option<(String, String, String, String)> = match (&part.id, &part.name, &part.user) {
+        (Some(id), _, _) => {
             sqlx::query_as(
-                "SELECT u.id, u.password_hash FROM users u JOIN domains d ON d.id = u.domain_id
-                 WHERE u.name = $1 AND (d.id = $2 OR d.name = $3)",
+                "SELECT id, user_id, project_id, secret_hash FROM application_credentials WHERE id = $1",
             )
-            .bind(name)
-            .bind(domain_id)
-            .bind(domain_name)
+            .bind(id)
             .fetch_optional(&app.db)
             .await?
         }
-        (None, None) => {
-            let text = "auth.identity.password.user needs an id, or a name and a domain.";
-            return Err(ApiError::BadRequest(text.into()));
+        (None, Some(name), Some(user)) => {
+            let (id, user_name) = (user.id.as_deref(), user.name.as_deref());
+            let user = find_user(app, id, user_name, user.domain.as_ref(), &format!("{place}.user")).await?;
+            sqlx::query_as(
+                "SELECT id, user_id, project_id, secret_hash FROM application_credentials
+                 WHERE user_id = $1 AND name = $2",
+            )
+            .bind(user.map(|user| user.id))
+            .bind(name)
+            .fetch_optional(&app.db)
+            .await?
         }
+        _ => return Err(ApiError::BadRequest(format!("{place} needs an id, or a name and a user."))),
     };
-    let (user_id, hash) = row.map_or((None, None), |(id, hash)| (Some(id), hash));
-    let fits = app.identity.passwords.verify(&user.password, hash.as_deref()).await?;
-    match user_id {
-        Some(user_id) if fits => Ok(Authenticated { user_id, methods: vec![Method::Password], parent: None }),
+    let hash = row.as_ref().map(|row| row.3.as_str());
+    let fits = app.identity.passwords.verify(&part.secret, hash).await?;
+    match row {
+        Some((id, user_id, project_id, _)) if fits => Ok(Authenticated {
+            user_id,
+            methods: vec![Method::ApplicationCredential],
+            parent: None,
+            credential: Some((id, project_id)),
+        }),
         _ => Err(ApiError::Unauthorized),
     }
 }
 
 async fn by_token(app: &App, token: &str) -> Result<Authenticated, ApiError> {
-    let claims = app.identity.tokens.open(token, db::now_us()).ok_or(ApiError::Unauthorized)?;
-    let mut conn = app.db.acquire().await?;
-    let principal = principal::load(&mut conn, claims).await?.ok_or(ApiError::Unauthorized)?;
+    let principal = super::principal_of(app, token).await?;
     let mut methods = vec![Method::Token];
     methods.extend(principal.claims.methods.iter().copied().filter(|method| *method != Method::Token));
-    Ok(Authenticated { user_id: principal.user.id, methods, parent: Some(principal.claims) })
+    let credential = match (&principal.claims.application_credential, &principal.claims.scope) {
+        (Some(id), Scope::Project(project)) => Some((id.clone(), project.clone())),
+        _ => None,
+    };
+    let user_id = principal.user.id.clone();
+    Ok(Authenticated { user_id, methods, parent: Some(principal.claims.clone()), credential })
 }
 
 /// Exactly one of id and name, as (id, name).
@@ -266,6 +418,7 @@ enum Wanted {
     Unscoped,
     Project(ProjectPart),
     Domain(Reference),
+    System,
 }
 
 fn wanted_scope(part: ScopePart) -> Result<Wanted, ApiError> {
@@ -273,18 +426,27 @@ fn wanted_scope(part: ScopePart) -> Result<Wanted, ApiError> {
     match part {
         ScopePart::Word(word) if word == "unscoped" => Ok(Wanted::Unscoped),
         ScopePart::Object(scope) => match *scope {
-            ScopeObject { system: Some(_), .. } => {
-                refused("System scope is not supported: use the role admin on a project.")
-            }
+            ScopeObject {
+                system: Some(system),
+                project: None,
+                domain: None,
+                unscoped: None,
+                trust: None,
+            } => match system == json!({"all": true}) {
+                true => Ok(Wanted::System),
+                false => refused("auth.scope.system must be {\"all\": true}."),
+            },
             ScopeObject { trust: Some(_), .. } => refused("Trusts are not supported."),
-            ScopeObject { project: Some(project), domain: None, unscoped: None, .. } => {
+            ScopeObject { project: Some(project), domain: None, unscoped: None, system: None, .. } => {
                 Ok(Wanted::Project(project))
             }
-            ScopeObject { project: None, domain: Some(domain), unscoped: None, .. } => {
+            ScopeObject { project: None, domain: Some(domain), unscoped: None, system: None, .. } => {
                 Ok(Wanted::Domain(domain))
             }
-            ScopeObject { project: None, domain: None, unscoped: Some(_), .. } => Ok(Wanted::Unscoped),
-            _ => refused("auth.scope must name exactly one of project, domain and unscoped."),
+            ScopeObject { project: None, domain: None, unscoped: Some(_), system: None, .. } => {
+                Ok(Wanted::Unscoped)
+            }
+            _ => refused("auth.scope must name exactly one of project, domain, system and unscoped."),
         },
         ScopePart::Word(_) => refused("auth.scope must be an object or \"unscoped\"."),
     }
@@ -294,6 +456,7 @@ fn wanted_scope(part: ScopePart) -> Result<Wanted, ApiError> {
 async fn resolve_scope(conn: &mut Conn, wanted: Wanted) -> Result<Option<Scope>, ApiError> {
     match wanted {
         Wanted::Unscoped => Ok(Some(Scope::Unscoped)),
+        Wanted::System => Ok(Some(Scope::System)),
         Wanted::Project(ProjectPart { id: Some(id), .. }) => Ok(Some(Scope::Project(id))),
         Wanted::Project(ProjectPart { id: None, name: Some(name), domain }) => {
             let (domain_id, domain_name) = reference(domain.as_ref(), "auth.scope.project.domain")?;
@@ -326,7 +489,7 @@ async fn default_scope(conn: &mut Conn, user_id: &str) -> Result<Scope, ApiError
     let project: Option<String> = sqlx::query_scalar(
         "SELECT p.id FROM users u JOIN projects p ON p.id = u.default_project_id AND p.enabled
          WHERE u.id = $1 AND EXISTS (
-             SELECT 1 FROM role_assignments a
+             SELECT 1 FROM held_roles a
              WHERE a.user_id = u.id AND a.target_kind = 'project' AND a.target_id = p.id)",
     )
     .bind(user_id)
@@ -336,16 +499,16 @@ async fn default_scope(conn: &mut Conn, user_id: &str) -> Result<Scope, ApiError
 }
 
 /// The token of `X-Subject-Token`; 404 if it is not valid, or the asker may not know.
-async fn subject(app: &App, ctx: &Ctx, headers: &HeaderMap) -> Result<(Principal, String), ApiError> {
+async fn subject(app: &App, ctx: &Ctx, headers: &HeaderMap) -> Result<(Arc<Principal>, String), ApiError> {
     let token = headers
         .get("x-subject-token")
         .ok_or_else(|| ApiError::BadRequest("The header X-Subject-Token is missing.".into()))?
         .to_str()
         .unwrap_or_default();
-    let unknown = || ApiError::NotFound("Could not find token.".into());
-    let claims = app.identity.tokens.open(token, db::now_us()).ok_or_else(unknown)?;
-    let mut conn = app.db.acquire().await?;
-    let principal = principal::load(&mut conn, claims).await?.ok_or_else(unknown)?;
+    let principal = super::principal_of(app, token).await.map_err(|error| match error {
+        ApiError::Unauthorized => ApiError::NotFound("Could not find token.".into()),
+        other => other,
+    })?;
     if principal.user.id != ctx.user_id && !ctx.is_admin && !ctx.has_role(&["service"]) {
         return Err(ApiError::Forbidden(
             "Policy does not allow this: it is the token of another user.".into(),
@@ -360,14 +523,18 @@ async fn validate(
     params: Params,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
+    if params.flag("allow_expired") {
+        return Err(ApiError::BadRequest("allow_expired is not supported: an expired token is none.".into()));
+    }
     let (principal, token) = subject(&app, &ctx, &headers).await?;
-    let body = token_body(&app, &principal, !params.flag("nocatalog"));
+    let mut conn = app.db.acquire().await?;
+    let body = token_body(&app, &mut conn, &principal, !params.flag("nocatalog")).await?;
     Ok(([("x-subject-token", token)], vary(), Json(body)).into_response())
 }
 
 async fn revoke(State(app): State<App>, ctx: Ctx, headers: HeaderMap) -> Result<StatusCode, ApiError> {
     let (principal, _) = subject(&app, &ctx, &headers).await?;
-    let mut tx = app.begin().await?;
+    let mut tx = super::begin(&app).await?;
     sqlx::query("DELETE FROM revoked_tokens WHERE expires_us < $1")
         .bind(db::now_us())
         .execute(&mut *tx)
@@ -389,7 +556,7 @@ async fn projects_of_asker(State(app): State<App>, ctx: Ctx) -> Result<Json<Valu
 async fn domains_of_asker(State(app): State<App>, ctx: Ctx) -> Result<Json<Value>, ApiError> {
     let rows: Vec<super::domains::DomainRow> = sqlx::query_as(
         "SELECT * FROM domains d WHERE d.enabled AND EXISTS (
-             SELECT 1 FROM role_assignments a
+             SELECT 1 FROM held_roles a
              WHERE a.user_id = $1 AND a.target_kind = 'domain' AND a.target_id = d.id)
          ORDER BY d.name LIMIT $2",
     )
@@ -401,7 +568,10 @@ async fn domains_of_asker(State(app): State<App>, ctx: Ctx) -> Result<Json<Value
     Ok(Json(super::list(&app, "domains", "/v3/auth/domains", items)))
 }
 
-/// Nobody has a role on the system as a whole.
-async fn system_of_asker(State(app): State<App>, _ctx: Ctx) -> Json<Value> {
-    Json(super::list(&app, "system", "/v3/auth/system", Vec::new()))
+/// `{"system": [{"all": true}]}` for who has a role there.
+async fn system_of_asker(State(app): State<App>, ctx: Ctx) -> Result<Json<Value>, ApiError> {
+    let roles =
+        principal::effective_roles(&mut *app.db.acquire().await?, &ctx.user_id, "system", SYSTEM).await?;
+    let items = if roles.is_empty() { Vec::new() } else { vec![json!({"all": true})] };
+    Ok(Json(super::list(&app, "system", "/v3/auth/system", items)))
 }

@@ -3,7 +3,7 @@
 use crate::db::Conn;
 use serde::Serialize;
 
-use super::{assignments, domains::DEFAULT_DOMAIN, new_id};
+use super::{assignments, begin, domains::DEFAULT_DOMAIN, new_id, principal::SYSTEM, roles};
 use crate::{app::App, compute, config::REGION, db, http::error::ApiError};
 
 /// The built-in roles; of the first four each implies those after it.
@@ -17,7 +17,7 @@ const LETTERS: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyz23456789";
 const PASSWORD_CHARS: usize = 24;
 
 /// Credentials, as `mote-controller bootstrap` prints them.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Credentials {
     /// For `OS_AUTH_URL`.
     pub auth_url: String,
@@ -51,7 +51,7 @@ pub async fn bootstrap(
         None => random_password()?,
     };
     let hash = app.identity.passwords.hash(&password).await?;
-    let mut tx = app.begin().await?;
+    let mut tx = begin(app).await?;
     insert_domain_and_roles(&mut tx).await?;
     let project_id = admin_project(&mut tx).await?;
     let (user_id, password_set) = admin_user(&mut tx, &project_id, &hash, reset_password).await?;
@@ -59,6 +59,7 @@ pub async fn bootstrap(
         sqlx::query_scalar("SELECT id FROM roles WHERE name = $1").bind(ADMIN).fetch_one(&mut *tx).await?;
     assignments::assign(&mut tx, &user_id, &role, "project", &project_id).await?;
     assignments::assign(&mut tx, &user_id, &role, "domain", DEFAULT_DOMAIN).await?;
+    assignments::assign(&mut tx, &user_id, &role, "system", SYSTEM).await?;
     compute::defaults::bootstrap(&mut tx, &project_id).await?;
     tx.commit().await?;
     Ok(Credentials {
@@ -85,20 +86,18 @@ async fn insert_domain_and_roles(conn: &mut Conn) -> Result<(), sqlx::Error> {
             .execute(&mut *conn)
             .await?;
     }
-    let chain = &ROLES[..CHAIN];
-    for (index, prior) in chain.iter().enumerate() {
-        for implied in &chain[index + 1..] {
-            sqlx::query(
-                "INSERT INTO role_implications (prior_role_id, implied_role_id)
-                 SELECT p.id, i.id FROM roles p, roles i WHERE p.name = $1 AND i.name = $2
-                 ON CONFLICT DO NOTHING",
-            )
-            .bind(prior)
-            .bind(implied)
-            .execute(&mut *conn)
-            .await?;
-        }
+    for pair in ROLES[..CHAIN].windows(2) {
+        sqlx::query(
+            "INSERT INTO role_inferences (prior_role_id, implied_role_id)
+             SELECT p.id, i.id FROM roles p, roles i WHERE p.name = $1 AND i.name = $2
+             ON CONFLICT DO NOTHING",
+        )
+        .bind(pair[0])
+        .bind(pair[1])
+        .execute(&mut *conn)
+        .await?;
     }
+    roles::close(conn).await?;
     Ok(())
 }
 
@@ -143,7 +142,8 @@ async fn admin_user(
     if reset_password && !made {
         // The way back in also undoes a lock-out.
         sqlx::query(
-            "UPDATE users SET password_hash = $3, password_changed_us = $4, tokens_valid_from_us = $4, enabled = TRUE
+            "UPDATE users SET password_hash = $3, password_changed_us = $4, tokens_valid_from_us = $4, enabled = TRUE,
+                 failed_logins = 0
              WHERE domain_id = $1 AND name = $2",
         )
         .bind(DEFAULT_DOMAIN)

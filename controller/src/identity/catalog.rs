@@ -1,72 +1,170 @@
-//! The catalog, and the lists of services, endpoints and regions that it consists of. Made from the configuration: it
-//! can be read through Keystone's API, but not changed.
+//! The catalog, and the regions, services and endpoints that it consists of: rows.
+//!
+//! In an endpoint's URL `$(public_url)s` stands for the controller's own address (what it is made with at first), and
+//! `$(project_id)s` or `$(tenant_id)s` for the project of the token; an endpoint that needs a project isn't shown without.
+
+use std::collections::BTreeMap;
 
 use axum::{
     Json, Router,
     extract::{Path, State},
     routing::get,
 };
-use http::Method;
+use http::StatusCode;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
-use super::{list, not_found};
+use super::{
+    MAX_LIST,
+    fields::{Fields, invalid},
+    list, new_id, not_found,
+};
 use crate::{
     app::App,
-    config::{Config, REGION},
-    http::{context::Ctx, error::ApiError, query::Params},
+    db::{self, Conn},
+    http::{context::Ctx, error::ApiError, json::JsonBody, query::Params},
 };
 
-/// Type, name, path below the public URL.
-const SERVICES: [(&str, &str, &str); 4] = [
-    ("compute", "nova", "/compute/v2.1"),
-    ("identity", "keystone", "/identity/v3"),
-    ("image", "glance", "/image"),
-    ("network", "neutron", "/network"),
-];
 const INTERFACES: [&str; 3] = ["public", "internal", "admin"];
+/// Longest URL of an endpoint.
+const MAX_URL_BYTES: usize = 2048;
 
 /// Routes.
 pub fn router() -> Router<App> {
     Router::new()
-        .route("/v3/services", get(services).post(fixed))
-        .route("/v3/services/{id}", get(service).patch(fixed).delete(fixed))
-        .route("/v3/endpoints", get(endpoints).post(fixed))
-        .route("/v3/endpoints/{id}", get(endpoint).patch(fixed).delete(fixed))
-        .route("/v3/regions", get(regions).post(fixed))
-        .route("/v3/regions/{id}", get(region).patch(fixed).delete(fixed))
+        .route("/v3/services", get(services).post(create_service))
+        .route("/v3/services/{id}", get(service).patch(update_service).delete(delete_service))
+        .route("/v3/endpoints", get(endpoints).post(create_endpoint))
+        .route("/v3/endpoints/{id}", get(endpoint).patch(update_endpoint).delete(delete_endpoint))
+        .route("/v3/regions", get(regions).post(create_region))
+        .route("/v3/regions/{id}", get(region).put(put_region).patch(update_region).delete(delete_region))
 }
 
-/// Ids that stay the same: a digest of the name.
-fn stable_id(name: &str) -> String {
-    hex::encode(&Sha256::digest(format!("mote {name}"))[..16])
+#[derive(Debug, sqlx::FromRow)]
+struct ServiceRow {
+    id: String,
+    r#type: String,
+    name: String,
+    description: String,
+    enabled: bool,
 }
 
-/// The `catalog` of a token.
-pub fn catalog(config: &Config) -> Value {
-    SERVICES
-        .iter()
-        .map(|(kind, name, path)| {
-            let endpoints: Vec<Value> = INTERFACES
-                .iter()
-                .map(|interface| {
-                    json!({
-                        "id": stable_id(&format!("endpoint {kind} {interface}")),
-                        "interface": interface,
-                        "region": REGION,
-                        "region_id": REGION,
-                        "url": format!("{}{path}", config.public_url),
-                    })
-                })
-                .collect();
-            json!({
-                "id": stable_id(&format!("service {kind}")),
-                "type": kind,
-                "name": name,
-                "endpoints": endpoints,
-            })
+#[derive(Debug, sqlx::FromRow)]
+struct EndpointRow {
+    id: String,
+    service_id: String,
+    region_id: Option<String>,
+    interface: String,
+    url: String,
+    enabled: bool,
+}
+
+#[derive(Debug, sqlx::FromRow)]
+struct RegionRow {
+    id: String,
+    description: String,
+    parent_region_id: Option<String>,
+}
+
+impl ServiceRow {
+    fn json(&self, app: &App) -> Value {
+        let url = format!("{}/identity/v3/services/{}", app.config.public_url, self.id);
+        json!({
+            "id": self.id, "type": self.r#type, "name": self.name, "description": self.description,
+            "enabled": self.enabled, "links": {"self": url},
         })
-        .collect()
+    }
+
+    fn apply(&mut self, mut fields: Fields) -> Result<(), ApiError> {
+        self.r#type = fields.text("type")?.unwrap_or(std::mem::take(&mut self.r#type));
+        if self.r#type.is_empty() || self.r#type.len() > super::fields::MAX_NAME_CHARS {
+            return Err(invalid("type", "must have 1 to 255 characters"));
+        }
+        self.name = fields.text("name")?.unwrap_or(std::mem::take(&mut self.name));
+        self.description = fields.text("description")?.unwrap_or(std::mem::take(&mut self.description));
+        self.enabled = fields.boolean("enabled")?.unwrap_or(self.enabled);
+        fields.nothing_else()
+    }
+}
+
+impl EndpointRow {
+    fn json(&self, app: &App) -> Value {
+        let links = format!("{}/identity/v3/endpoints/{}", app.config.public_url, self.id);
+        json!({
+            "id": self.id, "service_id": self.service_id, "interface": self.interface, "enabled": self.enabled,
+            "region": self.region_id, "region_id": self.region_id, "links": {"self": links},
+            "url": self.url.replace("$(public_url)s", &app.config.public_url),
+        })
+    }
+
+    fn apply(&mut self, mut fields: Fields) -> Result<(), ApiError> {
+        self.service_id = fields.text("service_id")?.unwrap_or(std::mem::take(&mut self.service_id));
+        self.interface = fields.text("interface")?.unwrap_or(std::mem::take(&mut self.interface));
+        if !INTERFACES.contains(&self.interface.as_str()) {
+            return Err(invalid("interface", "must be public, internal or admin"));
+        }
+        self.url = fields.text("url")?.unwrap_or(std::mem::take(&mut self.url));
+        let scheme =
+            ["http://", "https://", "$(public_url)s"].iter().any(|start| self.url.starts_with(start));
+        if !scheme || self.url.len() > MAX_URL_BYTES {
+            return Err(invalid("url", "must begin with http:// or https:// and have at most 2048 bytes"));
+        }
+        // Older clients name the region "region".
+        let region = match fields.nullable_text("region_id")? {
+            None => fields.nullable_text("region")?,
+            region => fields.nullable_text("region").map(|_| region)?,
+        };
+        self.region_id = region.unwrap_or(self.region_id.take());
+        self.enabled = fields.boolean("enabled")?.unwrap_or(self.enabled);
+        fields.nothing_else()
+    }
+
+    async fn check(&self, conn: &mut Conn) -> Result<(), ApiError> {
+        find_service(conn, &self.service_id).await?;
+        match &self.region_id {
+            Some(region) => find_region(conn, region).await.map(drop),
+            None => Ok(()),
+        }
+    }
+}
+
+impl RegionRow {
+    fn json(&self, app: &App) -> Value {
+        let url = format!("{}/identity/v3/regions/{}", app.config.public_url, self.id);
+        json!({
+            "id": self.id, "description": self.description, "parent_region_id": self.parent_region_id,
+            "links": {"self": url},
+        })
+    }
+}
+
+/// The `catalog` of a token, by type of service.
+///
+/// # Errors
+/// Of the database.
+pub async fn catalog(app: &App, conn: &mut Conn, project: Option<&str>) -> Result<Value, ApiError> {
+    let rows: Vec<(String, String, String, String, String, Option<String>, String)> = sqlx::query_as(
+        "SELECT s.type, s.id, s.name, e.id, e.interface, e.region_id, e.url
+         FROM services s JOIN endpoints e ON e.service_id = s.id WHERE s.enabled AND e.enabled
+         ORDER BY s.type, s.id, e.id",
+    )
+    .fetch_all(conn)
+    .await?;
+    let mut services: BTreeMap<(String, String), (String, Vec<Value>)> = BTreeMap::new();
+    for (kind, service, name, id, interface, region, url) in rows {
+        let mut url = url.replace("$(public_url)s", &app.config.public_url);
+        for word in ["$(project_id)s", "$(tenant_id)s"] {
+            url = project.map_or(url.clone(), |project| url.replace(word, project));
+        }
+        if url.contains("$(") {
+            continue;
+        }
+        let endpoints = &mut services.entry((kind, service)).or_insert((name, Vec::new())).1;
+        endpoints.push(json!({
+            "id": id, "interface": interface, "region": region, "region_id": region, "url": url,
+        }));
+    }
+    let service = |((kind, id), (name, endpoints)): ((String, String), (String, Vec<Value>))| json!({"id": id, "type": kind, "name": name, "endpoints": endpoints});
+    Ok(services.into_iter().map(service).collect())
 }
 
 /// `GET /v3/auth/catalog`.
@@ -74,96 +172,311 @@ pub fn catalog(config: &Config) -> Value {
 /// # Errors
 /// 403 for a token without scope, which has none.
 pub async fn of_asker(State(app): State<App>, ctx: Ctx) -> Result<Json<Value>, ApiError> {
-    if ctx.project_id.is_none() && ctx.domain_id.is_none() {
+    if ctx.project_id.is_none() && ctx.domain_id.is_none() && !ctx.system {
         return Err(ApiError::Forbidden("A token without scope has no catalog.".into()));
     }
-    let items = match catalog(&app.config) {
+    let mut conn = app.db.acquire().await?;
+    let items = match catalog(&app, &mut conn, ctx.project_id.as_deref()).await? {
         Value::Array(items) => items,
         _ => Vec::new(),
     };
     Ok(Json(list(&app, "catalog", "/v3/auth/catalog", items)))
 }
 
-fn all_services(app: &App) -> Vec<Value> {
-    SERVICES
-        .iter()
-        .map(|(kind, name, _)| {
-            let id = stable_id(&format!("service {kind}"));
-            let url = format!("{}/identity/v3/services/{id}", app.config.public_url);
-            json!({"id": id, "type": kind, "name": name, "enabled": true, "description": "", "links": {"self": url}})
-        })
-        .collect()
+async fn find_service(conn: &mut Conn, id: &str) -> Result<ServiceRow, ApiError> {
+    let row = sqlx::query_as("SELECT * FROM services WHERE id = $1").bind(id).fetch_optional(conn).await?;
+    row.ok_or_else(|| not_found("service", id))
 }
 
-fn all_endpoints(app: &App) -> Vec<Value> {
-    let base = &app.config.public_url;
-    let of_service = |(kind, _, path): &(&str, &str, &str)| {
-        let service_id = stable_id(&format!("service {kind}"));
-        INTERFACES.map(|interface| {
-            let id = stable_id(&format!("endpoint {kind} {interface}"));
-            let links = json!({"self": format!("{base}/identity/v3/endpoints/{id}")});
-            json!({
-                "id": id, "service_id": service_id, "interface": interface, "enabled": true,
-                "region": REGION, "region_id": REGION, "url": format!("{base}{path}"), "links": links,
-            })
-        })
-    };
-    SERVICES.iter().flat_map(of_service).collect()
+async fn find_endpoint(conn: &mut Conn, id: &str) -> Result<EndpointRow, ApiError> {
+    let row = sqlx::query_as("SELECT * FROM endpoints WHERE id = $1").bind(id).fetch_optional(conn).await?;
+    row.ok_or_else(|| not_found("endpoint", id))
 }
 
-fn all_regions(app: &App) -> Vec<Value> {
-    let url = format!("{}/identity/v3/regions/{REGION}", app.config.public_url);
-    vec![json!({"id": REGION, "description": "", "parent_region_id": null, "links": {"self": url}})]
+async fn find_region(conn: &mut Conn, id: &str) -> Result<RegionRow, ApiError> {
+    let row = sqlx::query_as("SELECT * FROM regions WHERE id = $1").bind(id).fetch_optional(conn).await?;
+    row.ok_or_else(|| not_found("region", id))
 }
 
-/// Keeps the items whose fields are as the parameters say.
-fn filtered(items: Vec<Value>, params: &Params, fields: &[&str]) -> Vec<Value> {
-    let fits = |item: &Value| {
-        fields
-            .iter()
-            .all(|field| params.get(field).is_none_or(|wanted| item[*field].as_str() == Some(wanted)))
-    };
-    items.into_iter().filter(fits).collect()
+async fn services(State(app): State<App>, _ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
+    let rows: Vec<ServiceRow> = sqlx::query_as(
+        "SELECT * FROM services WHERE (CAST($1 AS TEXT) IS NULL OR type = $1)
+         AND (CAST($2 AS TEXT) IS NULL OR name = $2) ORDER BY type, id LIMIT $3",
+    )
+    .bind(params.get("type"))
+    .bind(params.get("name"))
+    .bind(MAX_LIST + 1)
+    .fetch_all(&app.db)
+    .await?;
+    Ok(Json(list(&app, "services", "/v3/services", rows.iter().map(|row| row.json(&app)).collect())))
 }
 
-fn one(items: Vec<Value>, what: &str, id: &str) -> Result<Json<Value>, ApiError> {
-    let item = items.into_iter().find(|item| item["id"] == *id).ok_or_else(|| not_found(what, id))?;
-    Ok(Json(json!({ what: item })))
+async fn service(State(app): State<App>, _ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    let row = find_service(&mut *app.db.acquire().await?, &id).await?;
+    Ok(Json(json!({"service": row.json(&app)})))
 }
 
-async fn services(State(app): State<App>, ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
-    ctx.require_admin()?;
-    let items = filtered(all_services(&app), &params, &["type", "name"]);
-    Ok(Json(list(&app, "services", "/v3/services", items)))
+async fn create_service(
+    State(app): State<App>,
+    _ctx: Ctx,
+    JsonBody(body): JsonBody<Value>,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let (name, description) = (String::new(), String::new());
+    let mut row = ServiceRow { id: new_id(), r#type: String::new(), name, description, enabled: true };
+    row.apply(Fields::of(body, "service")?)?;
+    let mut tx = app.begin().await?;
+    sqlx::query("INSERT INTO services (id, type, name, description, enabled) VALUES ($1, $2, $3, $4, $5)")
+        .bind(&row.id)
+        .bind(&row.r#type)
+        .bind(&row.name)
+        .bind(&row.description)
+        .bind(row.enabled)
+        .execute(&mut *tx)
+        .await?;
+    tx.commit().await?;
+    Ok((StatusCode::CREATED, Json(json!({"service": row.json(&app)}))))
 }
 
-async fn service(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    ctx.require_admin()?;
-    one(all_services(&app), "service", &id)
+async fn update_service(
+    State(app): State<App>,
+    _ctx: Ctx,
+    Path(id): Path<String>,
+    JsonBody(body): JsonBody<Value>,
+) -> Result<Json<Value>, ApiError> {
+    let mut tx = app.begin().await?;
+    let mut row = find_service(&mut tx, &id).await?;
+    row.apply(Fields::of(body, "service")?)?;
+    sqlx::query("UPDATE services SET type = $2, name = $3, description = $4, enabled = $5 WHERE id = $1")
+        .bind(&row.id)
+        .bind(&row.r#type)
+        .bind(&row.name)
+        .bind(&row.description)
+        .bind(row.enabled)
+        .execute(&mut *tx)
+        .await?;
+    tx.commit().await?;
+    Ok(Json(json!({"service": row.json(&app)})))
 }
 
-async fn endpoints(State(app): State<App>, ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
-    ctx.require_admin()?;
-    let items = filtered(all_endpoints(&app), &params, &["service_id", "interface", "region_id"]);
-    Ok(Json(list(&app, "endpoints", "/v3/endpoints", items)))
+/// Its endpoints go as well.
+async fn delete_service(
+    State(app): State<App>,
+    _ctx: Ctx,
+    Path(id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let mut tx = app.begin().await?;
+    find_service(&mut tx, &id).await?;
+    sqlx::query("DELETE FROM services WHERE id = $1").bind(&id).execute(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
-async fn endpoint(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    ctx.require_admin()?;
-    one(all_endpoints(&app), "endpoint", &id)
+async fn endpoints(State(app): State<App>, _ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
+    let rows: Vec<EndpointRow> = sqlx::query_as(
+        "SELECT * FROM endpoints WHERE (CAST($1 AS TEXT) IS NULL OR service_id = $1)
+         AND (CAST($2 AS TEXT) IS NULL OR interface = $2) AND (CAST($3 AS TEXT) IS NULL OR region_id = $3)
+         ORDER BY service_id, id LIMIT $4",
+    )
+    .bind(params.get("service_id"))
+    .bind(params.get("interface"))
+    .bind(params.get("region_id").or(params.get("region")))
+    .bind(MAX_LIST + 1)
+    .fetch_all(&app.db)
+    .await?;
+    Ok(Json(list(&app, "endpoints", "/v3/endpoints", rows.iter().map(|row| row.json(&app)).collect())))
 }
 
-async fn regions(State(app): State<App>, _ctx: Ctx) -> Json<Value> {
-    let items = all_regions(&app);
-    Json(list(&app, "regions", "/v3/regions", items))
+async fn endpoint(
+    State(app): State<App>,
+    _ctx: Ctx,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let row = find_endpoint(&mut *app.db.acquire().await?, &id).await?;
+    Ok(Json(json!({"endpoint": row.json(&app)})))
+}
+
+async fn create_endpoint(
+    State(app): State<App>,
+    _ctx: Ctx,
+    JsonBody(body): JsonBody<Value>,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let (service_id, interface, url) = (String::new(), String::new(), String::new());
+    let mut row = EndpointRow { id: new_id(), service_id, region_id: None, interface, url, enabled: true };
+    row.apply(Fields::of(body, "endpoint")?)?;
+    let mut tx = app.begin().await?;
+    row.check(&mut tx).await?;
+    sqlx::query(
+        "INSERT INTO endpoints (id, service_id, region_id, interface, url, enabled)
+         VALUES ($1, $2, $3, $4, $5, $6)",
+    )
+    .bind(&row.id)
+    .bind(&row.service_id)
+    .bind(&row.region_id)
+    .bind(&row.interface)
+    .bind(&row.url)
+    .bind(row.enabled)
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok((StatusCode::CREATED, Json(json!({"endpoint": row.json(&app)}))))
+}
+
+async fn update_endpoint(
+    State(app): State<App>,
+    _ctx: Ctx,
+    Path(id): Path<String>,
+    JsonBody(body): JsonBody<Value>,
+) -> Result<Json<Value>, ApiError> {
+    let mut tx = app.begin().await?;
+    let mut row = find_endpoint(&mut tx, &id).await?;
+    row.apply(Fields::of(body, "endpoint")?)?;
+    row.check(&mut tx).await?;
+    sqlx::query(
+        "UPDATE endpoints SET service_id = $2, region_id = $3, interface = $4, url = $5, enabled = $6 WHERE id = $1",
+    )
+    .bind(&row.id)
+    .bind(&row.service_id)
+    .bind(&row.region_id)
+    .bind(&row.interface)
+    .bind(&row.url)
+    .bind(row.enabled)
+    .execute(&mut *tx)
+    .await?;
+    tx.commit().await?;
+    Ok(Json(json!({"endpoint": row.json(&app)})))
+}
+
+async fn delete_endpoint(
+    State(app): State<App>,
+    _ctx: Ctx,
+    Path(id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let mut tx = app.begin().await?;
+    find_endpoint(&mut tx, &id).await?;
+    sqlx::query("DELETE FROM endpoints WHERE id = $1").bind(&id).execute(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn regions(State(app): State<App>, _ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
+    let rows: Vec<RegionRow> = sqlx::query_as(
+        "SELECT * FROM regions WHERE (CAST($1 AS TEXT) IS NULL OR parent_region_id = $1) ORDER BY id LIMIT $2",
+    )
+    .bind(params.get("parent_region_id"))
+    .bind(MAX_LIST + 1)
+    .fetch_all(&app.db)
+    .await?;
+    Ok(Json(list(&app, "regions", "/v3/regions", rows.iter().map(|row| row.json(&app)).collect())))
 }
 
 async fn region(State(app): State<App>, _ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    one(all_regions(&app), "region", &id)
+    let row = find_region(&mut *app.db.acquire().await?, &id).await?;
+    Ok(Json(json!({"region": row.json(&app)})))
 }
 
-async fn fixed(ctx: Ctx, method: Method) -> Result<(), ApiError> {
-    ctx.require_admin()?;
-    let text = format!("{method} is not supported: the catalog follows from the controller's --public-url.");
-    Err(ApiError::NotImplemented(text))
+async fn create_region(
+    State(app): State<App>,
+    _ctx: Ctx,
+    JsonBody(body): JsonBody<Value>,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    insert_region(&app, None, body).await
+}
+
+async fn put_region(
+    State(app): State<App>,
+    _ctx: Ctx,
+    Path(id): Path<String>,
+    JsonBody(body): JsonBody<Value>,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    insert_region(&app, Some(id), body).await
+}
+
+async fn insert_region(
+    app: &App,
+    id: Option<String>,
+    mut body: Value,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    // A region's id is its name: the client may choose it, in the body or in the path.
+    let chosen = body.get_mut("region").and_then(|region| region.get_mut("id")).map(Value::take);
+    let chosen = chosen.and_then(|id| id.as_str().map(str::to_owned));
+    let mut fields = Fields::of(body, "region")?;
+    let row = RegionRow {
+        id: id.or(chosen).unwrap_or_else(new_id),
+        description: fields.text("description")?.unwrap_or_default(),
+        parent_region_id: fields.text("parent_region_id")?,
+    };
+    fields.nothing_else()?;
+    if row.id.is_empty() || row.id.len() > super::fields::MAX_NAME_CHARS {
+        return Err(invalid("id", "must have 1 to 255 characters"));
+    }
+    let mut tx = app.begin().await?;
+    if let Some(parent) = &row.parent_region_id {
+        find_region(&mut tx, parent).await?;
+    }
+    sqlx::query("INSERT INTO regions (id, description, parent_region_id) VALUES ($1, $2, $3)")
+        .bind(&row.id)
+        .bind(&row.description)
+        .bind(&row.parent_region_id)
+        .execute(&mut *tx)
+        .await
+        .map_err(|error| match db::is_unique_violation(&error) {
+            true => ApiError::Conflict(format!("Conflict occurred: there is already a region {}.", row.id)),
+            false => error.into(),
+        })?;
+    tx.commit().await?;
+    Ok((StatusCode::CREATED, Json(json!({"region": row.json(app)}))))
+}
+
+async fn update_region(
+    State(app): State<App>,
+    _ctx: Ctx,
+    Path(id): Path<String>,
+    JsonBody(body): JsonBody<Value>,
+) -> Result<Json<Value>, ApiError> {
+    let mut fields = Fields::of(body, "region")?;
+    let mut tx = app.begin().await?;
+    let mut row = find_region(&mut tx, &id).await?;
+    row.description = fields.text("description")?.unwrap_or(row.description);
+    if let Some(parent) = fields.nullable_text("parent_region_id")? {
+        // A chain upwards that meets this region would be a ring.
+        let mut above = parent.clone();
+        while let Some(region) = above {
+            if region == id {
+                return Err(invalid("parent_region_id", "is this region or one below it"));
+            }
+            above = find_region(&mut tx, &region).await?.parent_region_id;
+        }
+        row.parent_region_id = parent;
+    }
+    fields.nothing_else()?;
+    sqlx::query("UPDATE regions SET description = $2, parent_region_id = $3 WHERE id = $1")
+        .bind(&row.id)
+        .bind(&row.description)
+        .bind(&row.parent_region_id)
+        .execute(&mut *tx)
+        .await?;
+    tx.commit().await?;
+    Ok(Json(json!({"region": row.json(&app)})))
+}
+
+async fn delete_region(
+    State(app): State<App>,
+    _ctx: Ctx,
+    Path(id): Path<String>,
+) -> Result<StatusCode, ApiError> {
+    let mut tx = app.begin().await?;
+    find_region(&mut tx, &id).await?;
+    let used: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM regions WHERE parent_region_id = $1)
+             OR EXISTS (SELECT 1 FROM endpoints WHERE region_id = $1)",
+    )
+    .bind(&id)
+    .fetch_one(&mut *tx)
+    .await?;
+    if used {
+        return Err(ApiError::Conflict("The region still has regions or endpoints.".into()));
+    }
+    sqlx::query("DELETE FROM regions WHERE id = $1").bind(&id).execute(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
 }

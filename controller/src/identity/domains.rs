@@ -9,7 +9,7 @@ use axum::{
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::{MAX_LIST, fields::Fields, list, new_id, not_found};
+use super::{MAX_LIST, assignments, begin, fields::Fields, list, new_id, not_found, policy};
 use crate::{
     app::App,
     db,
@@ -58,8 +58,7 @@ async fn find(conn: &mut Conn, id: &str) -> Result<DomainRow, ApiError> {
         .ok_or_else(|| not_found("domain", id))
 }
 
-async fn index(State(app): State<App>, ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
-    ctx.require_admin()?;
+async fn index(State(app): State<App>, _ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
     let rows: Vec<DomainRow> = sqlx::query_as(
         "SELECT * FROM domains WHERE (CAST($1 AS TEXT) IS NULL OR name = $1)
          AND (CAST($2 AS BOOLEAN) IS NULL OR enabled = $2) ORDER BY name LIMIT $3",
@@ -75,10 +74,9 @@ async fn index(State(app): State<App>, ctx: Ctx, params: Params) -> Result<Json<
 
 async fn create(
     State(app): State<App>,
-    ctx: Ctx,
+    _ctx: Ctx,
     JsonBody(body): JsonBody<Value>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
-    ctx.require_admin()?;
     let mut fields = Fields::of(body, "domain")?;
     let row = DomainRow {
         id: new_id(),
@@ -109,8 +107,8 @@ fn conflict(error: sqlx::Error, name: &str) -> ApiError {
 }
 
 async fn show(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    if ctx.user_domain_id != id && ctx.project_domain_id.as_deref() != Some(&id) {
-        ctx.require_admin()?;
+    if ctx.user_domain_id != id && ctx.project_domain_id.as_deref() != Some(&id) && !policy::may_read(&ctx) {
+        return Err(ApiError::Forbidden("Policy does not allow this: it is another domain.".into()));
     }
     let row = find(&mut *app.db.acquire().await?, &id).await?;
     Ok(Json(json!({"domain": row.json(&app)})))
@@ -118,13 +116,12 @@ async fn show(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Resul
 
 async fn update(
     State(app): State<App>,
-    ctx: Ctx,
+    _ctx: Ctx,
     Path(id): Path<String>,
     JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<Value>, ApiError> {
-    ctx.require_admin()?;
     let mut fields = Fields::of(body, "domain")?;
-    let mut tx = app.begin().await?;
+    let mut tx = begin(&app).await?;
     let mut row = find(&mut tx, &id).await?;
     row.name = fields.name()?.unwrap_or(row.name);
     row.description = fields.text("description")?.unwrap_or(row.description);
@@ -146,10 +143,9 @@ async fn update(
     Ok(Json(json!({"domain": row.json(&app)})))
 }
 
-/// Only a disabled domain, as in Keystone; unlike there, only one without users and projects.
-async fn delete(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
-    ctx.require_admin()?;
-    let mut tx = app.begin().await?;
+/// Only a disabled domain, as in Keystone; unlike there, only one without users, groups and projects.
+async fn delete(State(app): State<App>, _ctx: Ctx, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
+    let mut tx = begin(&app).await?;
     let row = find(&mut tx, &id).await?;
     if row.enabled {
         return Err(ApiError::Forbidden(
@@ -158,18 +154,16 @@ async fn delete(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Res
     }
     let used: bool = sqlx::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM users WHERE domain_id = $1)
+             OR EXISTS (SELECT 1 FROM groups WHERE domain_id = $1)
              OR EXISTS (SELECT 1 FROM projects WHERE domain_id = $1)",
     )
     .bind(&id)
     .fetch_one(&mut *tx)
     .await?;
     if used {
-        return Err(ApiError::Conflict("The domain still has users or projects.".into()));
+        return Err(ApiError::Conflict("The domain still has users, groups or projects.".into()));
     }
-    sqlx::query("DELETE FROM role_assignments WHERE target_kind = 'domain' AND target_id = $1")
-        .bind(&id)
-        .execute(&mut *tx)
-        .await?;
+    assignments::forget(&mut tx, "domain", &id).await?;
     sqlx::query("DELETE FROM domains WHERE id = $1").bind(&id).execute(&mut *tx).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)

@@ -86,6 +86,18 @@ impl Fields {
         }
     }
 
+    /// Takes a list of anything.
+    ///
+    /// # Errors
+    /// 400 if it is of another type.
+    pub fn values(&mut self, name: &str) -> Result<Option<Vec<Value>>, ApiError> {
+        match self.0.remove(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Array(values)) => Ok(Some(values)),
+            Some(_) => Err(invalid(name, "is not a list")),
+        }
+    }
+
     /// Refuses resource options (`options: {…}`): none is supported; an empty object is fine.
     ///
     /// # Errors

@@ -5,20 +5,26 @@
 //! comes back, everything it says is checked against the database again ([`principal`]): user and project still enabled,
 //! password not changed since, token not revoked, and the roles are those of now. So every revocation acts at once.
 //!
-//! Roles are cloud-wide as in OpenStack without further policy: `admin` on any project or domain is the cloud's
-//! administrator (only administrators can grant it); `member` may change, `reader` only look, in the token's project.
-//! `admin` implies `manager`, that `member`, that `reader`.
+//! What was found true is remembered as long as nothing in identity changes: a counter in the database grows with each
+//! such change ([`changed`]), and each request compares it.
 //!
-//! The catalog ([`catalog`]) is made from the configuration, not stored.
+//! Roles are given to users or groups, on projects, domains or the system, there or inherited by all projects below
+//! ([`assignments`]); views in the database take that apart. `admin` anywhere is the cloud's administrator (only
+//! administrators can grant it); `member` may change, `reader` only look, in the token's project. `admin` implies
+//! `manager`, that `member`, that `reader`. Who may do what in identity itself is one table ([`policy`]).
 
+pub mod application_credentials;
 pub mod assignments;
 pub mod auth;
 pub mod bootstrap;
 pub mod catalog;
+pub mod credentials;
 pub mod domains;
 mod fields;
+pub mod groups;
 pub mod keys;
 pub mod password;
+pub mod policy;
 pub mod principal;
 pub mod projects;
 pub mod roles;
@@ -26,7 +32,10 @@ pub mod tokens;
 pub mod users;
 pub mod versions;
 
-use std::path::Path;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::Router;
 use serde_json::{Value, json};
@@ -34,43 +43,126 @@ use uuid::Uuid;
 
 use crate::{
     app::App,
-    http::{context::Ctx, error::ApiError},
+    db::{self, Conn, Pools, Tx},
+    http::error::ApiError,
 };
-
-pub use keys::KeyError;
+use principal::Principal;
+use tokens::{Claims, Unreadable};
 
 /// Longest list that is answered; a longer one is cut and says `"truncated": true`, as Keystone's `list_limit`.
 pub const MAX_LIST: i64 = 10_000;
+/// Validated tokens that are remembered.
+const MAX_REMEMBERED: usize = 4096;
+/// How often token keys are looked at.
+const KEY_ROUND: Duration = Duration::from_secs(60);
 
-/// Keys and password hashing.
+/// Keys, password hashing, and what is remembered of tokens.
 #[derive(Debug)]
 pub struct Identity {
-    /// Seals and opens tokens.
-    pub tokens: tokens::Sealer,
+    /// Seals and opens tokens and credentials.
+    pub keys: keys::Keys,
     /// Hashes passwords.
     pub passwords: password::Hasher,
+    remembered: Mutex<Remembered>,
+}
+
+/// Validated tokens, true as long as the database's `identity_version` is the same.
+#[derive(Debug, Default)]
+struct Remembered {
+    version: i64,
+    principals: std::collections::HashMap<String, Arc<Principal>>,
 }
 
 impl Identity {
-    /// Opens or creates the keys.
+    /// Reads or makes the keys.
     ///
     /// # Errors
-    /// If they can't be read or written.
-    pub fn open(state_dir: &Path) -> Result<Self, KeyError> {
-        let key = keys::open(&state_dir.join("token.key"))?;
-        Ok(Self { tokens: tokens::Sealer::new(&key), passwords: password::Hasher::new() })
+    /// Of the database.
+    pub async fn open(pools: &Pools) -> Result<Self, ApiError> {
+        Ok(Self {
+            keys: keys::Keys::open(pools).await?,
+            passwords: password::Hasher::new(),
+            remembered: Mutex::default(),
+        })
+    }
+
+    /// Makes new token keys in time; ends with the runtime.
+    pub async fn rotate_keys(self: Arc<Self>, pools: Pools, token_lifetime: Duration) {
+        loop {
+            tokio::time::sleep(KEY_ROUND).await;
+            if let Err(error) = self.keys.rotate(&pools, db::now_us(), token_lifetime).await {
+                tracing::warn!(%error, "the token keys could not be looked at");
+            }
+        }
+    }
+
+    fn remembered(&self, token: &str, version: i64, now_us: i64) -> Option<Arc<Principal>> {
+        let remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = remembered.principals.get(token).filter(|_| remembered.version == version)?;
+        let ends = |end: i64| end <= now_us;
+        let over = ends(found.claims.expires_us)
+            || found.restriction.as_ref().and_then(|restriction| restriction.expires_us).is_some_and(ends);
+        (!over).then(|| found.clone())
+    }
+
+    fn remember(&self, token: &str, version: i64, principal: &Arc<Principal>) {
+        let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
+        if remembered.version != version || remembered.principals.len() >= MAX_REMEMBERED {
+            remembered.principals.clear();
+            remembered.version = version;
+        }
+        remembered.principals.insert(token.to_owned(), principal.clone());
     }
 }
 
-/// Who a token speaks for, now.
+/// Begins a transaction that changes identity: tokens that were remembered before it is committed are looked at anew.
+///
+/// # Errors
+/// As [`App::begin`].
+pub async fn begin(app: &App) -> Result<Tx, ApiError> {
+    let mut tx = app.begin().await?;
+    changed(&mut tx).await?;
+    Ok(tx)
+}
+
+/// Says that this transaction changes who may do what.
+///
+/// # Errors
+/// Of the database.
+pub async fn changed(conn: &mut Conn) -> Result<(), sqlx::Error> {
+    sqlx::query("UPDATE identity_version SET version = version + 1").execute(conn).await.map(drop)
+}
+
+/// What a token says, if it is one of this cloud.
+///
+/// # Errors
+/// 401.
+async fn claims_of(app: &App, conn: &mut Conn, token: &str) -> Result<Claims, ApiError> {
+    let keys = &app.identity.keys;
+    match keys.tokens.open(token, db::now_us()) {
+        Err(Unreadable::UnknownKey) if keys.refresh(conn).await? => keys.tokens.open(token, db::now_us()),
+        opened => opened,
+    }
+    .map_err(|_| ApiError::Unauthorized)
+}
+
+/// Who a token speaks for, now: one query if nothing in identity changed since this controller last saw the token.
 ///
 /// # Errors
 /// 401 if it is not valid.
-pub async fn validate(app: &App, token: &str) -> Result<Ctx, ApiError> {
-    let claims = app.identity.tokens.open(token, crate::db::now_us()).ok_or(ApiError::Unauthorized)?;
+pub async fn principal_of(app: &App, token: &str) -> Result<Arc<Principal>, ApiError> {
     let mut conn = app.db.acquire().await?;
+    // Before the rest is read: if that is newer, the version is too old and the next use reads again.
+    let version: i64 =
+        sqlx::query_scalar("SELECT version FROM identity_version").fetch_one(&mut *conn).await?;
+    if let Some(principal) = app.identity.remembered(token, version, db::now_us()) {
+        return Ok(principal);
+    }
+    let claims = claims_of(app, &mut conn, token).await?;
     let principal = principal::load(&mut conn, claims).await?.ok_or(ApiError::Unauthorized)?;
-    Ok(principal.into_ctx())
+    let principal = Arc::new(principal);
+    app.identity.remember(token, version, &principal);
+    Ok(principal)
 }
 
 /// Routes below `/identity`.
@@ -84,6 +176,9 @@ pub fn router() -> Router<App> {
         .merge(users::router())
         .merge(roles::router())
         .merge(assignments::router())
+        .merge(groups::router())
+        .merge(application_credentials::router())
+        .merge(credentials::router())
 }
 
 /// A new id, 32 hex digits.
@@ -110,5 +205,9 @@ fn list(app: &App, plural: &str, path: &str, mut items: Vec<Value>) -> Value {
     body
 }
 
+#[cfg(test)]
+mod grant_tests;
+#[cfg(test)]
+mod policy_tests;
 #[cfg(test)]
 mod tests;

@@ -9,7 +9,7 @@ use axum::{
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::{MAX_LIST, bootstrap::ROLES, fields::Fields, list, new_id, not_found};
+use super::{MAX_LIST, begin, bootstrap::ROLES, fields::Fields, list, new_id, not_found};
 use crate::{
     app::App,
     db,
@@ -43,6 +43,9 @@ pub fn router() -> Router<App> {
     Router::new()
         .route("/v3/roles", get(index).post(create))
         .route("/v3/roles/{id}", get(show).patch(update).delete(delete))
+        .route("/v3/roles/{id}/implies", get(implied))
+        .route("/v3/roles/{id}/implies/{implied}", get(inference).put(imply).delete(imply_no_more))
+        .route("/v3/role_inferences", get(inferences))
 }
 
 async fn find(conn: &mut Conn, id: &str) -> Result<RoleRow, ApiError> {
@@ -53,8 +56,7 @@ async fn find(conn: &mut Conn, id: &str) -> Result<RoleRow, ApiError> {
         .ok_or_else(|| not_found("role", id))
 }
 
-async fn index(State(app): State<App>, ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
-    ctx.require_admin()?;
+async fn index(State(app): State<App>, _ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
     let rows: Vec<RoleRow> =
         match params.get("domain_id") {
             // Roles that belong to a domain: there are none.
@@ -73,10 +75,9 @@ async fn index(State(app): State<App>, ctx: Ctx, params: Params) -> Result<Json<
 
 async fn create(
     State(app): State<App>,
-    ctx: Ctx,
+    _ctx: Ctx,
     JsonBody(body): JsonBody<Value>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
-    ctx.require_admin()?;
     let mut fields = Fields::of(body, "role")?;
     let row = RoleRow {
         id: new_id(),
@@ -107,8 +108,7 @@ fn conflict(error: sqlx::Error, name: &str) -> ApiError {
     }
 }
 
-async fn show(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    ctx.require_admin()?;
+async fn show(State(app): State<App>, _ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
     let row = find(&mut *app.db.acquire().await?, &id).await?;
     Ok(Json(json!({"role": row.json(&app)})))
 }
@@ -123,13 +123,12 @@ fn require_not_built_in(row: &RoleRow) -> Result<(), ApiError> {
 
 async fn update(
     State(app): State<App>,
-    ctx: Ctx,
+    _ctx: Ctx,
     Path(id): Path<String>,
     JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<Value>, ApiError> {
-    ctx.require_admin()?;
     let mut fields = Fields::of(body, "role")?;
-    let mut tx = app.begin().await?;
+    let mut tx = begin(&app).await?;
     let mut row = find(&mut tx, &id).await?;
     if let Some(name) = fields.name()?
         && name != row.name
@@ -151,11 +150,150 @@ async fn update(
     Ok(Json(json!({"role": row.json(&app)})))
 }
 
-async fn delete(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
-    ctx.require_admin()?;
-    let mut tx = app.begin().await?;
+async fn delete(State(app): State<App>, _ctx: Ctx, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
+    let mut tx = begin(&app).await?;
     require_not_built_in(&find(&mut tx, &id).await?)?;
     sqlx::query("DELETE FROM roles WHERE id = $1").bind(&id).execute(&mut *tx).await?;
+    close(&mut tx).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+type Inference = Path<(String, String)>;
+
+impl RoleRow {
+    fn short(&self, app: &App) -> Value {
+        let url = format!("{}/identity/v3/roles/{}", app.config.public_url, self.id);
+        json!({"id": self.id, "name": self.name, "links": {"self": url}})
+    }
+}
+
+/// All pairs that an administrator made, by the prior role.
+async fn pairs(conn: &mut Conn, prior: Option<&str>) -> Result<Vec<(String, String)>, ApiError> {
+    Ok(sqlx::query_as(
+        "SELECT i.prior_role_id, i.implied_role_id FROM role_inferences i
+         JOIN roles p ON p.id = i.prior_role_id JOIN roles r ON r.id = i.implied_role_id
+         WHERE (CAST($1 AS TEXT) IS NULL OR i.prior_role_id = $1) ORDER BY p.name, r.name LIMIT $2",
+    )
+    .bind(prior)
+    .bind(MAX_LIST)
+    .fetch_all(conn)
+    .await?)
+}
+
+async fn inferences(State(app): State<App>, _ctx: Ctx) -> Result<Json<Value>, ApiError> {
+    let mut conn = app.db.begin().await?;
+    let mut items: Vec<Value> = Vec::new();
+    let mut last = String::new();
+    for (prior, implied) in pairs(&mut conn, None).await? {
+        let implied = find(&mut conn, &implied).await?.short(&app);
+        if prior != last {
+            let prior = find(&mut conn, &prior).await?.short(&app);
+            items.push(json!({"prior_role": prior, "implies": []}));
+        }
+        if let Some(Value::Array(implies)) = items.last_mut().map(|item| &mut item["implies"]) {
+            implies.push(implied);
+        }
+        last = prior;
+    }
+    Ok(Json(list(&app, "role_inferences", "/v3/role_inferences", items)))
+}
+
+async fn implied(State(app): State<App>, _ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    let mut conn = app.db.begin().await?;
+    let prior = find(&mut conn, &id).await?.short(&app);
+    let mut implies = Vec::new();
+    for (_, implied) in pairs(&mut conn, Some(&id)).await? {
+        implies.push(find(&mut conn, &implied).await?.short(&app));
+    }
+    let url = format!("{}/identity/v3/roles/{id}/implies", app.config.public_url);
+    Ok(Json(json!({"role_inference": {"prior_role": prior, "implies": implies}, "links": {"self": url}})))
+}
+
+async fn inference_json(app: &App, conn: &mut Conn, prior: &str, implied: &str) -> Result<Value, ApiError> {
+    let url = format!("{}/identity/v3/roles/{prior}/implies/{implied}", app.config.public_url);
+    let prior = find(conn, prior).await?.short(app);
+    let implied = find(conn, implied).await?.short(app);
+    Ok(json!({"role_inference": {"prior_role": prior, "implies": implied}, "links": {"self": url}}))
+}
+
+async fn inference(
+    State(app): State<App>,
+    _ctx: Ctx,
+    Path((prior, implied)): Inference,
+) -> Result<Json<Value>, ApiError> {
+    let mut conn = app.db.begin().await?;
+    let shown = inference_json(&app, &mut conn, &prior, &implied).await?;
+    let there = pairs(&mut conn, Some(&prior)).await?.iter().any(|pair| pair.1 == implied);
+    there.then_some(Json(shown)).ok_or_else(|| not_found("implied role", &implied))
+}
+
+async fn imply(
+    State(app): State<App>,
+    _ctx: Ctx,
+    Path((prior, implied)): Inference,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    let mut tx = begin(&app).await?;
+    let shown = inference_json(&app, &mut tx, &prior, &implied).await?;
+    if find(&mut tx, &implied).await?.name == ROLES[0] {
+        return Err(ApiError::Forbidden("The role admin can't be implied.".into()));
+    }
+    let ring: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM role_implications WHERE prior_role_id = $1 AND implied_role_id = $2)",
+    )
+    .bind(&implied)
+    .bind(&prior)
+    .fetch_one(&mut *tx)
+    .await?;
+    if ring || prior == implied {
+        return Err(ApiError::BadRequest("The second role implies the first: that would be a ring.".into()));
+    }
+    sqlx::query(
+        "INSERT INTO role_inferences (prior_role_id, implied_role_id) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+    )
+    .bind(&prior)
+    .bind(&implied)
+    .execute(&mut *tx)
+    .await?;
+    close(&mut tx).await?;
+    tx.commit().await?;
+    Ok((StatusCode::CREATED, Json(shown)))
+}
+
+async fn imply_no_more(
+    State(app): State<App>,
+    _ctx: Ctx,
+    Path((prior, implied)): Inference,
+) -> Result<StatusCode, ApiError> {
+    let mut tx = begin(&app).await?;
+    let gone = sqlx::query("DELETE FROM role_inferences WHERE prior_role_id = $1 AND implied_role_id = $2")
+        .bind(&prior)
+        .bind(&implied)
+        .execute(&mut *tx)
+        .await?;
+    if gone.rows_affected() == 0 {
+        return Err(not_found("implied role", &implied));
+    }
+    close(&mut tx).await?;
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Computes which role implies which, over any number of steps, from the single steps.
+///
+/// # Errors
+/// Of the database.
+pub async fn close(conn: &mut Conn) -> Result<(), sqlx::Error> {
+    sqlx::query("DELETE FROM role_implications").execute(&mut *conn).await?;
+    sqlx::query(
+        "INSERT INTO role_implications (prior_role_id, implied_role_id)
+         WITH RECURSIVE steps (prior, implied) AS (
+             SELECT prior_role_id, implied_role_id FROM role_inferences
+             UNION
+             SELECT s.prior, i.implied_role_id FROM steps s JOIN role_inferences i ON i.prior_role_id = s.implied)
+         SELECT prior, implied FROM steps",
+    )
+    .execute(conn)
+    .await?;
+    Ok(())
 }

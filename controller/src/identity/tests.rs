@@ -217,7 +217,7 @@ async fn users_never_show_a_password_and_end_with_their_roles() {
 }
 
 #[tokio::test]
-async fn the_catalog_can_be_read_but_not_changed() {
+async fn the_catalog_is_rows_that_an_administrator_changes() {
     let test = TestApp::new().await;
     let admin = test.admin_token.as_str();
     let services = test.get("/identity/v3/services?type=image", admin).await.expect(200);
@@ -225,9 +225,34 @@ async fn the_catalog_can_be_read_but_not_changed() {
     let id = services["services"][0]["id"].as_str().unwrap();
     let endpoints = test.get(&format!("/identity/v3/endpoints?service_id={id}"), admin).await.expect(200);
     assert_eq!(endpoints["endpoints"].as_array().unwrap().len(), 3);
+    assert_eq!(endpoints["endpoints"][0]["url"], "http://cloud.test:8774/image");
     test.get("/identity/v3/regions/RegionOne", admin).await.expect(200);
-    test.get("/identity/v3/auth/catalog", admin).await.expect(200);
-    test.post("/identity/v3/services", admin, json!({"service": {"type": "x"}})).await.expect(501);
+    let region = json!({"region": {"id": "North", "parent_region_id": "RegionOne"}});
+    test.post("/identity/v3/regions", admin, region.clone()).await.expect(201);
+    test.post("/identity/v3/regions", admin, region).await.expect(409);
+    let ring = json!({"region": {"parent_region_id": "North"}});
+    test.call(Method::PATCH, "/identity/v3/regions/RegionOne", admin, ring).await.expect(400);
+    test.delete("/identity/v3/regions/RegionOne", admin).await.expect(409);
+    let body = json!({"service": {"type": "object-store", "name": "swift"}});
+    let service = test.post("/identity/v3/services", admin, body).await.expect(201)["service"].clone();
+    let endpoint = |url: &str| json!({"endpoint": {"service_id": service["id"], "interface": "public", "region_id": "North", "url": url}});
+    test.post("/identity/v3/endpoints", admin, endpoint("ftp://x")).await.expect(400);
+    let made = test.post("/identity/v3/endpoints", admin, endpoint("http://o/v1/AUTH_$(project_id)s")).await;
+    let made = made.expect(201);
+    let catalog = test.get("/identity/v3/auth/catalog", admin).await.expect(200);
+    let find = |catalog: &Value| {
+        catalog["catalog"].as_array().unwrap().iter().find(|s| s["type"] == "object-store").cloned()
+    };
+    let url = format!("http://o/v1/AUTH_{}", test.admin.project_id);
+    assert_eq!(find(&catalog).unwrap()["endpoints"][0]["url"], url);
+    let path = format!("/identity/v3/endpoints/{}", made["endpoint"]["id"].as_str().unwrap());
+    let off = json!({"endpoint": {"enabled": false}});
+    test.call(Method::PATCH, &path, admin, off).await.expect(200);
+    assert_eq!(find(&test.get("/identity/v3/auth/catalog", admin).await.expect(200)), None);
+    test.delete(&format!("/identity/v3/services/{}", service["id"].as_str().unwrap()), admin)
+        .await
+        .expect(204);
+    test.get(&path, admin).await.expect(404);
 }
 
 #[tokio::test]

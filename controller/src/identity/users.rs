@@ -1,4 +1,4 @@
-//! `/v3/users`. There are no groups: `/v3/groups` is an empty list.
+//! `/v3/users`.
 
 use crate::db::Conn;
 use axum::{
@@ -11,7 +11,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::{
-    MAX_LIST,
+    MAX_LIST, assignments, auth, begin,
     fields::{Fields, merge_extra},
     list, new_id, not_found, projects,
 };
@@ -21,7 +21,7 @@ use crate::{
     http::{context::Ctx, error::ApiError, json::JsonBody, query::Params},
 };
 
-/// A stored user.
+/// A stored user. (FromRow takes the columns that are named here, and no others.)
 #[derive(Debug, sqlx::FromRow)]
 struct UserRow {
     id: String,
@@ -85,11 +85,9 @@ impl UserRow {
 pub fn router() -> Router<App> {
     Router::new()
         .route("/v3/users", get(index).post(create))
-        .route("/v3/users/{id}", get(show).patch(update).delete(delete))
-        .route("/v3/users/{id}/password", post(change_password))
-        .route("/v3/users/{id}/projects", get(projects_of))
-        .route("/v3/users/{id}/groups", get(groups_of))
-        .route("/v3/groups", get(groups))
+        .route("/v3/users/{user}", get(show).patch(update).delete(delete))
+        .route("/v3/users/{user}/password", post(change_password))
+        .route("/v3/users/{user}/projects", get(projects_of))
 }
 
 async fn find(conn: &mut Conn, id: &str) -> Result<UserRow, ApiError> {
@@ -100,12 +98,37 @@ async fn find(conn: &mut Conn, id: &str) -> Result<UserRow, ApiError> {
         .ok_or_else(|| not_found("user", id))
 }
 
-fn require_self_or_admin(ctx: &Ctx, id: &str) -> Result<(), ApiError> {
-    if ctx.user_id == id { Ok(()) } else { ctx.require_admin() }
+/// 404 unless the user exists.
+///
+/// # Errors
+/// 404.
+pub async fn require(conn: &mut Conn, id: &str) -> Result<(), ApiError> {
+    find(conn, id).await.map(drop)
 }
 
-async fn index(State(app): State<App>, ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
-    ctx.require_admin()?;
+/// The members of a group, as Keystone shows them.
+///
+/// # Errors
+/// Of the database.
+pub async fn of_group(
+    app: &App,
+    conn: &mut Conn,
+    group: &str,
+    params: &Params,
+) -> Result<Vec<Value>, ApiError> {
+    let rows: Vec<UserRow> = sqlx::query_as(
+        "SELECT u.* FROM users u JOIN group_members m ON m.user_id = u.id
+         WHERE m.group_id = $1 AND (CAST($2 AS TEXT) IS NULL OR u.name = $2) ORDER BY u.name, u.id LIMIT $3",
+    )
+    .bind(group)
+    .bind(params.get("name"))
+    .bind(MAX_LIST + 1)
+    .fetch_all(conn)
+    .await?;
+    Ok(rows.iter().map(|row| row.json(app)).collect())
+}
+
+async fn index(State(app): State<App>, _ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
     let rows: Vec<UserRow> = sqlx::query_as(
         "SELECT * FROM users WHERE (CAST($1 AS TEXT) IS NULL OR name = $1)
          AND (CAST($2 AS TEXT) IS NULL OR domain_id = $2)
@@ -126,7 +149,6 @@ async fn create(
     ctx: Ctx,
     JsonBody(body): JsonBody<Value>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
-    ctx.require_admin()?;
     let mut fields = Fields::of(body, "user")?;
     let password = fields.text("password")?;
     let mut row = UserRow {
@@ -145,7 +167,7 @@ async fn create(
         return Err(ApiError::BadRequest("A user needs a name.".into()));
     }
     if let Some(password) = password {
-        row.set_password(app.identity.passwords.hash(&password).await?);
+        row.set_password(new_hash(&app, &password).await?);
     }
     let mut tx = app.begin().await?;
     projects::require_domain(&mut tx, &row.domain_id).await?;
@@ -179,26 +201,24 @@ fn conflict(error: sqlx::Error, name: &str) -> ApiError {
     }
 }
 
-async fn show(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    require_self_or_admin(&ctx, &id)?;
+async fn show(State(app): State<App>, _ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
     let row = find(&mut *app.db.acquire().await?, &id).await?;
     Ok(Json(json!({"user": row.json(&app)})))
 }
 
 async fn update(
     State(app): State<App>,
-    ctx: Ctx,
+    _ctx: Ctx,
     Path(id): Path<String>,
     JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<Value>, ApiError> {
-    ctx.require_admin()?;
     let mut fields = Fields::of(body, "user")?;
     // Hashed before the transaction: nobody else's write waits for it.
     let hash = match fields.text("password")? {
-        Some(password) => Some(app.identity.passwords.hash(&password).await?),
+        Some(password) => Some(new_hash(&app, &password).await?),
         None => None,
     };
-    let mut tx = app.begin().await?;
+    let mut tx = begin(&app).await?;
     let mut row = find(&mut tx, &id).await?;
     fields.unchanged("domain_id", &row.domain_id)?;
     row.apply(fields)?;
@@ -230,15 +250,24 @@ async fn store(conn: &mut Conn, row: &UserRow) -> Result<(), ApiError> {
 }
 
 /// Role assignments go with the user.
-async fn delete(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
-    ctx.require_admin()?;
-    let mut tx = app.begin().await?;
+async fn delete(State(app): State<App>, _ctx: Ctx, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
+    let mut tx = begin(&app).await?;
+    assignments::forget(&mut tx, "user", &id).await?;
     let gone = sqlx::query("DELETE FROM users WHERE id = $1").bind(&id).execute(&mut *tx).await?;
     if gone.rows_affected() == 0 {
         return Err(not_found("user", &id));
     }
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// The hash of a new password that keeps the rules.
+async fn new_hash(app: &App, password: &str) -> Result<String, ApiError> {
+    let least = app.config.password_min_chars;
+    if password.chars().count() < least {
+        return Err(ApiError::BadRequest(format!("A password must have at least {least} characters.")));
+    }
+    app.identity.passwords.hash(password).await
 }
 
 #[derive(Debug, Deserialize)]
@@ -259,17 +288,25 @@ async fn change_password(
     JsonBody(body): JsonBody<PasswordChange>,
 ) -> Result<StatusCode, ApiError> {
     let passwords = &app.identity.passwords;
-    let before: Option<(Option<String>,)> =
-        sqlx::query_as("SELECT password_hash FROM users WHERE id = $1 AND enabled")
+    let before: Option<(Option<String>, i64, i64)> =
+        sqlx::query_as("SELECT password_hash, failed_logins, failed_us FROM users WHERE id = $1 AND enabled")
             .bind(&id)
             .fetch_optional(&app.db)
             .await?;
-    let before = before.and_then(|(hash,)| hash);
-    if !passwords.verify(&body.user.original_password, before.as_deref()).await? {
+    let locked = before.as_ref().is_some_and(|(_, count, us)| auth::is_locked(&app, *count, *us));
+    let before = before.and_then(|(hash, ..)| hash).filter(|_| !locked);
+    let fits = passwords.verify(&body.user.original_password, before.as_deref()).await?;
+    if !locked {
+        auth::count_failures(&app, &id, fits).await?;
+    }
+    if !fits {
         return Err(ApiError::Unauthorized);
     }
-    let hash = passwords.hash(&body.user.password).await?;
-    let mut tx = app.begin().await?;
+    if body.user.password == body.user.original_password {
+        return Err(ApiError::BadRequest("The new password must not be the old one.".into()));
+    }
+    let hash = new_hash(&app, &body.user.password).await?;
+    let mut tx = begin(&app).await?;
     let mut row = find(&mut tx, &id).await?;
     // Somebody else may have set another one meanwhile, to which the proof does not apply.
     if row.password_hash != before || !row.enabled {
@@ -283,26 +320,10 @@ async fn change_password(
 
 async fn projects_of(
     State(app): State<App>,
-    ctx: Ctx,
+    _ctx: Ctx,
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    require_self_or_admin(&ctx, &id)?;
     find(&mut *app.db.acquire().await?, &id).await?;
     let items = projects::of_user(&app, &id, false).await?;
     Ok(Json(list(&app, "projects", &format!("/v3/users/{id}/projects"), items)))
-}
-
-async fn groups_of(
-    State(app): State<App>,
-    ctx: Ctx,
-    Path(id): Path<String>,
-) -> Result<Json<Value>, ApiError> {
-    require_self_or_admin(&ctx, &id)?;
-    find(&mut *app.db.acquire().await?, &id).await?;
-    Ok(Json(list(&app, "groups", &format!("/v3/users/{id}/groups"), Vec::new())))
-}
-
-async fn groups(State(app): State<App>, ctx: Ctx) -> Result<Json<Value>, ApiError> {
-    ctx.require_admin()?;
-    Ok(Json(list(&app, "groups", "/v3/groups", Vec::new())))
 }

@@ -121,6 +121,8 @@ mod tests {
             audit_ids: Vec::new(),
             expires_at_us: 0,
             request_id: String::new(),
+            system: false,
+            restricted: false,
         }
     }
 

@@ -429,7 +429,8 @@ async fn a_deactivated_image_gives_its_bytes_only_to_administrators() {
 async fn a_boot_finds_kernel_and_ramdisk_or_says_what_is_missing() {
     let test = TestApp::new().await;
     let (_, token) = test.tenant("t1", "member").await;
-    let ctx = crate::identity::validate(&test.app, &token).await.unwrap();
+    let principal = crate::identity::principal_of(&test.app, &token).await.unwrap();
+    let ctx = principal.as_ref().clone().into_ctx();
     let boot = async |id: &str| {
         let mut conn = test.app.db.acquire().await.unwrap();
         image_for_boot(&mut conn, id, &ctx).await

@@ -9,7 +9,6 @@ use std::{
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -79,24 +78,25 @@ impl Server {
         server.arg(format!("unix_socket_directories={}", dir.path().display()));
         let log = std::fs::File::create(dir.path().join("log")).unwrap();
         let process = server.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).process_group(0).spawn();
-        let server = Self { process: process.unwrap(), dir };
-        server.wait();
-        Ok(server)
+        Ok(Self { process: process.unwrap(), dir })
     }
 
     fn socket(&self) -> &str {
         self.dir.path().to_str().unwrap()
     }
 
-    fn wait(&self) {
+    /// A connection as soon as it serves: the socket is there a little before that.
+    async fn connect(&self) -> PgConnection {
         let end = Instant::now() + Duration::from_secs(60);
-        while !self.dir.path().join(".s.PGSQL.5432").exists() {
-            assert!(
-                Instant::now() < end,
-                "{}",
-                std::fs::read_to_string(self.dir.path().join("log")).unwrap()
-            );
-            thread::sleep(Duration::from_millis(20));
+        loop {
+            match PgConnection::connect(&url(self.socket(), "postgres")).await {
+                Ok(connection) => return connection,
+                Err(error) if Instant::now() > end => {
+                    let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap();
+                    panic!("{error}\n{log}");
+                }
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
         }
     }
 }
@@ -138,7 +138,7 @@ async fn everything_holds_on_postgresql_as_well() {
             return;
         }
     };
-    let mut conn = PgConnection::connect(&url(server.socket(), "postgres")).await.unwrap();
+    let mut conn = server.connect().await;
     let sql = format!("CREATE DATABASE {TEMPLATE}");
     sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut conn).await.unwrap();
     let dir = tempfile::tempdir().unwrap();

@@ -1,0 +1,294 @@
+//! `/v3/credentials`: what users keep here for services (sealed in the database), and their EC2 keys.
+
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    routing::get,
+};
+use http::StatusCode;
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use super::{
+    MAX_LIST,
+    fields::{Fields, invalid},
+    list, new_id, not_found, policy,
+};
+use crate::{
+    app::App,
+    db::Conn,
+    http::{context::Ctx, error::ApiError, json::JsonBody, query::Params},
+};
+
+const EC2: &str = "ec2";
+/// Longest blob.
+const MAX_BLOB_BYTES: usize = 16 << 10;
+/// Most credentials of a user.
+const MAX_PER_USER: i64 = 1000;
+
+/// Routes.
+pub fn router() -> Router<App> {
+    Router::new()
+        .route("/v3/credentials", get(index).post(create))
+        .route("/v3/credentials/{id}", get(show).patch(update).delete(delete))
+        .route("/v3/users/{user}/credentials/OS-EC2", get(ec2_index).post(ec2_create))
+        .route("/v3/users/{user}/credentials/OS-EC2/{id}", get(ec2_show).delete(ec2_delete))
+}
+
+#[derive(Debug, sqlx::FromRow)]
+struct CredentialRow {
+    id: String,
+    user_id: String,
+    project_id: Option<String>,
+    r#type: String,
+    blob: String,
+}
+
+impl CredentialRow {
+    fn json(&self, app: &App) -> Result<Value, ApiError> {
+        Ok(json!({
+            "id": self.id, "user_id": self.user_id, "project_id": self.project_id, "type": self.r#type,
+            "blob": app.identity.keys.unseal(&self.blob)?,
+            "links": {"self": format!("{}/identity/v3/credentials/{}", app.config.public_url, self.id)},
+        }))
+    }
+
+    /// As `/OS-EC2` shows it.
+    fn ec2_json(&self, app: &App) -> Result<Value, ApiError> {
+        let blob = app.identity.keys.unseal(&self.blob)?;
+        let blob: Value = serde_json::from_str(&blob).map_err(ApiError::internal)?;
+        let access = blob["access"].as_str().unwrap_or_default();
+        let url = format!(
+            "{}/identity/v3/users/{}/credentials/OS-EC2/{access}",
+            app.config.public_url, self.user_id
+        );
+        Ok(json!({
+            "access": access, "secret": blob["secret"], "user_id": self.user_id, "tenant_id": self.project_id,
+            "trust_id": null, "links": {"self": url},
+        }))
+    }
+}
+
+/// Those that may be seen; others don't exist for the asker.
+async fn find(conn: &mut Conn, ctx: &Ctx, id: &str, all: bool) -> Result<CredentialRow, ApiError> {
+    let row: Option<CredentialRow> =
+        sqlx::query_as("SELECT * FROM credentials WHERE id = $1").bind(id).fetch_optional(conn).await?;
+    row.filter(|row| all || row.user_id == ctx.user_id).ok_or_else(|| not_found("credential", id))
+}
+
+async fn index(State(app): State<App>, ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
+    let own = (!policy::may_read(&ctx)).then_some(ctx.user_id.as_str());
+    let rows: Vec<CredentialRow> = sqlx::query_as(
+        "SELECT * FROM credentials WHERE (CAST($1 AS TEXT) IS NULL OR user_id = $1)
+         AND (CAST($2 AS TEXT) IS NULL OR user_id = $2) AND (CAST($3 AS TEXT) IS NULL OR type = $3)
+         ORDER BY id LIMIT $4",
+    )
+    .bind(own)
+    .bind(params.get("user_id"))
+    .bind(params.get("type"))
+    .bind(MAX_LIST + 1)
+    .fetch_all(&app.db)
+    .await?;
+    let items = rows.iter().map(|row| row.json(&app)).collect::<Result<_, _>>()?;
+    Ok(Json(list(&app, "credentials", "/v3/credentials", items)))
+}
+
+async fn show(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+    let row = find(&mut *app.db.acquire().await?, &ctx, &id, policy::may_read(&ctx)).await?;
+    Ok(Json(json!({"credential": row.json(&app)?})))
+}
+
+/// A restricted application credential makes nothing that outlives it.
+fn may_keep(ctx: &Ctx) -> Result<(), ApiError> {
+    match ctx.restricted {
+        true => {
+            Err(ApiError::Forbidden("A restricted application credential can't make credentials.".into()))
+        }
+        false => Ok(()),
+    }
+}
+
+/// An EC2 credential's id is the digest of its access key, so that it can be found by that.
+fn id_of(kind: &str, blob: &str) -> Result<String, ApiError> {
+    if kind != EC2 {
+        return Ok(new_id());
+    }
+    let blob: Value =
+        serde_json::from_str(blob).map_err(|_| invalid("blob", "is not JSON, as type ec2 needs"))?;
+    let access =
+        blob["access"].as_str().ok_or_else(|| invalid("blob", "has no access key, as type ec2 needs"))?;
+    Ok(hex::encode(Sha256::digest(access)))
+}
+
+async fn insert(app: &App, row: &CredentialRow) -> Result<(), ApiError> {
+    let mut tx = app.begin().await?;
+    super::users::require(&mut tx, &row.user_id).await?;
+    let used: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM credentials WHERE user_id = $1")
+        .bind(&row.user_id)
+        .fetch_one(&mut *tx)
+        .await?;
+    if used >= MAX_PER_USER {
+        return Err(ApiError::OverQuota(format!("A user has at most {MAX_PER_USER} credentials.")));
+    }
+    sqlx::query("INSERT INTO credentials (id, user_id, project_id, type, blob) VALUES ($1, $2, $3, $4, $5)")
+        .bind(&row.id)
+        .bind(&row.user_id)
+        .bind(&row.project_id)
+        .bind(&row.r#type)
+        .bind(&row.blob)
+        .execute(&mut *tx)
+        .await
+        .map_err(|error| match crate::db::is_unique_violation(&error) {
+            true => {
+                ApiError::Conflict("Conflict occurred: there is already a credential of this key.".into())
+            }
+            false => error.into(),
+        })?;
+    tx.commit().await?;
+    Ok(())
+}
+
+async fn create(
+    State(app): State<App>,
+    ctx: Ctx,
+    JsonBody(body): JsonBody<Value>,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    may_keep(&ctx)?;
+    let mut fields = Fields::of(body, "credential")?;
+    let user_id = fields.text("user_id")?.unwrap_or_else(|| ctx.user_id.clone());
+    if user_id != ctx.user_id {
+        ctx.require_admin()?;
+    }
+    let missing = |name: &str| ApiError::BadRequest(format!("A credential needs a {name}."));
+    let kind = fields.text("type")?.ok_or_else(|| missing("type"))?;
+    let blob = blob(&mut fields)?.ok_or_else(|| missing("blob"))?;
+    let project_id = fields.text("project_id")?;
+    if kind == EC2 && project_id.is_none() {
+        return Err(invalid("project_id", "is missing, as type ec2 needs it"));
+    }
+    fields.nothing_else()?;
+    let id = id_of(&kind, &blob)?;
+    let row = CredentialRow { id, user_id, project_id, r#type: kind, blob: app.identity.keys.seal(&blob)? };
+    insert(&app, &row).await?;
+    Ok((StatusCode::CREATED, Json(json!({"credential": row.json(&app)?}))))
+}
+
+fn blob(fields: &mut Fields) -> Result<Option<String>, ApiError> {
+    let blob = fields.text("blob")?;
+    match blob.as_ref().is_some_and(|blob| blob.len() > MAX_BLOB_BYTES) {
+        true => Err(invalid("blob", "has more than 16384 bytes")),
+        false => Ok(blob),
+    }
+}
+
+async fn update(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path(id): Path<String>,
+    JsonBody(body): JsonBody<Value>,
+) -> Result<Json<Value>, ApiError> {
+    let mut fields = Fields::of(body, "credential")?;
+    let mut tx = app.begin().await?;
+    let mut row = find(&mut tx, &ctx, &id, ctx.is_admin).await?;
+    fields.unchanged("user_id", &row.user_id)?;
+    fields.unchanged("type", &row.r#type)?;
+    if let Some(project) = fields.nullable_text("project_id")? {
+        row.project_id = project;
+    }
+    if let Some(blob) = blob(&mut fields)? {
+        if row.r#type == EC2 && id_of(EC2, &blob)? != row.id {
+            return Err(invalid("blob", "has another access key"));
+        }
+        row.blob = app.identity.keys.seal(&blob)?;
+    }
+    fields.nothing_else()?;
+    sqlx::query("UPDATE credentials SET project_id = $2, blob = $3 WHERE id = $1")
+        .bind(&row.id)
+        .bind(&row.project_id)
+        .bind(&row.blob)
+        .execute(&mut *tx)
+        .await?;
+    tx.commit().await?;
+    Ok(Json(json!({"credential": row.json(&app)?})))
+}
+
+async fn delete(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
+    let mut tx = app.begin().await?;
+    find(&mut tx, &ctx, &id, ctx.is_admin).await?;
+    sqlx::query("DELETE FROM credentials WHERE id = $1").bind(&id).execute(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn ec2_index(
+    State(app): State<App>,
+    _ctx: Ctx,
+    Path(user): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let mut conn = app.db.acquire().await?;
+    super::users::require(&mut conn, &user).await?;
+    let rows: Vec<CredentialRow> =
+        sqlx::query_as("SELECT * FROM credentials WHERE user_id = $1 AND type = 'ec2' ORDER BY id LIMIT $2")
+            .bind(&user)
+            .bind(MAX_LIST + 1)
+            .fetch_all(&mut *conn)
+            .await?;
+    let items = rows.iter().map(|row| row.ec2_json(&app)).collect::<Result<_, _>>()?;
+    Ok(Json(list(&app, "credentials", &format!("/v3/users/{user}/credentials/OS-EC2"), items)))
+}
+
+async fn ec2_create(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path(user): Path<String>,
+    JsonBody(body): JsonBody<Value>,
+) -> Result<(StatusCode, Json<Value>), ApiError> {
+    may_keep(&ctx)?;
+    let project = body["tenant_id"].as_str().ok_or_else(|| invalid("tenant_id", "is missing"))?;
+    let roles =
+        super::principal::effective_roles(&mut *app.db.acquire().await?, &user, "project", project).await?;
+    if roles.is_empty() {
+        return Err(ApiError::Forbidden("The user has no role in this project.".into()));
+    }
+    let access = new_id();
+    let blob = json!({"access": access, "secret": new_id(), "trust_id": null}).to_string();
+    let row = CredentialRow {
+        id: id_of(EC2, &blob)?,
+        user_id: user,
+        project_id: Some(project.to_owned()),
+        r#type: EC2.into(),
+        blob: app.identity.keys.seal(&blob)?,
+    };
+    insert(&app, &row).await?;
+    Ok((StatusCode::CREATED, Json(json!({"credential": row.ec2_json(&app)?}))))
+}
+
+async fn find_ec2(conn: &mut Conn, user: &str, access: &str) -> Result<CredentialRow, ApiError> {
+    sqlx::query_as("SELECT * FROM credentials WHERE id = $1 AND user_id = $2 AND type = 'ec2'")
+        .bind(hex::encode(Sha256::digest(access)))
+        .bind(user)
+        .fetch_optional(conn)
+        .await?
+        .ok_or_else(|| not_found("credential", access))
+}
+
+async fn ec2_show(
+    State(app): State<App>,
+    _ctx: Ctx,
+    Path((user, access)): Path<(String, String)>,
+) -> Result<Json<Value>, ApiError> {
+    let row = find_ec2(&mut *app.db.acquire().await?, &user, &access).await?;
+    Ok(Json(json!({"credential": row.ec2_json(&app)?})))
+}
+
+async fn ec2_delete(
+    State(app): State<App>,
+    _ctx: Ctx,
+    Path((user, access)): Path<(String, String)>,
+) -> Result<StatusCode, ApiError> {
+    let mut tx = app.begin().await?;
+    let row = find_ec2(&mut tx, &user, &access).await?;
+    sqlx::query("DELETE FROM credentials WHERE id = $1").bind(&row.id).execute(&mut *tx).await?;
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
