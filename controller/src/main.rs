@@ -160,6 +160,8 @@ fn main() -> std::process::ExitCode {
 }
 
 async fn run(args: Run) -> anyhow::Result<()> {
+    // First, so that a signal during the start ends it in order as well.
+    let stop = stop_signal()?;
     let tls = match (&args.tls_cert, &args.tls_key) {
         (Some(certificate), Some(key)) => Some(server::tls(certificate, key)?),
         _ => None,
@@ -181,7 +183,7 @@ async fn run(args: Run) -> anyhow::Result<()> {
     let app = App::open(config).await?;
     image::blobs::recover(&app).await.context("can't bring the image store in order")?;
     tracing::info!(listen = %args.listen, public_url, "serving");
-    server::serve(listener, tls, app::router(app), stop_signal()?).await;
+    server::serve(listener, tls, app::router(app), stop).await;
     Ok(())
 }
 

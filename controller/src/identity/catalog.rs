@@ -137,12 +137,15 @@ impl RegionRow {
     }
 }
 
+/// Type, id and name of a service; id, interface, region and URL of an endpoint.
+type CatalogRow = (String, String, String, String, String, Option<String>, String);
+
 /// The `catalog` of a token, by type of service.
 ///
 /// # Errors
 /// Of the database.
 pub async fn catalog(app: &App, conn: &mut Conn, project: Option<&str>) -> Result<Value, ApiError> {
-    let rows: Vec<(String, String, String, String, String, Option<String>, String)> = sqlx::query_as(
+    let rows: Vec<CatalogRow> = sqlx::query_as(
         "SELECT s.type, s.id, s.name, e.id, e.interface, e.region_id, e.url
          FROM services s JOIN endpoints e ON e.service_id = s.id WHERE s.enabled AND e.enabled
          ORDER BY s.type, s.id, e.id",

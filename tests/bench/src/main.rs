@@ -1,4 +1,4 @@
-//! Benchmarks of mote-vmm beside its peers. They measure and print; they don't pass or fail.
+//! Benchmarks of mote-vmm beside its peers, and of the controller. They measure and print; they don't pass or fail.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod api;
 mod block;
 mod candidate;
 mod measure;
@@ -34,6 +35,11 @@ enum Command {
     /// in flight from user mode, with queue code of its own and without interrupts. Prints min / median / max of the
     /// rounds, and how the best engine of mote-vmm compares to the best of the peers.
     Block(BlockArguments),
+    /// Requests of the controller's API
+    ///
+    /// Bootstraps a controller in a temporary directory, fills its database, and asks: tokens, validation, one server, a
+    /// page of servers. Prints requests per second and latencies.
+    Api(api::ApiArguments),
 }
 
 /// What `block` measures.
@@ -102,6 +108,10 @@ fn main() -> Result<()> {
         Command::Startup(arguments) => {
             let results = startup::run(&arguments)?;
             print(&results, arguments.json, table::render)
+        }
+        Command::Api(arguments) => {
+            let report = api::run(&arguments)?;
+            print(&report, arguments.json, api::render)
         }
         Command::Block(arguments) => {
             let cases = block::run(&arguments)?;

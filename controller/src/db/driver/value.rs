@@ -301,7 +301,7 @@ fn whole_numeric(bytes: &[u8]) -> Option<i64> {
     }
     let mut value: i64 = 0;
     // Digits beyond those that are sent are zeros.
-    for place in 0..=weight.max(-1).min(8) {
+    for place in 0..=weight.clamp(-1, 8) {
         let digit = digits.get(usize::try_from(place).ok()?).copied().unwrap_or(0);
         value = value.checked_mul(10_000)?.checked_add(digit.into())?;
     }
