@@ -164,7 +164,12 @@ fn start(arguments: &ApiArguments, program: &Path, state: &Path) -> Result<Contr
     let controller = Controller { child: run.spawn()?, address };
     let end = Instant::now() + START_LIMIT;
     let ready = b"GET /readyz HTTP/1.1\r\nHost: bench\r\n\r\n";
-    while !matches!(Connection::open(address).and_then(|mut c| c.ask(ready)), Ok((200, ..))) {
+    let serves = || -> Result<bool> {
+        let mut connection = Connection::open(address)?;
+        let (status, ..) = connection.ask(ready)?;
+        Ok(status == 200)
+    };
+    while !serves().unwrap_or(false) {
         ensure!(Instant::now() < end, "the controller does not serve");
         thread::sleep(Duration::from_millis(20));
     }
