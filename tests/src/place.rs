@@ -52,14 +52,15 @@ impl Place {
         network_id: Option<&str>,
     ) -> anyhow::Result<String> {
         let network = network_id.map_or_else(|| "no-network".into(), short_id);
-        // A process of the server's has its id as a whole argument; this shell and grep have it as a part of one only.
+        // A process of the server's has its id as a whole argument. The pattern is written so that grep doesn't find itself.
         // Few processes: in the lab each costs a tenth of a second.
         let script = format!(
-            r#"grep -alzx -e '{server_id}' /proc/[0-9]*/cmdline 2>/dev/null | sed 's/^/process /'
+            r#"grep -alzx -e '{pattern}' /proc/[0-9]*/cmdline 2>/dev/null | sed 's/^/process /'
 ip netns list | grep -e '{network}' | sed 's/^/namespace /'
 ip -o link | grep -e 'mote\|tap' | sed 's/^/link /'
 find {dirs} -path '*{server_id}*' 2>/dev/null | sed 's/^/file /'
 true"#,
+            pattern = format_args!("[{}]{}", &server_id[..1], &server_id[1..]),
             dirs = dirs.join(" "),
         );
         self.sh(&script)
