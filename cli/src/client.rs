@@ -8,6 +8,9 @@ use serde_json::{Value, json};
 
 use crate::rc::Credentials;
 
+/// How long an idle connection is kept: well below the time after which the controller closes it, so that no request meets
+/// a connection that is just being closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for one call; uploads have none.
 const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -40,7 +43,11 @@ impl Client {
 
     /// Takes a token.
     pub async fn login(credentials: &Credentials) -> anyhow::Result<Self> {
-        let http = reqwest::Client::builder().no_proxy().build().context("making an HTTP client")?;
+        let http = reqwest::Client::builder()
+            .no_proxy()
+            .pool_idle_timeout(IDLE_TIMEOUT)
+            .build()
+            .context("making an HTTP client")?;
         let body = json!({"auth": {
             "identity": {"methods": ["password"], "password": {"user": {
                 "name": credentials.username, "password": credentials.password,

@@ -24,6 +24,8 @@ use crate::{
 
 /// Longest time to a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long an idle connection is kept: well below the time after which the controller closes it.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest time for an answer that nobody waits for on the other side.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest pause within the bytes of an image.
@@ -108,6 +110,7 @@ fn client() -> Result<reqwest::Client, ControllerError> {
     Ok(reqwest::Client::builder()
         .no_proxy()
         .connect_timeout(CONNECT_TIMEOUT)
+        .pool_idle_timeout(IDLE_TIMEOUT)
         .redirect(reqwest::redirect::Policy::none())
         .user_agent(concat!("mote-hostd/", env!("CARGO_PKG_VERSION")))
         .build()?)
