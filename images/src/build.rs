@@ -16,16 +16,17 @@ use serde::{Deserialize, Serialize};
 use crate::kernel_payload;
 
 /// Grows with every change of what a bundle contains.
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 /// The most of a failed program's error text that is shown, in bytes.
 const SHOWN: usize = 2000;
 /// What each step runs.
 const SCRIPT: &str = include_str!("debian/build.sh");
 /// Files that go into the image.
-const FILES: [(&str, &str); 4] = [
+const FILES: [(&str, &str); 5] = [
     ("initramfs-init", include_str!("debian/initramfs-init")),
     ("inittab", include_str!("debian/inittab")),
     ("boot", include_str!("debian/boot")),
+    ("fetch", include_str!("debian/fetch")),
     ("udhcpc", include_str!("debian/udhcpc")),
 ];
 

@@ -288,7 +288,14 @@ impl Journey {
         let line = self.wait_console(client, &server).await?;
         steps.done(format!("its console says: {line}"));
         steps.done(format!("it answers ping through the tenant network: {}", self.ping(&server)?));
-        let page = self.page(&server)?;
+        let page = match self.page(&server) {
+            Ok(page) => page,
+            Err(error) => {
+                let log =
+                    console(client, &server.id).await.unwrap_or_else(|e| format!("(no console log: {e})"));
+                return Err(error.context(format!("the console log of {}:\n{log}", server.name)));
+            }
+        };
         steps.done(format!(
             "its page: {}",
             page.lines().map(str::trim).filter(|l| !l.is_empty()).take(6).collect::<Vec<_>>().join(" | ")

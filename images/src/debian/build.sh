@@ -44,7 +44,7 @@ case $step in
     ln -s /bin/busybox "$root/sbin/init"
     for tool in poweroff reboot halt; do ln -sf /bin/busybox "$root/sbin/$tool"; done
     mkdir -p "$root/etc/mote"
-    cp "$work/files/boot" "$work/files/udhcpc" "$root/etc/mote/"
+    cp "$work/files/boot" "$work/files/fetch" "$work/files/udhcpc" "$root/etc/mote/"
     chmod 755 "$root/etc/mote/boot" "$root/etc/mote/udhcpc"
     cp "$work/files/inittab" "$root/etc/inittab"
     echo debian >"$root/etc/hostname"
