@@ -56,6 +56,9 @@ pub enum ConfigError {
     /// Backing files of nothing, or too many.
     #[error("backing_files of drive {0:?} need format Qcow2, and there may be {MAX_BACKING_FILES} of them")]
     BackingFiles(String),
+    /// A number of queues.
+    #[error("num_queues of drive {0:?} must be between 1 and {MAX_VCPUS}")]
+    Queues(String),
     /// A MAC address.
     #[error("guest_mac {0:?} is no unicast MAC address like 06:00:ac:10:00:02")]
     Mac(String),
@@ -219,6 +222,9 @@ pub fn set_drive(config: &mut VmConfig, drive: Drive) -> Result<(), ConfigError>
         || drive.backing_files.len() > MAX_BACKING_FILES
     {
         return Err(ConfigError::BackingFiles(drive.drive_id));
+    }
+    if drive.num_queues.is_some_and(|queues| queues == 0 || queues > MAX_VCPUS) {
+        return Err(ConfigError::Queues(drive.drive_id));
     }
     check_file("path_on_host", &drive.path_on_host)?;
     for backing in &drive.backing_files {
@@ -410,6 +416,24 @@ mod tests {
         set_drive(&mut config, drive("a", true)).unwrap();
         assert_eq!(config.drives.len(), 1);
         assert!(matches!(set_drive(&mut config, drive("b", true)), Err(ConfigError::SecondRoot(_))));
+    }
+
+    #[test]
+    fn what_does_not_fit_together_in_a_drive_is_refused() {
+        let mut config = VmConfig::default();
+        let qcow2 = Drive { format: DriveFormat::Qcow2, ..drive("a", false) };
+        let ring = Drive { io_engine: IoEngine::Async, ..qcow2.clone() };
+        assert!(matches!(set_drive(&mut config, ring), Err(ConfigError::FormatEngine(_))));
+        let backing =
+            mote_vmm_api::BackingFile { path_on_host: "/proc/self/exe".into(), format: DriveFormat::Raw };
+        let raw = Drive { backing_files: vec![backing.clone()], ..drive("a", false) };
+        assert!(matches!(set_drive(&mut config, raw), Err(ConfigError::BackingFiles(_))));
+        let long = Drive { backing_files: vec![backing; MAX_BACKING_FILES + 1], ..qcow2 };
+        assert!(matches!(set_drive(&mut config, long), Err(ConfigError::BackingFiles(_))));
+        for (queues, fits) in [(0, false), (1, true), (MAX_VCPUS, true), (MAX_VCPUS + 1, false)] {
+            let drive = Drive { num_queues: Some(queues), ..drive("a", false) };
+            assert_eq!(set_drive(&mut config, drive).is_ok(), fits, "{queues}");
+        }
     }
 
     #[test]

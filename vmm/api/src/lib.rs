@@ -194,6 +194,10 @@ pub struct Drive {
     /// Limits of bytes and operations; every request is an operation, reads and writes are bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limiter: Option<RateLimiter>,
+    /// *Mote*: most queues that the guest may use, each with a thread of its own, 1 to [`MAX_VCPUS`]; more than vCPUs are
+    /// of no use. Default 1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_queues: Option<u8>,
     /// *Mote*: the format of `path_on_host`.
     #[serde(default, skip_serializing_if = "DriveFormat::is_raw")]
     pub format: DriveFormat,

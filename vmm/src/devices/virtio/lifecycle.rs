@@ -353,6 +353,9 @@ impl Lifecycle {
         let used = self.device.queues_used(self.driver_features);
         let mut running = Vec::with_capacity(used);
         for (index, (setup, max_size)) in self.queues.iter().zip(max_sizes).take(used).enumerate() {
+            if !setup.ready && index > 0 && !self.device.needs_all_queues() {
+                continue;
+            }
             let mut queue = Queue::new(*max_size).ok()?;
             queue.try_set_size(u16::try_from(setup.size).ok()?).ok()?;
             queue.try_set_desc_table_address(GuestAddress(setup.desc_table)).ok()?;

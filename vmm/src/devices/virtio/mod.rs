@@ -116,6 +116,12 @@ pub trait VirtioDevice: Send {
         Err(StateError::new(format!("a virtio device of type {} cannot be restored", self.device_type())))
     }
 
+    /// Whether a driver must enable every queue but the first that it could use. Where it need not, those that it left out
+    /// are missing in the activation.
+    fn needs_all_queues(&self) -> bool {
+        true
+    }
+
     /// Whether the device serves its queues in [`VirtioDevice::notify`], on the vCPU that notified, rather than in a
     /// thread that waits for the queue's eventfd. Such a device must bound the work of one notification.
     fn serves_inline(&self) -> bool {

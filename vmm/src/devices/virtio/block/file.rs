@@ -5,6 +5,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use io_uring::Submitter;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -74,6 +75,8 @@ pub struct RawFile {
     bytes: u64,
     read_only: bool,
     in_memory: bool,
+    /// Held while the status flags differ from what they are otherwise.
+    registering: Mutex<()>,
 }
 
 impl RawFile {
@@ -104,7 +107,7 @@ impl RawFile {
         let in_memory = fstatfs(&file)
             .map_err(|error| size_error(error.into()))
             .map(|file_system| file_system.filesystem_type() == TMPFS_MAGIC)?;
-        Ok(Self { file, bytes, read_only, in_memory })
+        Ok(Self { file, bytes, read_only, in_memory, registering: Mutex::new(()) })
     }
 
     /// The file and its length in bytes.
@@ -135,6 +138,7 @@ impl RawFile {
         // Registered while O_NONBLOCK is set, the file counts as one that can be tried without waiting. io_uring would
         // otherwise give every request for a file of tmpfs to a kernel worker, though none of them waits. With the flag
         // gone again, what would wait goes to a worker rather than back as EAGAIN.
+        let _registering = self.registering.lock().unwrap_or_else(PoisonError::into_inner);
         set_status_flags(&self.file, OFlag::O_NONBLOCK)?;
         let registered = ring.register_files(&[self.file.as_raw_fd()]);
         set_status_flags(&self.file, OFlag::empty())?;

@@ -1,6 +1,6 @@
 //! virtio-blk (virtio 1.2 §5.2) over a raw file, a block device or a qcow2 image.
 //!
-//! One queue, served by one thread that is started when the driver activates the device. What it supports: read,
+//! One queue or several, each served by a thread that is started when the driver activates the device. What it supports: read,
 //! write, flush (cache type Writeback), GET_ID, discard and write-zeroes (as `fallocate`, if the drive is writable), rate
 //! limits, and another file or size while the guest runs ([`BlockControl`]).
 //! A file whose length is not a multiple of 512 bytes is offered without its last, partial sector, as Firecracker does.
@@ -155,6 +155,7 @@ impl Running {
 pub struct Block {
     state: Arc<Mutex<State>>,
     features: u64,
+    queue_sizes: Vec<u16>,
 }
 
 impl Block {
@@ -172,7 +173,8 @@ impl Block {
         let n = drive.drive_id.len().min(ID_BYTES);
         serial[..n].copy_from_slice(&drive.drive_id.as_bytes()[..n]);
         let flush = drive.cache_type == CacheType::Writeback;
-        let features = features(flush, image.is_read_only());
+        let queues = drive.num_queues.unwrap_or(1).max(1);
+        let features = features(flush, image.is_read_only(), queues > 1);
         let limiter = RateLimiter::new(drive.rate_limiter.as_ref(), Instant::now());
         let disk = Disk {
             image: Arc::new(image),
@@ -191,7 +193,8 @@ impl Block {
             generation: 0,
             running: None,
         };
-        Self { state: Arc::new(Mutex::new(state)), features }
+        let queue_sizes = vec![QUEUE_SIZE; queues.into()];
+        Self { state: Arc::new(Mutex::new(state)), features, queue_sizes }
     }
 
     /// For changes while the guest runs.
@@ -291,10 +294,13 @@ impl State {
     }
 }
 
-fn features(flush: bool, read_only: bool) -> u64 {
+fn features(flush: bool, read_only: bool, several_queues: bool) -> u64 {
     let mut bits = vec![abi::VIRTIO_BLK_F_SEG_MAX, abi::VIRTIO_BLK_F_BLK_SIZE, abi::VIRTIO_BLK_F_TOPOLOGY];
     if flush {
         bits.push(abi::VIRTIO_BLK_F_FLUSH);
+    }
+    if several_queues {
+        bits.push(abi::VIRTIO_BLK_F_MQ);
     }
     if read_only {
         bits.push(abi::VIRTIO_BLK_F_RO);
@@ -311,7 +317,7 @@ impl Block {
 }
 
 /// `struct virtio_blk_config`, virtio 1.2 §5.2.4.
-fn config_space(sectors: u64) -> [u8; 60] {
+fn config_space(sectors: u64, queues: u16) -> [u8; 60] {
     let mut config = [0; 60];
     config[0..8].copy_from_slice(&sectors.to_le_bytes());
     config[12..16].copy_from_slice(&SEG_MAX.to_le_bytes());
@@ -320,6 +326,7 @@ fn config_space(sectors: u64) -> [u8; 60] {
     // most file systems: 2^3 sectors.
     config[24] = 3;
     config[26..28].copy_from_slice(&8u16.to_le_bytes());
+    config[34..36].copy_from_slice(&queues.to_le_bytes());
     config[36..40].copy_from_slice(&MAX_RANGE_SECTORS.to_le_bytes());
     config[40..44].copy_from_slice(&MAX_RANGES.to_le_bytes());
     // Discards, too.
@@ -344,7 +351,11 @@ impl VirtioDevice for Block {
     }
 
     fn queue_max_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE]
+        &self.queue_sizes
+    }
+
+    fn needs_all_queues(&self) -> bool {
+        false
     }
 
     fn features(&self) -> u64 {
@@ -352,7 +363,8 @@ impl VirtioDevice for Block {
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        read_config_bytes(&config_space(self.state().disk.image.sectors()), offset, data);
+        let config = config_space(self.state().disk.image.sectors(), self.queue_sizes.len() as u16);
+        read_config_bytes(&config, offset, data);
     }
 
     fn config_generation(&self) -> u32 {

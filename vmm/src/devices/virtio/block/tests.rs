@@ -526,6 +526,50 @@ fn an_unused_device_has_no_thread_and_can_be_changed() {
     assert_eq!(rig.capacity(), 2 * SECTORS);
 }
 
+#[test]
+fn several_queues_are_served_side_by_side_and_those_left_out_are_not_missed() {
+    for engine in ENGINES {
+        let file = disk(SECTORS);
+        let limits = Limits {
+            bandwidth: Some(TokenBucket { size: 1 << 30, one_time_burst: None, refill_time: 1 }),
+            ops: None,
+        };
+        let drive = Drive { num_queues: Some(4), rate_limiter: Some(limits), ..drive(file.path(), engine) };
+        let mut rig = Rig::new(&drive);
+        assert_eq!(rig.driver.offered() & 1 << abi::VIRTIO_BLK_F_MQ, 1 << abi::VIRTIO_BLK_F_MQ);
+        assert_eq!(rig.driver.read(0x120) >> 16, 4);
+        for round in 0..20 {
+            for queue in 0..4_u64 {
+                let (header, status) = (HEADER + 16 * queue, STATUS + queue);
+                let mut bytes = [0; 16];
+                bytes[8..16].copy_from_slice(&(round + queue).to_le_bytes());
+                rig.driver.fill(header, &bytes);
+                let parts = [(header, 16, 0), (DATA + 512 * queue, 512, WRITE), (status, 1, WRITE)];
+                rig.driver.chain(queue as usize, &parts);
+                rig.driver.kick(queue as usize);
+            }
+            for queue in 0..4_u64 {
+                rig.driver.wait_used(queue as usize);
+                assert_eq!(rig.driver.bytes(STATUS + queue, 1), [OK]);
+                assert_eq!(rig.driver.bytes(DATA + 512 * queue, 512), sector(round + queue));
+            }
+        }
+        // A driver with two processors enables two; a simple one the first only.
+        for queues in [2, 1] {
+            rig.driver.write(0x70, 0);
+            assert!(rig.driver.negotiate(crate::devices::virtio::F_VERSION_1));
+            (0..queues).for_each(|queue| rig.driver.set_up_queue(queue, 16));
+            rig.driver.write(0x70, 0xf);
+            assert_eq!(rig.read(3, 512), (OK, sector(3)));
+        }
+        // None at all is no way to use a device.
+        rig.driver.write(0x70, 0);
+        assert!(rig.driver.negotiate(crate::devices::virtio::F_VERSION_1));
+        rig.driver.write(0x70, 0xf);
+        rig.driver.wait_needs_reset();
+    }
+}
+
 /// A drive with a qcow2 image over a raw file, made by qemu-img.
 fn layered(directory: &Path) -> Option<Drive> {
     let (base, top) = (directory.join("base"), directory.join("top"));

@@ -95,7 +95,8 @@ fn indirect_chain_is_followed() {
 #[test]
 fn damaged_chains_are_faulty_and_bounded() {
     let end = MEMORY_BYTES as u64;
-    let cases: &[(&str, &[(u64, u32, u16, u16)], bool)] = &[
+    type Case<'a> = (&'a str, &'a [(u64, u32, u16, u16)], bool);
+    let cases: &[Case] = &[
         ("loop on itself", &[(BUFFERS, 4, NEXT, 0)], false),
         ("loop of two", &[(BUFFERS, 4, NEXT, 1), (BUFFERS, 4, NEXT | WRITE, 0)], false),
         ("next out of range", &[(BUFFERS, 4, NEXT | WRITE, SIZE)], false),
