@@ -41,6 +41,8 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const RESTART_MIN: Duration = Duration::from_millis(200);
 /// Longest pause.
 const RESTART_MAX: Duration = Duration::from_secs(5);
+/// Most simulated hosts: each is a process.
+const MAX_SIMULATED: i64 = 32;
 /// A daemon that ran this long counts as healthy again.
 const HEALTHY_AFTER: Duration = Duration::from_secs(60);
 
@@ -65,6 +67,10 @@ pub struct UpArgs {
     /// Only the controller: this machine runs no servers, others join it.
     #[arg(long)]
     no_host: bool,
+    /// Instead of this machine, so many simulated hosts: servers have all their states but no machine behind them. For
+    /// trying out the API on a machine without KVM, and for tests of clients.
+    #[arg(long, value_name = "N", default_value_t = 0, conflicts_with = "no_host", value_parser = clap::value_parser!(u16).range(0..=MAX_SIMULATED))]
+    simulated_hosts: u16,
     /// Go to the background once the cloud answers.
     #[arg(long)]
     detach: bool,
@@ -83,7 +89,8 @@ pub async fn up(global: &Global, args: UpArgs) -> anyhow::Result<()> {
         .with_context(|| format!("making {}", global.state_dir.display()))?;
     let _lock = lock(&global.state_dir)?;
     check_port(args.listen)?;
-    if !args.no_host {
+    let places = places(global, &args);
+    if args.simulated_hosts == 0 && !args.no_host {
         check_kvm().await?;
     }
     let url = args.public_url.clone().unwrap_or_else(|| format!("http://{}", args.listen));
@@ -96,18 +103,18 @@ pub async fn up(global: &Global, args: UpArgs) -> anyhow::Result<()> {
         status = controller.ended() => Err(anyhow::anyhow!("mote-controller ended at once ({status}); its message is above")),
     };
     started?;
-    let mut hostd = None;
-    if !args.no_host {
-        join(global, &args, &url).await?;
-        let mut daemon = Daemon::new(hostd_command(global, &args)?, "mote-hostd");
+    let mut hostds = Vec::new();
+    for place in &places {
+        join(global, &args, place, &url).await?;
+        let mut daemon = Daemon::new(hostd_command(place)?, "mote-hostd");
         daemon.start()?;
-        hostd = Some(daemon);
+        hostds.push(daemon);
     }
     Client::login(&credentials)
         .await
         .context("the cloud is up but doesn't take the administrator's password")?;
     print_ready(global, &url);
-    supervise(controller, hostd).await
+    supervise(controller, hostds).await
 }
 
 /// `mote down`.
@@ -327,14 +334,41 @@ fn controller_command(global: &Global, args: &UpArgs, url: &str) -> anyhow::Resu
     Ok(command)
 }
 
-fn hostd_command(global: &Global, args: &UpArgs) -> anyhow::Result<Command> {
+/// A host that `mote up` runs.
+struct HostPlace {
+    /// None: the machine's name.
+    name: Option<String>,
+    state_dir: PathBuf,
+    run_dir: PathBuf,
+    simulated: bool,
+}
+
+fn places(global: &Global, args: &UpArgs) -> Vec<HostPlace> {
+    let simulated = |number: u16| HostPlace {
+        name: Some(format!("{}-{number}", args.host_name.as_deref().unwrap_or("simulated"))),
+        state_dir: global.state_dir.join(format!("simulated-{number}")),
+        run_dir: args.run_dir.join(format!("s{number}")),
+        simulated: true,
+    };
+    let this = HostPlace {
+        name: args.host_name.clone(),
+        state_dir: global.state_dir.join("host"),
+        run_dir: args.run_dir.clone(),
+        simulated: false,
+    };
+    match args.simulated_hosts {
+        0 if args.no_host => Vec::new(),
+        0 => vec![this],
+        count => (1..=count).map(simulated).collect(),
+    }
+}
+
+fn hostd_command(place: &HostPlace) -> anyhow::Result<Command> {
     let mut command = Command::new(program("mote-hostd")?);
-    command
-        .arg("run")
-        .arg("--state-dir")
-        .arg(global.state_dir.join("host"))
-        .arg("--run-dir")
-        .arg(&args.run_dir);
+    command.arg("run").arg("--state-dir").arg(&place.state_dir).arg("--run-dir").arg(&place.run_dir);
+    if place.simulated {
+        command.arg("--simulated");
+    }
     Ok(command)
 }
 
@@ -354,7 +388,7 @@ async fn wait_ready(url: &str) -> anyhow::Result<()> {
 }
 
 /// Joins this machine to its own controller; a machine that has joined stays the host it is.
-async fn join(global: &Global, args: &UpArgs, url: &str) -> anyhow::Result<()> {
+async fn join(global: &Global, args: &UpArgs, place: &HostPlace, url: &str) -> anyhow::Result<()> {
     let token = Command::new(program("mote-controller")?)
         .arg("join-token")
         .arg("--state-dir")
@@ -368,10 +402,10 @@ async fn join(global: &Global, args: &UpArgs, url: &str) -> anyhow::Result<()> {
     let token = String::from_utf8(token.stdout).context("the join token is no text")?;
     let mut command = Command::new(program("mote-hostd")?);
     command.args(["join", url, "--token", token.trim(), "--zone", &args.zone]);
-    if let Some(name) = &args.host_name {
+    if let Some(name) = &place.name {
         command.args(["--name", name]);
     }
-    command.arg("--state-dir").arg(global.state_dir.join("host")).arg("--run-dir").arg(&args.run_dir);
+    command.arg("--state-dir").arg(&place.state_dir).arg("--run-dir").arg(&place.run_dir);
     let joined = command.stdout(Stdio::null()).status().await.context("running mote-hostd join")?;
     if !joined.success() {
         bail!("this machine could not join its own cloud; the message is above");
@@ -451,18 +485,25 @@ fn stop_with_parent(command: &mut Command) {
     }
 }
 
-async fn supervise(mut controller: Daemon, mut hostd: Option<Daemon>) -> anyhow::Result<()> {
+/// Keeps all of them running; ends when one can't be started any more.
+async fn keep_any(daemons: &mut [Daemon]) -> anyhow::Result<std::convert::Infallible> {
+    if daemons.is_empty() {
+        return std::future::pending().await;
+    }
+    let all = daemons.iter_mut().map(|daemon| Box::pin(daemon.keep()));
+    futures_util::future::select_all(all).await.0
+}
+
+async fn supervise(mut controller: Daemon, mut hostds: Vec<Daemon>) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("waiting for signals")?;
     let outcome = tokio::select! {
         failed = controller.keep() => failed.map(drop),
-        failed = async { match &mut hostd { Some(d) => d.keep().await, None => std::future::pending().await } } => failed.map(drop),
+        failed = keep_any(&mut hostds) => failed.map(drop),
         _ = terminate.recv() => Ok(()),
         _ = tokio::signal::ctrl_c() => Ok(()),
     };
     eprintln!("mote: stopping the daemons; servers go on running");
-    if let Some(hostd) = &mut hostd {
-        hostd.stop().await;
-    }
+    futures_util::future::join_all(hostds.iter_mut().map(Daemon::stop)).await;
     controller.stop().await;
     outcome
 }

@@ -7,6 +7,7 @@
 //! | [`identity`] | Keystone v3: users, projects, roles, tokens, catalog |
 //! | [`image`] | Glance v2: image records and their bytes |
 //! | [`compute`], [`network`] | Nova v2.1 and Neutron v2.0 |
+//! | `events` | what happened, as a table with a cursor and as a stream |
 //! | [`hosts`], [`scheduler`] | the protocol with hosts (Mote's own API), and which host a server goes to |
 //!
 //! A request goes from [`http`] to a handler of a service, which reads or writes in [`db`] in one transaction.
@@ -16,6 +17,7 @@ pub mod app;
 pub mod compute;
 pub mod config;
 pub mod db;
+pub(crate) mod events;
 pub mod hosts;
 pub mod http;
 pub mod identity;

@@ -10,11 +10,15 @@
 //!
 //! After every event the agent asks [`reconcile`] what is next and hands it out. It never waits for a task.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::FutureExt;
 use jiff::Timestamp;
-use mote_host_api::{DesiredState, ObservedServer, ServerId};
+use mote_host_api::{DesiredPower, DesiredState, ImageId, ObservedServer, ServerId};
 use mote_vmm_api::ExitReport;
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -88,7 +92,8 @@ struct Entry {
     record: ServerRecord,
     alive: Vec<ProcessIdentity>,
     ended: Option<Ended>,
-    disk: bool,
+    disks: BTreeSet<u32>,
+    captures: BTreeSet<ImageId>,
     task: Option<(SeenTask, CancellationToken)>,
     retry_at: Option<Timestamp>,
     tries: u32,
@@ -213,7 +218,7 @@ impl Agent {
         let changed = |id: &ServerId, old: Option<&DesiredState>| {
             let of = |state: Option<&DesiredState>| {
                 let spec = state?.servers.iter().find(|s| s.id == *id)?;
-                Some((spec.power, spec.run_generation, fingerprint(spec)))
+                Some((spec.power, spec.run_generation, fingerprint(spec), spec.captures.len()))
             };
             of(old) != of(new.as_deref())
         };
@@ -251,7 +256,8 @@ impl Agent {
             record: entry.record.clone(),
             alive: entry.alive.clone(),
             ended: entry.ended.clone(),
-            disk: entry.disk,
+            disks: entry.disks.clone(),
+            captures: entry.captures.clone(),
             task: entry.task.as_ref().map(|(task, _)| task.clone()),
             retry_at: entry.retry_at,
         };
@@ -276,6 +282,9 @@ impl Agent {
             Action::Adopt(id, _)
             | Action::Prepare(id)
             | Action::Start(id)
+            | Action::SetPaused(id, _)
+            | Action::Capture(id, _)
+            | Action::Prune(id)
             | Action::Terminate(id)
             | Action::Settle(id, _)
             | Action::Teardown(id)
@@ -291,7 +300,9 @@ impl Agent {
         let spec = desired.servers.iter().find(|spec| spec.id == id);
         let cancel = CancellationToken::new();
         let task = SeenTask {
-            cancellable: matches!(action, Action::Prepare(_) | Action::Start(_)),
+            // What is prepared for a server that is off is wanted all the same.
+            cancellable: matches!(action, Action::Prepare(_) | Action::Start(_))
+                && spec.is_none_or(|spec| spec.power != DesiredPower::Stopped),
             cancelled: false,
             fingerprint: spec.map(fingerprint),
         };
@@ -340,9 +351,9 @@ impl Agent {
             }
             Event::Task(TaskEvent::Spawned(id, process)) => self.watch(id, process),
             Event::Task(TaskEvent::Ended(id, process)) => self.take(Event::VmmEnded(id, process)),
-            Event::Task(TaskEvent::DiskReady(id)) => {
+            Event::Task(TaskEvent::Disks(id, disks, captures)) => {
                 if let Some(entry) = self.servers.get_mut(&id) {
-                    entry.disk = true;
+                    (entry.disks, entry.captures) = (disks, captures);
                 }
             }
             Event::Task(TaskEvent::Forgotten(id)) => {
@@ -395,10 +406,18 @@ impl Agent {
     }
 
     fn insert(&mut self, record: ServerRecord) {
-        let disk = self.parts.state.server(record.id).disk().exists();
+        let dir = self.parts.state.server(record.id);
         let id = record.id;
-        let entry =
-            Entry { record, alive: Vec::new(), ended: None, disk, task: None, retry_at: None, tries: 0 };
+        let entry = Entry {
+            record,
+            alive: Vec::new(),
+            ended: None,
+            disks: dir.disks(),
+            captures: dir.captures(),
+            task: None,
+            retry_at: None,
+            tries: 0,
+        };
         self.servers.insert(id, entry);
     }
 
@@ -472,9 +491,9 @@ impl Agent {
 
 impl Entry {
     fn status(&self, network_problems: &[String]) -> ServerStatus {
-        let mut observed = self.record.observed();
+        let mut observed = self.record.observed(self.disks.clone());
         if self.record.phase == Phase::Preparing
-            && self.disk
+            && !self.disks.is_empty()
             && self.task.is_none()
             && observed.message.is_none()
         {

@@ -1,10 +1,10 @@
-//! The three conversations with the controller, each in a task of its own: desired state, reports, questions. When it is
+//! The four conversations with the controller, each in a task of its own: desired state, reports, questions, captures. When it is
 //! away they ask again with growing pauses, and servers go on.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
-use mote_host_api::{DesiredState, Inventory, MAX_WAIT_S, ObservedState, REPORT_EVERY_S};
+use mote_host_api::{DesiredState, ImageId, Inventory, MAX_WAIT_S, ObservedState, REPORT_EVERY_S, ServerId};
 use serde::{Deserialize, Serialize};
 use tokio::{
     sync::{Semaphore, watch},
@@ -161,6 +161,45 @@ impl Connection {
                     }
                 }
                 Err(e) => self.failed(&e, &mut backoff).await,
+            }
+        }
+    }
+
+    /// Sends copies of root disks that are there and wanted, one after the other, until the controller wants them no more.
+    pub async fn send_captures(&self, mut snapshots: watch::Receiver<Snapshot>) {
+        let mut desired = self.desired.subscribe();
+        let mut backoff = Backoff::new(RETRY.0, RETRY.1);
+        let mut sent: BTreeSet<ImageId> = BTreeSet::new();
+        loop {
+            snapshots.borrow_and_update();
+            let state = desired.borrow_and_update().clone();
+            let wanted: Vec<(ServerId, ImageId)> = state
+                .iter()
+                .flat_map(|state| &state.servers)
+                .flat_map(|server| server.captures.iter().map(|capture| (server.id, capture.image_id)))
+                .collect();
+            sent.retain(|image| wanted.iter().any(|(_, wanted)| wanted == image));
+            let next = wanted.into_iter().find(|(server, image)| {
+                !sent.contains(image) && self.state.server(*server).capture(*image).exists()
+            });
+            let Some((server, image)) = next else {
+                tokio::select! {
+                    changed = desired.changed() => if changed.is_err() { return },
+                    changed = snapshots.changed() => if changed.is_err() { return },
+                }
+                continue;
+            };
+            let path = self.state.server(server).capture(image);
+            match self.controller.send_capture(image, &path).await {
+                Ok(taken) => {
+                    tracing::info!(%server, %image, taken, "root disk sent");
+                    backoff.reset();
+                    sent.insert(image);
+                }
+                Err(e) => {
+                    tracing::warn!(%server, %image, error = one_line(&e), "root disk not sent; trying again");
+                    tokio::time::sleep(backoff.next_pause()).await;
+                }
             }
         }
     }

@@ -1,6 +1,9 @@
 //! The host protocol, client side (`mote_host_api`). Always asked by the host: nothing listens for the controller.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{
@@ -10,11 +13,13 @@ use futures_util::{
 };
 use http::StatusCode;
 use mote_host_api::{
-    DesiredState, HostReply, HostRequest, JoinRequest, JoinResponse, MAX_WAIT_S, ObservedState, RequestId,
+    DesiredState, HostReply, HostRequest, ImageId, JoinRequest, JoinResponse, MAX_WAIT_S, ObservedState,
+    RequestId,
 };
 use reqwest::{Response, Url};
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::sync::watch;
+use tokio_util::io::ReaderStream;
 
 use crate::{
     errors::bounded,
@@ -30,6 +35,8 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 /// Longest pause within the bytes of an image.
 const IMAGE_STALL: Duration = Duration::from_secs(60);
+/// Bytes of a capture that are read at once.
+const PIECE: usize = 256 << 10;
 /// Largest answer other than an image, in bytes.
 const ANSWER_MAX: usize = 64 << 20;
 /// Largest error answer that is read, in bytes.
@@ -61,6 +68,14 @@ pub enum ControllerError {
         /// Its message.
         message: String,
     },
+    /// What shall be sent.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// File.
+        path: PathBuf,
+        /// Cause.
+        source: std::io::Error,
+    },
     /// An answer that isn't one.
     #[error("the controller's answer is not what was asked for")]
     Parse(#[source] serde_json::Error),
@@ -81,6 +96,12 @@ pub trait Controller: Send + Sync {
     fn report<'a>(&'a self, observed: &'a ObservedState) -> BoxFuture<'a, Result<(), ControllerError>>;
     /// Questions, as soon as there are some.
     fn requests(&self, wait: Duration) -> BoxFuture<'_, Result<Vec<HostRequest>, ControllerError>>;
+    /// Sends a copy of a root disk that shall become this image; false if nobody wants it any more.
+    fn send_capture<'a>(
+        &'a self,
+        image: ImageId,
+        path: &'a Path,
+    ) -> BoxFuture<'a, Result<bool, ControllerError>>;
     /// Answers one.
     fn reply<'a>(&'a self, id: RequestId, reply: &'a HostReply)
     -> BoxFuture<'a, Result<(), ControllerError>>;
@@ -178,6 +199,30 @@ impl Controller for HttpController {
     fn requests(&self, wait: Duration) -> BoxFuture<'_, Result<Vec<HostRequest>, ControllerError>> {
         let path = format!("requests?wait={}", wait.as_secs().min(MAX_WAIT_S));
         Box::pin(async move { Ok(self.poll(path, wait).await?.unwrap_or_default()) })
+    }
+
+    fn send_capture<'a>(
+        &'a self,
+        image: ImageId,
+        path: &'a Path,
+    ) -> BoxFuture<'a, Result<bool, ControllerError>> {
+        Box::pin(async move {
+            let unreadable = |source| ControllerError::Read { path: path.to_owned(), source };
+            let file = tokio::fs::File::open(path).await.map_err(unreadable)?;
+            let length = file.metadata().await.map_err(unreadable)?.len();
+            let bytes = ReaderStream::with_capacity(file, PIECE);
+            // No time limit for the whole, as for images that are fetched.
+            let call = self.call(http::Method::PUT, &format!("captures/{image}"));
+            let call = call
+                .header(http::header::CONTENT_TYPE, "application/octet-stream")
+                .header(http::header::CONTENT_LENGTH, length)
+                .body(reqwest::Body::wrap_stream(bytes));
+            match success(call.send().await?).await {
+                Ok(_) => Ok(true),
+                Err(ControllerError::Status { status: StatusCode::NOT_FOUND, .. }) => Ok(false),
+                Err(e) => Err(e),
+            }
+        })
     }
 
     fn reply<'a>(

@@ -20,9 +20,10 @@ use crate::{
     kvm_check,
     ledger::Ledger,
     lock::{self, LockError},
-    parts::{Parts, PassThrough},
+    parts::{Networks, Parts, PassThrough, Vmms},
     paths::{RunDir, SOCKET_PATH_MAX, StateDir},
     requests::Requests,
+    sim::World,
     status::{self, Status, StatusError},
     vmm::VmmProcesses,
     wiring::{self, KernelNetworks, Underlay},
@@ -42,7 +43,12 @@ pub struct Options {
     pub vmm: PathBuf,
     /// What leads to other hosts and to physical networks.
     pub underlay: Underlay,
+    /// Only simulate VMMs and networks: a host for trying out and testing a cloud, on any machine.
+    pub simulated: bool,
 }
+
+/// What a simulated host says that it has.
+const SIMULATED: (u32, u64, u64) = (64, 256 << 10, 4 << 10);
 
 /// Why the agent does not run.
 #[derive(Debug, thiserror::Error)]
@@ -86,30 +92,39 @@ pub enum DaemonError {
 /// # Errors
 /// [`DaemonError`], all of them at the start.
 pub async fn run(options: Options, stop: CancellationToken) -> Result<(), DaemonError> {
-    let Options { state, run, vmm, mut underlay } = options;
+    let Options { state, run, vmm, mut underlay, simulated } = options;
     let identity = identity::load(&state)?;
     run.check_length().map_err(DaemonError::RunDirTooLong)?;
-    if !vmm.is_file() {
+    if !simulated && !vmm.is_file() {
         return Err(DaemonError::NoVmm(vmm));
     }
     let _lock = lock::acquire_soon(&state).await?;
     tracing::info!(identity = ?identity, "mote-hostd {}", env!("CARGO_PKG_VERSION"));
     files::create_private_dir(&run.servers())?;
     let kvm = kvm_check::check();
-    if !kvm.message().is_empty() {
+    if simulated {
+        tracing::warn!("this host is simulated: its servers are states without a machine behind them");
+    } else if !kvm.message().is_empty() {
         tracing::warn!("{}", kvm.message());
     }
     underlay.tunnel_ip = underlay.tunnel_ip.or_else(|| wiring::address_towards(&identity.url));
-    let found = underlay.announce(inventory::inventory(state.path())?);
+    let found = underlay.announce(take_inventory(&state, simulated)?);
     let memory_mib = found.memory_mib;
     let (inventory_sender, inventory) = watch::channel(found);
 
     let identity = watch::Sender::new(identity);
     let controller = Arc::new(HttpController::new(identity.subscribe())?);
+    let (vmms, networks): (Arc<dyn Vmms>, Arc<dyn Networks>) = if simulated {
+        let world = World::open(state.clone(), run.clone())?;
+        (world.vmms(), world.kernel_networks())
+    } else {
+        let networks = KernelNetworks::new(&wiring::prefix(&state)?, &underlay);
+        (Arc::new(VmmProcesses::new(vmm, state.clone(), run.clone())), Arc::new(networks))
+    };
     let parts = Arc::new(Parts {
         ledger: Ledger::open(state.clone())?,
-        vmms: Arc::new(VmmProcesses::new(vmm, state.clone(), run.clone())),
-        networks: Arc::new(KernelNetworks::new(&wiring::prefix(&state)?, &underlay)),
+        vmms,
+        networks,
         images: Arc::new(ImageCache::new(Store::open(state.images())?, controller.clone())),
         clock: Arc::new(SystemClock),
         checkpoints: Arc::new(PassThrough),
@@ -141,7 +156,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Daemon
         () = agent.run(connection.desired.subscribe(), stop) => {}
         () = conversations => {}
         () = status_socket => {}
-        () = keep_inventory(&state, &underlay, &inventory_sender) => {}
+        () = keep_inventory(&state, simulated, &underlay, &inventory_sender) => {}
     }
     if let Err(e) = files::remove_file(&run.control_socket()) {
         tracing::debug!(error = one_line(&e), "status socket left");
@@ -160,16 +175,31 @@ async fn converse(
     let requests = Arc::new(Requests { state: state.clone(), run: run.clone() });
     tokio::join!(
         connection.follow_desired(),
+        connection.send_captures(snapshots.clone()),
         connection.report(snapshots, inventory),
         connection.answer(requests)
     );
 }
 
-async fn keep_inventory(state: &StateDir, underlay: &Underlay, inventory: &watch::Sender<Inventory>) {
+fn take_inventory(state: &StateDir, simulated: bool) -> Result<Inventory, InventoryError> {
+    let mut found = inventory::inventory(state.path())?;
+    if simulated {
+        (found.vcpus, found.memory_mib, found.disk_gib) = SIMULATED;
+        found.traits = vec!["CUSTOM_SIMULATED".to_owned()];
+    }
+    Ok(found)
+}
+
+async fn keep_inventory(
+    state: &StateDir,
+    simulated: bool,
+    underlay: &Underlay,
+    inventory: &watch::Sender<Inventory>,
+) {
     loop {
         tokio::time::sleep(INVENTORY_EVERY).await;
-        let path = state.path().to_owned();
-        match tokio::task::spawn_blocking(move || inventory::inventory(&path)).await {
+        let state = state.clone();
+        match tokio::task::spawn_blocking(move || take_inventory(&state, simulated)).await {
             Ok(Ok(found)) => drop(inventory.send_replace(underlay.announce(found))),
             Ok(Err(e)) => tracing::warn!(error = one_line(&e), "inventory"),
             Err(e) => tracing::warn!(error = one_line(&e), "inventory"),

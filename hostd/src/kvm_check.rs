@@ -136,8 +136,9 @@ mod tests {
     #[test]
     fn what_is_no_kvm_is_told_from_what_is_not_there() {
         let feature = || Some("svm".to_owned());
+        let dir = tempfile::tempdir().unwrap();
         assert_eq!(
-            check_device(Path::new("/nonexistent"), feature()),
+            check_device(&dir.path().join("kvm"), feature()),
             KvmStatus::Missing { feature: feature() }
         );
         let null = check_device(Path::new("/dev/null"), feature());

@@ -6,7 +6,7 @@
 use std::{collections::BTreeSet, fs, io, path::PathBuf};
 
 use jiff::Timestamp;
-use mote_host_api::{NetworkId, ObservedServer, ServerId, ServerSpec, ServerState};
+use mote_host_api::{BootSpec, NetworkId, ObservedServer, ServerId, ServerSpec, ServerState};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -83,6 +83,15 @@ pub struct ServerRecord {
     pub not_before: Option<Timestamp>,
     /// Networks that its ports were wired to.
     pub networks: BTreeSet<NetworkId>,
+    /// Whether its VMM was told to hold the guest; none while it is being told.
+    #[serde(default = "runs")]
+    pub paused: Option<bool>,
+}
+
+/// [`ServerRecord::paused`] of a record that knows of no pause.
+#[expect(clippy::unnecessary_wraps, reason = "serde wants the field's type")]
+fn runs() -> Option<bool> {
+    Some(false)
 }
 
 impl ServerRecord {
@@ -104,6 +113,7 @@ impl ServerRecord {
             quick_reboots: 0,
             not_before: None,
             networks: BTreeSet::new(),
+            paused: runs(),
         }
     }
 
@@ -117,9 +127,10 @@ impl ServerRecord {
     }
 
     /// How it is reported to the controller.
-    pub fn observed(&self) -> ObservedServer {
+    pub fn observed(&self, disks: BTreeSet<u32>) -> ObservedServer {
         let state = match self.phase {
             Phase::Preparing | Phase::Starting => ServerState::Preparing,
+            Phase::Running if self.paused == Some(true) => ServerState::Paused,
             Phase::Running | Phase::Stopping => ServerState::Running,
             Phase::Stopped => ServerState::Stopped,
             Phase::Failed => ServerState::Failed,
@@ -129,6 +140,7 @@ impl ServerRecord {
             id: self.id,
             state,
             run_generation: self.run_generation,
+            disks,
             since: self.since,
             message: self.message.clone(),
         }
@@ -148,11 +160,14 @@ impl ServerRecord {
 /// Identifies what a server's VMM is made of: a change of anything else (name, metadata, policy) starts nothing anew.
 pub fn fingerprint(spec: &ServerSpec) -> String {
     let parts = (spec.vcpus, spec.memory_mib, spec.root_disk_gib, &spec.ports, &spec.boot.command_line);
-    let images: Vec<&str> = [Some(&spec.boot.disk), Some(&spec.boot.kernel), spec.boot.ramdisk.as_ref()]
-        .into_iter()
-        .map(|image| image.map_or("", |image| image.sha256.as_str()))
-        .collect();
-    let text = serde_json::to_vec(&(parts, images)).expect("numbers, strings and ids always serialize");
+    let images = |boot: &BootSpec| -> Vec<String> {
+        let images = [Some(&boot.disk), Some(&boot.kernel), boot.ramdisk.as_ref()];
+        images.into_iter().map(|image| image.map_or_else(String::new, |image| image.sha256.clone())).collect()
+    };
+    let rescue =
+        spec.rescue.as_ref().map(|rescue| (rescue.disk, images(&rescue.boot), &rescue.boot.command_line));
+    let text = serde_json::to_vec(&(parts, images(&spec.boot), spec.disk, rescue))
+        .expect("numbers, strings and ids always serialize");
     hex::encode(&Sha256::digest(text)[..16])
 }
 
@@ -232,16 +247,19 @@ impl Ledger {
     /// A disk that is unfinished, or was made but not yet synced when the host went down, is made again.
     fn check_disk(&self, id: ServerId) -> Result<(), FileError> {
         let dir = self.state.server(id);
-        files::remove_file(&dir.disk_unfinished())?;
-        match files::read_json::<String>(&dir.disk_unsynced()) {
-            Ok(None) => Ok(()),
-            Ok(Some(boot)) if boot == boot_id() => Ok(()),
-            Ok(Some(_)) | Err(_) => {
-                tracing::warn!(server = %id, "its disk was just made when the host went down; it is made again");
-                files::remove_file(&dir.disk())?;
-                files::remove_file(&dir.disk_unsynced())
+        for number in dir.traces_of_disks() {
+            files::remove_file(&dir.disk_unfinished(number))?;
+            match files::read_json::<String>(&dir.disk_unsynced(number)) {
+                Ok(None) => {}
+                Ok(Some(boot)) if boot == boot_id() => {}
+                Ok(Some(_)) | Err(_) => {
+                    tracing::warn!(server = %id, number, "its disk was just made when the host went down; it is made again");
+                    files::remove_file(&dir.disk(number))?;
+                    files::remove_file(&dir.disk_unsynced(number))?;
+                }
             }
         }
+        Ok(())
     }
 
     fn read(&self, id: ServerId, now: Timestamp) -> ServerRecord {
@@ -291,7 +309,7 @@ mod tests {
             fs::create_dir(ledger.state.server(id).path()).unwrap();
         }
         fs::write(ledger.state.server(broken).ledger(), b"{\"version\":").unwrap();
-        fs::write(ledger.state.server(empty).disk_unfinished(), b"x").unwrap();
+        fs::write(ledger.state.server(empty).disk_unfinished(1), b"x").unwrap();
         fs::create_dir(ledger.state.removed(removed)).unwrap();
         fs::write(ledger.state.removed(removed).join("root.img"), b"x").unwrap();
 
@@ -301,7 +319,7 @@ mod tests {
         let mut expected = vec![(broken, Phase::Preparing), (empty, Phase::Preparing)];
         expected.sort();
         assert_eq!(ids, expected);
-        assert!(!ledger.state.server(empty).disk_unfinished().exists());
+        assert!(!ledger.state.server(empty).disk_unfinished(1).exists());
         assert!(!ledger.state.removed(removed).exists());
     }
 }

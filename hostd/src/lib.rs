@@ -31,6 +31,7 @@ pub mod connection;
 pub mod console;
 pub mod controller;
 pub mod daemon;
+pub mod diagnostics;
 pub mod errors;
 pub mod files;
 pub mod identity;

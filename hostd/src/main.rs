@@ -93,6 +93,10 @@ struct RunArgs {
         value_parser = wiring::physical_network
     )]
     physical_networks: Vec<(String, String)>,
+    /// Simulate VMMs and networks: servers have all their states, disks and images, but no machine. Needs neither KVM nor
+    /// root.
+    #[arg(long)]
+    simulated: bool,
 }
 
 #[derive(Debug, Args)]
@@ -183,6 +187,7 @@ async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
             tunnel_ip: args.tunnel_ip,
             physical_networks: args.physical_networks.into_iter().collect(),
         },
+        simulated: args.simulated,
     };
     daemon::run(options, stop).await?;
     Ok(ExitCode::SUCCESS)

@@ -46,6 +46,8 @@ pub trait Vmms: Send + Sync {
     fn running(&self, id: ServerId) -> BoxFuture<'_, ()>;
     /// Completes when the process has ended.
     fn ended(&self, process: &ProcessIdentity) -> BoxFuture<'static, ()>;
+    /// Makes the vCPUs of that server's VMM stand still or go on; it need not have been otherwise.
+    fn set_paused(&self, id: ServerId, paused: bool) -> BoxFuture<'_, Result<(), VmmError>>;
     /// Sends a signal; a process that is gone is fine.
     fn signal(&self, process: &ProcessIdentity, signal: Signal) -> Result<(), VmmError>;
 }
@@ -86,6 +88,14 @@ pub enum VmmError {
     /// It was gone before it could be identified.
     #[error("the process {0} ended at once")]
     EndedAtOnce(u32),
+    /// Asking its API for something.
+    #[error("its VMM does not {what}")]
+    Ask {
+        /// What it was asked for.
+        what: &'static str,
+        /// Cause.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// Signalling.
     #[error("cannot signal process {pid}")]
     Signal {

@@ -9,8 +9,10 @@
 //!   images/                     content-addressed image cache
 //!   servers/<server id>/
 //!     server.json               the ledger of this server
-//!     root.img                  its disk (root.img.partial while it is being made)
+//!     root.img                  its disk number 1 (root.img.partial while it is being made)
 //!     root.img.unsynced         there until the disk was synced once: the boot in which it was made
+//!     root-2.img …              further disks, with the same
+//!     capture-<image id>.img    a copy of its root disk on the way to the controller
 //!     vmm.json  exit.json       configuration and exit report of its VMM
 //!     console.log[.1]           its serial console, bounded by the VMM
 //!     console.log.previous      the end of that of the VMM before
@@ -22,9 +24,12 @@
 //!   servers/<server id>/        vmm.sock, console.sock
 //! ```
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
-use mote_host_api::ServerId;
+use mote_host_api::{ImageId, ServerId};
 
 /// Where state is kept by default.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/mote/host";
@@ -95,17 +100,43 @@ impl ServerDir {
     pub fn ledger(&self) -> PathBuf {
         self.0.join("server.json")
     }
-    /// Root disk.
-    pub fn disk(&self) -> PathBuf {
-        self.0.join("root.img")
+    /// The disk of that number.
+    pub fn disk(&self, number: u32) -> PathBuf {
+        self.0.join(disk_name(number))
     }
-    /// Root disk that is being made (`mote_images::disk::clone_sparse` names it so).
-    pub fn disk_unfinished(&self) -> PathBuf {
-        self.0.join("root.img.partial")
+    /// A disk that is being made (`mote_images::disk::clone_sparse` names it so).
+    pub fn disk_unfinished(&self, number: u32) -> PathBuf {
+        self.0.join(format!("{}.partial", disk_name(number)))
     }
     /// Says in which boot of the host the disk was made, until it was synced.
-    pub fn disk_unsynced(&self) -> PathBuf {
-        self.0.join("root.img.unsynced")
+    pub fn disk_unsynced(&self, number: u32) -> PathBuf {
+        self.0.join(format!("{}.unsynced", disk_name(number)))
+    }
+    /// Numbers of the disks that are complete; a directory that isn't there has none.
+    pub fn disks(&self) -> BTreeSet<u32> {
+        self.names().filter_map(|name| disk_number(&name)).collect()
+    }
+    /// Numbers of the disks of which something is there: complete, unfinished or only marked.
+    pub fn traces_of_disks(&self) -> BTreeSet<u32> {
+        let trace = |name: String| {
+            let name =
+                name.strip_suffix(".partial").or_else(|| name.strip_suffix(".unsynced")).unwrap_or(&name);
+            disk_number(name)
+        };
+        self.names().filter_map(trace).collect()
+    }
+    /// A copy of the root disk that shall become this image.
+    pub fn capture(&self, image: ImageId) -> PathBuf {
+        self.0.join(format!("{CAPTURE_PREFIX}{image}.img"))
+    }
+    /// The captures that are complete.
+    pub fn captures(&self) -> BTreeSet<ImageId> {
+        let image = |name: String| name.strip_prefix(CAPTURE_PREFIX)?.strip_suffix(".img")?.parse().ok();
+        self.names().filter_map(image).collect()
+    }
+    fn names(&self) -> impl Iterator<Item = String> {
+        let entries = std::fs::read_dir(&self.0).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok())
     }
     /// Configuration of the VMM.
     pub fn vmm_config(&self) -> PathBuf {
@@ -134,6 +165,23 @@ impl ServerDir {
     /// Standard output and error of the VMM.
     pub fn vmm_log(&self) -> PathBuf {
         self.0.join("vmm.log")
+    }
+}
+
+/// Prefix of the name of a capture.
+const CAPTURE_PREFIX: &str = "capture-";
+
+fn disk_name(number: u32) -> String {
+    match number {
+        0 | 1 => "root.img".to_owned(),
+        number => format!("root-{number}.img"),
+    }
+}
+
+fn disk_number(name: &str) -> Option<u32> {
+    match name {
+        "root.img" => Some(1),
+        name => name.strip_prefix("root-")?.strip_suffix(".img")?.parse().ok(),
     }
 }
 
@@ -197,5 +245,25 @@ mod tests {
     fn default_run_dir_leaves_room_for_sockets_and_a_long_one_does_not() {
         assert_eq!(RunDir::new(DEFAULT_RUN_DIR).check_length(), Ok(()));
         assert!(RunDir::new(format!("/{}", "x".repeat(80))).check_length().is_err());
+    }
+
+    #[test]
+    fn disks_and_captures_are_found_by_their_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let (server, image) = (ServerDir(dir.path().to_owned()), ImageId::new());
+        for path in [
+            server.disk(1),
+            server.disk(7),
+            server.capture(image),
+            server.disk_unfinished(3),
+            server.vmm_log(),
+        ] {
+            std::fs::write(path, b"").unwrap();
+        }
+        std::fs::write(dir.path().join("root-x.img"), b"").unwrap();
+        assert_eq!(server.disks(), BTreeSet::from([1, 7]));
+        assert_eq!(server.traces_of_disks(), BTreeSet::from([1, 3, 7]));
+        assert_eq!(server.captures(), BTreeSet::from([image]));
+        assert_eq!(ServerDir(dir.path().join("none")).disks(), BTreeSet::new());
     }
 }

@@ -8,14 +8,17 @@
 //! | not named | runs, or phase not `Removing` | any | [`Action::Teardown`] |
 //! | not named | none | `Removing` | [`Action::Forget`] once its networks are gone or wanted by others |
 //! | stopped | runs | any | [`Action::Terminate`] |
-//! | stopped | none | `Stopped`, `Failed` | – |
+//! | stopped | none | `Stopped`, `Failed` | [`Action::Prepare`] where a disk other than the first is missing, else the last row |
 //! | stopped | none | else | [`Action::Settle`] → `Stopped` |
-//! | running | runs | `Running`, generation right | – |
+//! | running, paused | runs | `Running`, generation right | [`Action::SetPaused`] where it isn't so, else the last row |
 //! | running | runs | `Starting`, generation right | [`Action::Adopt`] |
 //! | running | runs | else | [`Action::Terminate`] (then started anew) |
 //! | running | ended | `Starting`, `Running` | [`Action::Settle`] by [`outcome`] |
 //! | running | none | `Stopped` by the guest, or `Failed`; generation and specification the same | – |
-//! | running | none | else | [`Action::Prepare`] without a disk, then [`Action::Start`] when its networks are ready |
+//! | running | none | else | [`Action::Prepare`] while a disk is missing, then [`Action::Start`] when its networks are ready |
+//! | any | as it should be | – | [`Action::Capture`] of a disk that is asked for, then [`Action::Prune`] of what nothing names |
+//!
+//! A paused server is one that runs, but for [`Action::SetPaused`].
 //!
 //! A server with a task in flight is left alone, except that a preparation or start that is not wanted any more is
 //! cancelled. Networks are brought in line by one action for all of them ([`Action::Networks`]).
@@ -27,8 +30,8 @@ use std::{
 
 use jiff::Timestamp;
 use mote_host_api::{
-    DesiredPower, DesiredState, InstanceMetadata, NetworkId, NetworkSpec, PortId, RestartPolicy, ServerId,
-    ServerSpec,
+    DesiredPower, DesiredState, ImageId, InstanceMetadata, NetworkId, NetworkSpec, PortId, RestartPolicy,
+    ServerId, ServerSpec,
 };
 use mote_network::NetworkKey;
 use mote_vmm_api::{ExitReason, ExitReport, MAX_VCPUS};
@@ -76,8 +79,10 @@ pub struct SeenServer {
     pub alive: Vec<ProcessIdentity>,
     /// How the recorded VMM ended, where that is known.
     pub ended: Option<Ended>,
-    /// The root disk is complete.
-    pub disk: bool,
+    /// Numbers of the disks that are complete.
+    pub disks: BTreeSet<u32>,
+    /// Copies that were made of its root disk.
+    pub captures: BTreeSet<ImageId>,
     /// What is being done.
     pub task: Option<SeenTask>,
     /// The last action failed; try again then.
@@ -150,6 +155,12 @@ pub enum Action {
     Start(ServerId),
     /// A VMM that an earlier mote-hostd started: check that it runs, record it.
     Adopt(ServerId, ProcessIdentity),
+    /// Make its guest stand still, or go on.
+    SetPaused(ServerId, bool),
+    /// Copy its root disk for that image.
+    Capture(ServerId, ImageId),
+    /// Remove disks and captures that nothing names any more.
+    Prune(ServerId),
     /// End its VMMs on purpose; keep the rest.
     Terminate(ServerId),
     /// Record what became of it.
@@ -169,6 +180,9 @@ impl Action {
             | Self::Prepare(id)
             | Self::Start(id)
             | Self::Adopt(id, _)
+            | Self::SetPaused(id, _)
+            | Self::Capture(id, _)
+            | Self::Prune(id)
             | Self::Terminate(id)
             | Self::Settle(id, _)
             | Self::Teardown(id)
@@ -318,7 +332,13 @@ impl Decider<'_> {
         if let [process, others @ ..] = seen.alive.as_slice() {
             let right = record.run_generation >= want.run_generation && others.is_empty();
             return match record.phase {
-                Phase::Running if right && record.process.as_ref() == Some(process) => None,
+                Phase::Running if right && record.process.as_ref() == Some(process) => {
+                    let paused = want.power == DesiredPower::Paused;
+                    match record.paused == Some(paused) {
+                        true => tidy(want, seen),
+                        false => Some(Action::SetPaused(want.id, paused)),
+                    }
+                }
                 Phase::Starting if right => Some(Action::Adopt(want.id, process.clone())),
                 _ => Some(Action::Terminate(want.id)),
             };
@@ -342,7 +362,7 @@ impl Decider<'_> {
         if !asked_again && !self.due(seen.record.not_before) {
             return None;
         }
-        if !seen.disk {
+        if missing_disk(want, &seen.disks) {
             return Some(Action::Prepare(want.id));
         }
         self.networks_ready(want).then_some(Action::Start(want.id))
@@ -375,8 +395,12 @@ impl Decider<'_> {
                 want.memory_mib, self.observed.memory_mib
             ));
         }
-        let images = [Some(&want.boot.disk), Some(&want.boot.kernel), want.boot.ramdisk.as_ref()];
-        if let Some(image) = images.into_iter().flatten().find(|image| !is_sha256(&image.sha256)) {
+        let boots = [Some(&want.boot), want.rescue.as_ref().map(|rescue| &rescue.boot)];
+        let images = boots
+            .into_iter()
+            .flatten()
+            .flat_map(|boot| [Some(&boot.disk), Some(&boot.kernel), boot.ramdisk.as_ref()]);
+        if let Some(image) = images.flatten().find(|image| !is_sha256(&image.sha256)) {
             return Some(format!("{:?} is no SHA-256 digest", bounded(&image.sha256)));
         }
         let stray =
@@ -405,7 +429,11 @@ fn halt(want: &ServerSpec, seen: &SeenServer, now: Timestamp) -> Option<Action> 
         return Some(Action::Terminate(want.id));
     }
     match seen.record.phase {
-        Phase::Stopped | Phase::Failed => None,
+        // The disk of a server that never ran is made when it is started.
+        Phase::Stopped if want.disk.number > 1 && missing_disk(want, &seen.disks) => {
+            Some(Action::Prepare(want.id))
+        }
+        Phase::Stopped | Phase::Failed => tidy(want, seen),
         Phase::Running => {
             let ended = seen.ended.as_ref()?;
             let outcome = outcome(&seen.record, ended, want.restart_policy, now);
@@ -414,6 +442,32 @@ fn halt(want: &ServerSpec, seen: &SeenServer, now: Timestamp) -> Option<Action> 
         }
         _ => Some(Action::Settle(want.id, Outcome::Stopped { by_guest: false })),
     }
+}
+
+/// The disks that it needs are not all there.
+fn missing_disk(want: &ServerSpec, disks: &BTreeSet<u32>) -> bool {
+    let rescue = want.rescue.as_ref().map(|rescue| rescue.disk);
+    !disks.contains(&want.disk.number) || rescue.is_some_and(|number| !disks.contains(&number))
+}
+
+/// The disks that must not be removed.
+pub fn needed_disks(want: &ServerSpec, disks: &BTreeSet<u32>) -> BTreeSet<u32> {
+    let source = want.disk.copy_of.filter(|_| !disks.contains(&want.disk.number));
+    let rescue = want.rescue.as_ref().map(|rescue| rescue.disk);
+    [Some(want.disk.number), want.kept_disk, source, rescue].into_iter().flatten().collect()
+}
+
+/// What is left to do for a server that is as it should be.
+fn tidy(want: &ServerSpec, seen: &SeenServer) -> Option<Action> {
+    let wanted =
+        want.captures.iter().map(|capture| capture.image_id).find(|image| !seen.captures.contains(image));
+    if let Some(image) = wanted.filter(|_| seen.disks.contains(&want.disk.number)) {
+        return Some(Action::Capture(want.id, image));
+    }
+    let asked_for = |image: &ImageId| want.captures.iter().any(|capture| capture.image_id == *image);
+    let superfluous =
+        !seen.disks.is_subset(&needed_disks(want, &seen.disks)) || !seen.captures.iter().all(asked_for);
+    superfluous.then_some(Action::Prune(want.id))
 }
 
 /// What becomes of a wanted server whose VMM (`record.process`) has ended.

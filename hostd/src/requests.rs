@@ -8,6 +8,7 @@ use tokio::{io::AsyncWriteExt, net::UnixStream, time::Instant};
 
 use crate::{
     console::{self, Chunk},
+    diagnostics,
     errors::one_line,
     files::FileError,
     paths::{RunDir, ServerDir, StateDir},
@@ -58,6 +59,7 @@ impl Requests {
                 self.read(server_id, offset, Duration::from_millis(wait_ms).min(READ_WAIT_MAX)).await
             }
             HostRequestKind::ConsoleWrite { server_id, data } => self.write(server_id, &data).await,
+            HostRequestKind::Diagnostics { server_id } => self.diagnostics(server_id).await,
         };
         answer.unwrap_or_else(|e| HostReply::Error { message: one_line(&e) })
     }
@@ -86,6 +88,12 @@ impl Requests {
             }
             tokio::time::sleep(READ_PAUSE).await;
         }
+    }
+
+    async fn diagnostics(&self, id: ServerId) -> Result<HostReply, RequestError> {
+        let (dir, run) = (self.dir(id)?, self.run.clone());
+        let found = tokio::task::spawn_blocking(move || diagnostics::of_server(id, &dir, &run)).await?;
+        Ok(HostReply::Diagnostics(found))
     }
 
     async fn write(&self, id: ServerId, data: &str) -> Result<HostReply, RequestError> {

@@ -1,5 +1,9 @@
 //! A simulated host: processes, networks and images that exist in memory only, so that the agent's decisions and its
 //! recovery from crashes can be run through without KVM, root or time. Files are real (in a temporary directory).
+//!
+//! `mote-hostd run --simulated` is such a host in a real cloud ([`World::open`]): images, disks, the ledger, the clock and
+//! the conversations with the controller are real, only the VMM processes and the kernel's networks are not. Its processes
+//! are remembered in a file, so that they outlive the agent as real ones do.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,12 +19,13 @@ use std::{
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use mote_host_api::{
-    BootSpec, DesiredPower, FixedIp, ImageSpec, InstanceMetadata, NetworkId, NetworkSpec, PortId, PortSpec,
-    RestartPolicy, ServerId, ServerSpec, SubnetId,
+    BootSpec, DesiredPower, DiskSpec, FixedIp, ImageSpec, InstanceMetadata, NetworkId, NetworkSpec, PortId,
+    PortSpec, RestartPolicy, ServerId, ServerSpec, SubnetId,
 };
 use mote_network::NetworkKey;
 use mote_vmm_api::{ExitReason, ExitReport};
 use nix::sys::signal::Signal;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::{
@@ -42,11 +47,24 @@ pub struct World {
     changes: watch::Sender<u64>,
     next_pid: AtomicI32,
     clock: SimClock,
+    /// Where processes are remembered.
+    memory: Option<PathBuf>,
+}
+
+/// First number of a process of a simulated host: above the largest that a kernel gives (`PID_MAX_LIMIT`).
+const FIRST_PID: i32 = 5_000_000;
+
+/// What outlives the agent of a simulated host.
+#[derive(Default, Serialize, Deserialize)]
+struct Memory {
+    processes: Vec<(ProcessIdentity, ServerId)>,
+    paused: BTreeSet<ServerId>,
 }
 
 #[derive(Default)]
 struct Inner {
     processes: BTreeMap<ProcessIdentity, ServerId>,
+    paused: BTreeSet<ServerId>,
     networks: BTreeSet<NetworkKey>,
     /// Images that can't be had.
     missing: BTreeSet<String>,
@@ -71,7 +89,43 @@ impl World {
             changes: watch::Sender::new(0),
             next_pid: AtomicI32::new(1000),
             clock: SimClock::default(),
+            memory: None,
         }))
+    }
+
+    /// The machine of a simulated host with these directories, with the processes that it had.
+    ///
+    /// # Errors
+    /// Of reading its memory.
+    pub fn open(state: StateDir, run: RunDir) -> Result<Arc<Self>, files::FileError> {
+        let memory = state.path().join("simulated.json");
+        let known: Memory = files::read_json(&memory)?.unwrap_or_default();
+        let here = boot_id();
+        // As with real ones, nothing runs on after the machine was started again.
+        let processes: BTreeMap<_, _> =
+            known.processes.into_iter().filter(|(process, _)| process.boot_id == here).collect();
+        let last = processes.keys().map(|process| process.pid).max();
+        let inner = Inner { processes, paused: known.paused, ..Inner::default() };
+        Ok(Arc::new(Self {
+            state,
+            run,
+            image: PathBuf::new(),
+            inner: Mutex::new(inner),
+            changes: watch::Sender::new(0),
+            next_pid: AtomicI32::new(last.map_or(FIRST_PID, |last| last.saturating_add(1))),
+            clock: SimClock::default(),
+            memory: Some(memory),
+        }))
+    }
+
+    /// Its VMM processes.
+    pub fn vmms(self: &Arc<Self>) -> Arc<dyn Vmms> {
+        Arc::new(Simulated(self.clone()))
+    }
+
+    /// Its networks.
+    pub fn kernel_networks(self: &Arc<Self>) -> Arc<dyn Networks> {
+        Arc::new(Simulated(self.clone()))
     }
 
     /// The parts for an agent that works on this machine.
@@ -107,6 +161,11 @@ impl World {
     /// Namespaces that exist now.
     pub fn networks(&self) -> BTreeSet<NetworkKey> {
         self.lock().networks.clone()
+    }
+
+    /// Servers whose guests stand still.
+    pub fn paused(&self) -> BTreeSet<ServerId> {
+        self.lock().paused.clone()
     }
 
     /// How many VMMs were ever started.
@@ -147,6 +206,13 @@ impl World {
         self.lock().short_lived = reason;
     }
 
+    /// A guest's first line on its console.
+    fn say_hello(&self, id: ServerId) {
+        let path = self.state.server(id).console_log();
+        // The directory may be gone, as for a real VMM.
+        let _ = std::fs::write(path, format!("simulated guest of server {id}\n"));
+    }
+
     fn write_report(&self, id: ServerId, reason: ExitReason) {
         let report = ExitReport { reason, message: format!("simulated {reason:?}") };
         let path = self.state.server(id).exit_report();
@@ -154,11 +220,24 @@ impl World {
         let _ = files::replace_json(&path, &report, Durability::Process);
     }
 
+    fn remember(&self) {
+        let Some(path) = &self.memory else { return };
+        let inner = self.lock();
+        let processes = inner.processes.iter().map(|(process, id)| (process.clone(), *id)).collect();
+        let memory = Memory { processes, paused: inner.paused.clone() };
+        // Still under the lock, so that an older state never replaces a newer one.
+        if let Err(e) = files::replace_json(path, &memory, Durability::Process) {
+            tracing::warn!(error = crate::errors::one_line(&e), "simulated processes are not remembered");
+        }
+        drop(inner);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn changed(&self) {
+        self.remember();
         self.changes.send_modify(|n| *n += 1);
     }
 }
@@ -177,12 +256,18 @@ impl Vmms for Simulated {
             let process = ProcessIdentity { pid, start_ticks: 1, boot_id: boot_id() };
             let mut inner = self.0.lock();
             inner.launches += 1;
+            inner.paused.remove(&launch.id);
             match inner.short_lived {
                 Some(reason) => {
                     drop(inner);
                     self.0.write_report(launch.id, reason);
                 }
-                None => drop(inner.processes.insert(process.clone(), launch.id)),
+                None => {
+                    inner.processes.insert(process.clone(), launch.id);
+                    drop(inner);
+                    self.0.say_hello(launch.id);
+                    self.0.remember();
+                }
             }
             Ok(process)
         })
@@ -202,6 +287,23 @@ impl Vmms for Simulated {
                     return;
                 }
             }
+        })
+    }
+
+    fn set_paused(&self, id: ServerId, paused: bool) -> BoxFuture<'_, Result<(), VmmError>> {
+        Box::pin(async move {
+            let mut inner = self.0.lock();
+            let what = if paused { "pause" } else { "resume" };
+            if !inner.processes.values().any(|running| *running == id) {
+                return Err(VmmError::Ask { what, source: "it does not run".into() });
+            }
+            match paused {
+                true => inner.paused.insert(id),
+                false => inner.paused.remove(&id),
+            };
+            drop(inner);
+            self.0.remember();
+            Ok(())
         })
     }
 
@@ -329,6 +431,10 @@ pub fn server_spec(ports: &[PortId]) -> ServerSpec {
         memory_mib: 128,
         root_disk_gib: 0,
         boot: BootSpec { disk: image('d'), kernel: image('c'), ramdisk: None, command_line: None },
+        disk: DiskSpec::default(),
+        kept_disk: None,
+        rescue: None,
+        captures: Vec::new(),
         ports: ports.to_vec(),
         restart_policy: RestartPolicy::Never,
         metadata: InstanceMetadata {

@@ -17,15 +17,16 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use mote_host_api::ServerId;
 use mote_vmm_api::{InstanceInfo, InstanceState};
 use nix::sys::signal::Signal;
+use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::{
-    errors::one_line,
+    errors::{bounded, one_line},
     parts::{Launch, VmmError, Vmms},
     paths::{RunDir, ServerDir, StateDir},
     process::{self, ProcessIdentity},
@@ -109,9 +110,11 @@ impl Vmms for VmmProcesses {
         Box::pin(async move {
             let mut pause = ASK_PAUSES.0;
             loop {
-                let asked = tokio::time::timeout(ASK_TIMEOUT, ask(&socket)).await;
+                let asked = ask::<InstanceInfo>(&socket, "GET", "/", String::new());
+                let asked = tokio::time::timeout(ASK_TIMEOUT, asked).await;
                 match asked {
-                    Ok(Ok(info)) if info.id == id.to_string() && info.state == InstanceState::Running => {
+                    // A paused guest has run.
+                    Ok(Ok(info)) if info.id == id.to_string() && info.state != InstanceState::NotStarted => {
                         return;
                     }
                     other => tracing::trace!(server = %id, ?other, "not yet running"),
@@ -137,6 +140,31 @@ impl Vmms for VmmProcesses {
                     Err(e) => tracing::warn!(pid = process.pid, error = one_line(&e), "cannot watch a VMM"),
                 }
                 tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        })
+    }
+
+    fn set_paused(&self, id: ServerId, paused: bool) -> BoxFuture<'_, Result<(), VmmError>> {
+        let socket = self.run.server(id).api_socket();
+        Box::pin(async move {
+            let what = if paused { "pause" } else { "resume" };
+            let failed = |source: Box<dyn std::error::Error + Send + Sync>| VmmError::Ask { what, source };
+            let (state, word) = match paused {
+                true => (InstanceState::Paused, "Paused"),
+                false => (InstanceState::Running, "Resumed"),
+            };
+            let change = async {
+                // Being told twice is an error for a VMM.
+                let info: InstanceInfo = ask(&socket, "GET", "/", String::new()).await?;
+                if info.state == state {
+                    return Ok(());
+                }
+                let body = serde_json::json!({ "state": word }).to_string();
+                ask::<serde_json::Value>(&socket, "PATCH", "/vm", body).await.map(drop)
+            };
+            match tokio::time::timeout(ASK_TIMEOUT, change).await {
+                Ok(result) => result.map_err(|e| failed(Box::new(e))),
+                Err(e) => Err(failed(Box::new(e))),
             }
         })
     }
@@ -210,21 +238,36 @@ enum AskError {
     Body(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("the answer is not what was asked for")]
     Parse(#[source] serde_json::Error),
+    #[error("it answers {0}: {1}")]
+    Refused(u16, String),
 }
 
-/// `GET /` of a VMM.
-async fn ask(socket: &Path) -> Result<InstanceInfo, AskError> {
+/// One question to a VMM's API; an empty answer counts as `null`.
+async fn ask<T: DeserializeOwned>(
+    socket: &Path,
+    method: &'static str,
+    path: &'static str,
+    body: String,
+) -> Result<T, AskError> {
     let stream = UnixStream::connect(socket).await.map_err(AskError::Connect)?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(AskError::Http)?;
-    let request = hyper::Request::get("/")
+    let request = hyper::Request::builder()
+        .method(method)
+        .uri(path)
         .header(hyper::header::HOST, "localhost")
-        .body(Empty::<bytes::Bytes>::new())
-        .expect("a constant request is valid");
+        .header(hyper::header::CONTENT_TYPE, "application/json")
+        .body(Full::<bytes::Bytes>::from(body))
+        .expect("methods and paths are constants of this module");
     let answer = async {
         let response = sender.send_request(request).await.map_err(AskError::Http)?;
+        let status = response.status();
         let body = Limited::new(response.into_body(), ANSWER_MAX).collect().await.map_err(AskError::Body)?;
-        serde_json::from_slice(&body.to_bytes()).map_err(AskError::Parse)
+        let body = body.to_bytes();
+        if !status.is_success() {
+            return Err(AskError::Refused(status.as_u16(), bounded(&String::from_utf8_lossy(&body))));
+        }
+        serde_json::from_slice(if body.is_empty() { b"null" } else { &body }).map_err(AskError::Parse)
     };
     tokio::pin!(connection);
     tokio::pin!(answer);
@@ -258,7 +301,7 @@ mod tests {
             assert!(head[..n].starts_with(b"GET / HTTP/1.1\r\n"));
             stream.write_all(text).await.unwrap();
         });
-        let result = ask(&path).await;
+        let result = ask(&path, "GET", "/", String::new()).await;
         server.await.unwrap();
         result
     }
@@ -280,7 +323,10 @@ mod tests {
             Err(AskError::Parse(_))
         ));
         assert!(answer(b"SSH-2.0-x\r\n").await.is_err());
-        assert!(matches!(ask(Path::new("/nonexistent")).await, Err(AskError::Connect(_))));
+        let nowhere = ask::<InstanceInfo>(Path::new("/nonexistent"), "GET", "/", String::new());
+        assert!(matches!(nowhere.await, Err(AskError::Connect(_))));
+        let refused = answer(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\n\r\nno").await;
+        assert!(matches!(refused, Err(AskError::Refused(400, text)) if text == "no"));
     }
 
     #[test]

@@ -158,7 +158,7 @@ async fn a_vmm_outlives_its_agent_is_found_again_and_its_end_is_noticed() {
     second.want(&desired(3, &network, std::slice::from_ref(&spec)));
     second.until("stopped", |s| s.observed.state == ServerState::Stopped).await;
     assert!(machine.vmms().scan().await.unwrap().is_empty());
-    assert!(dir.disk().exists(), "the disk is kept");
+    assert!(dir.disk(1).exists(), "the disk is kept");
     assert!(!machine.run().server(spec.id).path().exists(), "sockets are not");
 }
 

@@ -1,8 +1,46 @@
 //! Hosts and servers as rows, for the tests of what only reads them.
 
+use axum::body::Body;
+use http::{Method, Request};
+use serde_json::Value;
 use uuid::Uuid;
 
-use crate::{app::App, db::now_us};
+use crate::{
+    app::App,
+    db::now_us,
+    testing::{Answer, TestApp},
+};
+
+impl TestApp {
+    /// A request of microversion 2.`minor`.
+    pub(crate) async fn call_at(
+        &self,
+        method: Method,
+        path: &str,
+        token: &str,
+        minor: u16,
+        body: Value,
+    ) -> Answer {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("x-auth-token", token)
+            .header("openstack-api-version", format!("compute 2.{minor}"));
+        let request = match body {
+            Value::Null => request.body(Body::empty()),
+            body => request.header("content-type", "application/json").body(Body::from(body.to_string())),
+        };
+        self.send(request.unwrap()).await
+    }
+
+    pub(crate) async fn get_at(&self, path: &str, token: &str, minor: u16) -> Answer {
+        self.call_at(Method::GET, path, token, minor, Value::Null).await
+    }
+
+    pub(crate) async fn post_at(&self, path: &str, token: &str, minor: u16, body: Value) -> Answer {
+        self.call_at(Method::POST, path, token, minor, body).await
+    }
+}
 
 /// A host that was seen just now: 8 vCPUs, 16 GiB of memory, 100 GiB of disk.
 pub(super) async fn host(app: &App, name: &str, zone: &str) -> String {

@@ -8,11 +8,15 @@ use axum::{
 use serde_json::{Map, Value, json};
 use sqlx::FromRow;
 
+use super::versions::Version;
 use crate::{
     app::App,
     hosts::is_up,
-    http::{context::Ctx, error::ApiError},
+    http::{context::Ctx, error::ApiError, query::Params},
 };
+
+/// Largest page of a list, Nova's `max_limit`.
+const MAX_PAGE: u64 = 1000;
 
 /// The routes.
 pub(super) fn routes() -> Router<App> {
@@ -50,18 +54,18 @@ impl Row {
         is_up(self.last_seen_us)
     }
 
-    fn brief(&self) -> Value {
+    fn brief(&self, version: Version) -> Value {
         json!({
-            "id": self.number,
+            "id": if version.has(53) { json!(self.id) } else { json!(self.number) },
             "hypervisor_hostname": self.name,
             "state": if self.is_up() { "up" } else { "down" },
             "status": if self.enabled { "enabled" } else { "disabled" },
         })
     }
 
-    fn document(&self) -> Value {
-        let mut document = self.brief();
-        let more = json!({
+    fn document(&self, version: Version) -> Value {
+        let mut document = self.brief(version);
+        let mut more = json!({
             "vcpus": self.vcpus,
             "vcpus_used": self.vcpus_used,
             "memory_mb": self.memory_mib,
@@ -75,10 +79,19 @@ impl Row {
             "current_workload": self.busy,
             "hypervisor_type": "mote-vmm",
             "hypervisor_version": version_number(&self.version),
-            "cpu_info": "",
+            "cpu_info": if version.has(28) { json!({}) } else { json!("") },
             "host_ip": null, // a host is not reached: it asks
-            "service": {"id": self.number, "host": self.name, "disabled_reason": self.disabled_reason},
+            "service": {
+                "id": if version.has(53) { json!(self.id) } else { json!(self.number) },
+                "host": self.name, "disabled_reason": self.disabled_reason,
+            },
         });
+        if version.has(88) {
+            for name in SUMS.iter().chain(&["cpu_info", "disk_available_least"]) {
+                more.as_object_mut().map(|more| more.remove(*name));
+            }
+            more["uptime"] = Value::Null; // hosts do not report it
+        }
         if let (Some(document), Value::Object(more)) = (document.as_object_mut(), more) {
             document.extend(more);
         }
@@ -115,38 +128,135 @@ fn not_found(id: &str) -> ApiError {
     ApiError::NotFound(format!("Hypervisor with ID '{id}' could not be found."))
 }
 
-/// By Nova's number; clients that got the host's UUID from Mote's own API may use that.
+/// By Nova's number, since 2.53 by the host's UUID; both are always taken.
 async fn one(app: &App, ctx: &Ctx, id: &str) -> Result<Row, ApiError> {
     let rows = rows(app, ctx).await?;
     let is_it = |row: &Row| row.id == id || row.number.to_string() == id;
     rows.into_iter().find(is_it).ok_or_else(|| not_found(id))
 }
 
-async fn list(State(app): State<App>, ctx: Ctx) -> Result<Json<Value>, ApiError> {
-    let rows: Vec<Value> = rows(&app, &ctx).await?.iter().map(Row::brief).collect();
-    Ok(Json(json!({"hypervisors": rows})))
+/// What is wanted of the list since 2.53 (pattern, servers) and 2.33 (pages).
+async fn page(
+    app: &App,
+    ctx: &Ctx,
+    version: Version,
+    params: &Params,
+) -> Result<(Vec<Row>, Option<String>), ApiError> {
+    let mut rows = match params.get("hypervisor_hostname_pattern").filter(|_| version.has(53)) {
+        Some(pattern) => matching(app, ctx, pattern).await?,
+        None => rows(app, ctx).await?,
+    };
+    if !version.has(33) {
+        return Ok((rows, None));
+    }
+    let key = |row: &Row| if version.has(53) { row.id.clone() } else { row.number.to_string() };
+    if let Some(marker) = params.get("marker") {
+        let at = rows.iter().position(|row| key(row) == marker);
+        let at = at.ok_or_else(|| ApiError::BadRequest(format!("marker [{marker}] not found")))?;
+        rows.drain(..=at);
+    }
+    let limit = params.number("limit")?.unwrap_or(MAX_PAGE).min(MAX_PAGE);
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let more = rows.len() > limit;
+    rows.truncate(limit);
+    let next = rows.last().filter(|_| more).map(|last| format!("limit={limit}&marker={}", key(last)));
+    Ok((rows, next))
 }
 
-async fn detail(State(app): State<App>, ctx: Ctx) -> Result<Json<Value>, ApiError> {
-    let rows: Vec<Value> = rows(&app, &ctx).await?.iter().map(Row::document).collect();
-    Ok(Json(json!({"hypervisors": rows})))
+fn answer(app: &App, hypervisors: Vec<Value>, path: &str, next: Option<String>) -> Json<Value> {
+    let mut answer = json!({ "hypervisors": hypervisors });
+    if let Some(next) = next {
+        let href = format!("{}/compute/v2.1/{path}?{next}", app.config.public_url);
+        answer["hypervisors_links"] = json!([{"rel": "next", "href": href}]);
+    }
+    Json(answer)
 }
 
-async fn show(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    Ok(Json(json!({"hypervisor": one(&app, &ctx, &id).await?.document()})))
+/// The servers of a host, if they are asked for.
+async fn with_servers(
+    app: &App,
+    version: Version,
+    params: &Params,
+    row: &Row,
+    mut document: Value,
+) -> Result<Value, ApiError> {
+    if version.has(53) && params.boolean("with_servers")? == Some(true) {
+        let servers = servers_of(app, row).await?;
+        if version.has(75) || !servers.is_empty() {
+            document["servers"] = servers.into();
+        }
+    }
+    Ok(document)
 }
 
-/// As Nova's drivers that don't know it.
-async fn uptime(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
+async fn list(
+    State(app): State<App>,
+    ctx: Ctx,
+    version: Version,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    let (rows, next) = page(&app, &ctx, version, &params).await?;
+    let mut documents = Vec::new();
+    for row in &rows {
+        documents.push(with_servers(&app, version, &params, row, row.brief(version)).await?);
+    }
+    Ok(answer(&app, documents, "os-hypervisors", next))
+}
+
+async fn detail(
+    State(app): State<App>,
+    ctx: Ctx,
+    version: Version,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    let (rows, next) = page(&app, &ctx, version, &params).await?;
+    let mut documents = Vec::new();
+    for row in &rows {
+        documents.push(with_servers(&app, version, &params, row, row.document(version)).await?);
+    }
+    Ok(answer(&app, documents, "os-hypervisors/detail", next))
+}
+
+async fn show(
+    State(app): State<App>,
+    ctx: Ctx,
+    version: Version,
+    Path(id): Path<String>,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    let row = one(&app, &ctx, &id).await?;
+    let document = with_servers(&app, version, &params, &row, row.document(version)).await?;
+    Ok(Json(json!({ "hypervisor": document })))
+}
+
+/// Until 2.87, and then as Nova's drivers that don't know it.
+async fn uptime(
+    State(app): State<App>,
+    ctx: Ctx,
+    version: Version,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    until(version, 87)?;
     one(&app, &ctx, &id).await?;
     Err(ApiError::NotImplemented("Hosts do not report their uptime.".into()))
+}
+
+/// Routes that a later microversion took away.
+fn until(version: Version, last: u16) -> Result<(), ApiError> {
+    match version.has(last + 1) {
+        true => Err(ApiError::NotFound("The resource could not be found.".into())),
+        false => Ok(()),
+    }
 }
 
 async fn matching(app: &App, ctx: &Ctx, pattern: &str) -> Result<Vec<Row>, ApiError> {
     let mut rows = rows(app, ctx).await?;
     rows.retain(|row| row.name.contains(pattern));
     match rows.is_empty() {
-        true => Err(ApiError::NotFound(format!("No hypervisor matching '{pattern}' could be found."))),
+        true => {
+            let pattern: String = pattern.chars().take(64).collect();
+            Err(ApiError::NotFound(format!("No hypervisor matching '{pattern}' could be found.")))
+        }
         false => Ok(rows),
     }
 }
@@ -154,24 +264,32 @@ async fn matching(app: &App, ctx: &Ctx, pattern: &str) -> Result<Vec<Row>, ApiEr
 async fn search(
     State(app): State<App>,
     ctx: Ctx,
+    version: Version,
     Path(pattern): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
-    let rows: Vec<Value> = matching(&app, &ctx, &pattern).await?.iter().map(Row::brief).collect();
-    Ok(Json(json!({"hypervisors": rows})))
+    until(version, 52)?;
+    let rows = matching(&app, &ctx, &pattern).await?;
+    Ok(Json(json!({"hypervisors": rows.iter().map(|row| row.brief(version)).collect::<Vec<_>>()})))
+}
+
+async fn servers_of(app: &App, row: &Row) -> Result<Vec<Value>, ApiError> {
+    let sql = "SELECT id FROM servers WHERE host_id = $1 ORDER BY created_us, id";
+    let ids: Vec<String> = sqlx::query_scalar(sql).bind(&row.id).fetch_all(&app.db).await?;
+    Ok(ids.iter().map(|id| json!({"uuid": id, "name": id})).collect())
 }
 
 async fn servers(
     State(app): State<App>,
     ctx: Ctx,
+    version: Version,
     Path(pattern): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
+    until(version, 52)?;
     let mut hypervisors = Vec::new();
     for row in matching(&app, &ctx, &pattern).await? {
-        let sql = "SELECT id FROM servers WHERE host_id = $1 ORDER BY created_us, id";
-        let ids: Vec<String> = sqlx::query_scalar(sql).bind(&row.id).fetch_all(&app.db).await?;
-        let mut document = row.brief();
-        if !ids.is_empty() {
-            let servers: Vec<Value> = ids.iter().map(|id| json!({"uuid": id, "name": id})).collect();
+        let mut document = row.brief(version);
+        let servers = servers_of(&app, &row).await?;
+        if !servers.is_empty() {
             document["servers"] = servers.into();
         }
         hypervisors.push(document);
@@ -179,23 +297,27 @@ async fn servers(
     Ok(Json(json!({"hypervisors": hypervisors})))
 }
 
+/// What [`statistics`] adds up; gone with it from 2.88 on.
+const SUMS: [&str; 10] = [
+    "vcpus",
+    "vcpus_used",
+    "memory_mb",
+    "memory_mb_used",
+    "free_ram_mb",
+    "local_gb",
+    "local_gb_used",
+    "free_disk_gb",
+    "running_vms",
+    "current_workload",
+];
+
 /// Sums over the enabled hosts.
-async fn statistics(State(app): State<App>, ctx: Ctx) -> Result<Json<Value>, ApiError> {
+async fn statistics(State(app): State<App>, ctx: Ctx, version: Version) -> Result<Json<Value>, ApiError> {
+    until(version, 87)?;
     let documents: Vec<Value> =
-        rows(&app, &ctx).await?.iter().filter(|row| row.enabled).map(Row::document).collect();
+        rows(&app, &ctx).await?.iter().filter(|row| row.enabled).map(|row| row.document(version)).collect();
     let mut sums = Map::new();
-    for name in [
-        "vcpus",
-        "vcpus_used",
-        "memory_mb",
-        "memory_mb_used",
-        "free_ram_mb",
-        "local_gb",
-        "local_gb_used",
-        "free_disk_gb",
-        "running_vms",
-        "current_workload",
-    ] {
+    for name in SUMS {
         let sum: i64 = documents.iter().filter_map(|document| document[name].as_i64()).sum();
         sums.insert(name.into(), sum.into());
     }
@@ -253,5 +375,21 @@ mod tests {
         test.get(&format!("{URL}/nothing/search"), admin).await.expect(404);
         test.get(&format!("{URL}/9"), admin).await.expect(404);
         test.get(&format!("{URL}/1/uptime"), admin).await.expect(501);
+        // Later microversions.
+        let page = test.get_at(&format!("{URL}?limit=1"), admin, 53).await.expect(200);
+        assert_eq!(page["hypervisors"][0]["id"], json!(host));
+        let next =
+            page["hypervisors_links"][0]["href"].as_str().unwrap().split_once(":8774").unwrap().1.to_owned();
+        let rest = test.get_at(&next, admin, 53).await.expect(200);
+        assert_eq!(rest["hypervisors"][0]["hypervisor_hostname"], "h2");
+        let path = format!("{URL}/{host}?with_servers=true");
+        let shown = test.get_at(&path, admin, 88).await.expect(200)["hypervisor"].take();
+        assert_eq!((shown["servers"].as_array().unwrap().len(), &shown["service"]["id"]), (2, &json!(host)));
+        assert!(shown["vcpus"].is_null() && shown["uptime"].is_null());
+        let found = test.get_at(&format!("{URL}?hypervisor_hostname_pattern=2"), admin, 53).await.expect(200);
+        assert_eq!(found["hypervisors"].as_array().unwrap().len(), 1);
+        test.get_at(&format!("{URL}/h1/search"), admin, 53).await.expect(404);
+        test.get_at(&format!("{URL}/statistics"), admin, 88).await.expect(404);
+        test.get_at(&format!("{URL}/{host}/uptime"), admin, 88).await.expect(404);
     }
 }

@@ -13,11 +13,14 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sqlx::FromRow;
 
-use super::quotas::{self, Resource};
+use super::{
+    quotas::{self, Resource},
+    versions::Version,
+};
 use crate::{
     app::App,
     db::{is_unique_violation, now_us, rfc3339_us},
-    http::{context::Ctx, error::ApiError, json::JsonBody},
+    http::{context::Ctx, error::ApiError, json::JsonBody, query::Params},
 };
 
 /// Longest name, as in Nova.
@@ -40,8 +43,26 @@ pub(crate) struct KeyPair {
 }
 
 impl KeyPair {
-    fn brief(&self) -> Value {
-        json!({"name": self.name, "public_key": self.public_key, "fingerprint": self.fingerprint})
+    fn brief(&self, version: Version) -> Value {
+        let mut document =
+            json!({"name": self.name, "public_key": self.public_key, "fingerprint": self.fingerprint});
+        if version.has(2) {
+            document["type"] = json!(KIND);
+        }
+        document
+    }
+}
+
+/// The only type of keys.
+const KIND: &str = "ssh";
+/// Largest page of a list, Nova's `max_limit`.
+const MAX_PAGE: u64 = 1000;
+
+/// Whose key pairs: since 2.10 an administrator can name another user.
+fn owner<'a>(ctx: &'a Ctx, version: Version, wanted: Option<&'a str>) -> Result<&'a str, ApiError> {
+    match wanted.filter(|_| version.has(10)) {
+        Some(user) if user != ctx.user_id => ctx.require_admin().map(|()| user),
+        _ => Ok(&ctx.user_id),
     }
 }
 
@@ -74,6 +95,7 @@ struct New {
     public_key: Option<String>,
     #[serde(rename = "type")]
     kind: Option<String>,
+    user_id: Option<String>,
 }
 
 fn bad(text: impl Into<String>) -> ApiError {
@@ -161,24 +183,60 @@ fn parse(public_key: &str) -> Result<(String, String), ApiError> {
     Ok((line.to_owned(), fingerprint.join(":")))
 }
 
-async fn list(State(app): State<App>, ctx: Ctx) -> Result<Json<Value>, ApiError> {
-    let keys: Vec<KeyPair> = sqlx::query_as("SELECT * FROM keypairs WHERE user_id = $1 ORDER BY name")
-        .bind(&ctx.user_id)
+async fn list(
+    State(app): State<App>,
+    ctx: Ctx,
+    version: Version,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    let user = owner(&ctx, version, params.get("user_id"))?;
+    let mut keys: Vec<KeyPair> = sqlx::query_as("SELECT * FROM keypairs WHERE user_id = $1 ORDER BY name")
+        .bind(user)
         .fetch_all(&app.db)
         .await?;
-    let keys: Vec<Value> = keys.iter().map(|key| json!({"keypair": key.brief()})).collect();
-    Ok(Json(json!({"keypairs": keys})))
+    let mut next = None;
+    if version.has(35) {
+        if let Some(marker) = params.get("marker") {
+            let at = keys.iter().position(|key| key.name == marker);
+            let at = at.ok_or_else(|| bad(format!("marker [{marker}] not found")))?;
+            keys.drain(..=at);
+        }
+        let limit = params.number("limit")?.unwrap_or(MAX_PAGE).min(MAX_PAGE);
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let more = keys.len() > limit;
+        keys.truncate(limit);
+        next = keys.last().filter(|_| more).map(|last| {
+            let base = &app.config.public_url;
+            let marker = last.name.replace(' ', "%20");
+            format!("{base}/compute/v2.1/os-keypairs?limit={limit}&marker={marker}")
+        });
+    }
+    let keys: Vec<Value> = keys.iter().map(|key| json!({"keypair": key.brief(version)})).collect();
+    let mut answer = json!({ "keypairs": keys });
+    if let Some(href) = next {
+        answer["keypairs_links"] = json!([{"rel": "next", "href": href}]);
+    }
+    Ok(Json(answer))
 }
 
 async fn create(
     State(app): State<App>,
     ctx: Ctx,
+    version: Version,
     JsonBody(Body { keypair: new }): JsonBody<Body>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<(StatusCode, Json<Value>), ApiError> {
     check_name(&new.name)?;
-    if new.kind.is_some_and(|kind| kind != "ssh") {
+    for (field, given, since) in [("type", new.kind.is_some(), 2), ("user_id", new.user_id.is_some(), 10)] {
+        if given && !version.has(since) {
+            return Err(bad(format!(
+                "Invalid input: Additional properties are not allowed ('{field}' was unexpected)."
+            )));
+        }
+    }
+    if new.kind.is_some_and(|kind| kind != KIND) {
         return Err(bad("type: only ssh keys are supported."));
     }
+    let user = owner(&ctx, version, new.user_id.as_deref())?;
     let Some(public_key) = new.public_key else {
         return Err(bad(
             "Mote makes no private keys: make a key pair with ssh-keygen and import its public_key (openstack keypair create --public-key FILE NAME).",
@@ -189,7 +247,7 @@ async fn create(
     // A limit of the project, for each of its users, as in Nova.
     let limit = quotas::limit(&mut tx, ctx.require_project()?, Resource::KeyPairs).await?;
     let used: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM keypairs WHERE user_id = $1")
-        .bind(&ctx.user_id)
+        .bind(user)
         .fetch_one(&mut *tx)
         .await?;
     if limit >= 0 && used >= limit {
@@ -199,7 +257,7 @@ async fn create(
         "INSERT INTO keypairs (user_id, name, public_key, fingerprint, created_us) VALUES ($1, $2, $3, $4, $5)
          RETURNING *",
     )
-    .bind(&ctx.user_id)
+    .bind(user)
     .bind(&new.name)
     .bind(public_key)
     .bind(fingerprint)
@@ -211,15 +269,23 @@ async fn create(
         false => error.into(),
     })?;
     tx.commit().await?;
-    let mut document = row.brief();
+    let mut document = row.brief(version);
     document["user_id"] = json!(row.user_id);
-    Ok(Json(json!({"keypair": document})))
+    let status = if version.has(2) { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(json!({"keypair": document}))))
 }
 
-async fn show(State(app): State<App>, ctx: Ctx, Path(name): Path<String>) -> Result<Json<Value>, ApiError> {
-    let row = find(&mut *app.db.acquire().await?, &ctx.user_id, &name).await?;
-    let row = row.ok_or_else(|| not_found(&ctx.user_id, &name))?;
-    let mut document = row.brief();
+async fn show(
+    State(app): State<App>,
+    ctx: Ctx,
+    version: Version,
+    Path(name): Path<String>,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
+    let user = owner(&ctx, version, params.get("user_id"))?;
+    let row = find(&mut *app.db.acquire().await?, user, &name).await?;
+    let row = row.ok_or_else(|| not_found(user, &name))?;
+    let mut document = row.brief(version);
     document["user_id"] = json!(row.user_id);
     document["created_at"] = json!(rfc3339_us(row.created_us).trim_end_matches('Z'));
     document["deleted"] = json!(false);
@@ -228,18 +294,25 @@ async fn show(State(app): State<App>, ctx: Ctx, Path(name): Path<String>) -> Res
     Ok(Json(json!({"keypair": document})))
 }
 
-async fn delete(State(app): State<App>, ctx: Ctx, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
+async fn delete(
+    State(app): State<App>,
+    ctx: Ctx,
+    version: Version,
+    Path(name): Path<String>,
+    params: Params,
+) -> Result<StatusCode, ApiError> {
+    let user = owner(&ctx, version, params.get("user_id"))?;
     let mut tx = app.begin().await?;
     let gone = sqlx::query("DELETE FROM keypairs WHERE user_id = $1 AND name = $2")
-        .bind(&ctx.user_id)
+        .bind(user)
         .bind(&name)
         .execute(&mut *tx)
         .await?;
     if gone.rows_affected() == 0 {
-        return Err(not_found(&ctx.user_id, &name));
+        return Err(not_found(user, &name));
     }
     tx.commit().await?;
-    Ok(StatusCode::ACCEPTED)
+    Ok(if version.has(2) { StatusCode::NO_CONTENT } else { StatusCode::ACCEPTED })
 }
 
 #[cfg(test)]
@@ -293,6 +366,40 @@ mod tests {
         assert!(none["badRequest"]["message"].as_str().unwrap().contains("import"), "{none}");
         let body = json!({"keypair": {"name": "a/b", "public_key": ed25519()}});
         test.post(URL, &test.admin_token, body).await.expect(400);
+    }
+
+    #[tokio::test]
+    async fn microversions_bring_types_other_users_and_pages() {
+        let test = TestApp::new().await;
+        let (_, ada) = test.tenant("ada", "member").await;
+        let user = test.get("/identity/v3/users?name=ada", &test.admin_token).await.expect(200);
+        let user = user["users"][0]["id"].as_str().unwrap();
+        let body = |name: &str| json!({"keypair": {"name": name, "public_key": ed25519(), "type": "ssh"}});
+        test.post(URL, &ada, body("a")).await.expect(400);
+        let made = test.post_at(URL, &ada, 2, body("a")).await.expect(201);
+        assert_eq!(made["keypair"]["type"], "ssh");
+        let of_ada = json!({"keypair": {"name": "b", "public_key": ed25519(), "user_id": user}});
+        test.post_at(URL, &test.admin_token, 9, of_ada.clone()).await.expect(400);
+        test.post_at(URL, &test.admin_token, 10, of_ada).await.expect(201);
+        let page = test.get_at(&format!("{URL}?limit=1"), &ada, 35).await.expect(200);
+        assert_eq!(page["keypairs"].as_array().unwrap().len(), 1);
+        let next =
+            page["keypairs_links"][0]["href"].as_str().unwrap().split_once(":8774").unwrap().1.to_owned();
+        let last = test.get_at(&next, &ada, 35).await.expect(200);
+        assert_eq!(last["keypairs"][0]["keypair"]["name"], "b");
+        let others = format!("{URL}?user_id={user}");
+        assert_eq!(
+            test.get_at(&others, &test.admin_token, 10).await.expect(200)["keypairs"]
+                .as_array()
+                .unwrap()
+                .len(),
+            2
+        );
+        let admin = test.get("/identity/v3/users?name=admin", &test.admin_token).await.expect(200);
+        let admin = admin["users"][0]["id"].as_str().unwrap().to_owned();
+        test.get_at(&format!("{URL}?user_id={admin}"), &ada, 10).await.expect(403);
+        let gone = test.call_at(http::Method::DELETE, &format!("{URL}/b"), &ada, 2, Value::Null).await;
+        gone.expect(204);
     }
 
     #[tokio::test]

@@ -3,7 +3,10 @@
 use axum::{Json, Router, extract::State, routing::get};
 use serde_json::{Value, json};
 
-use super::quotas::{self, Resource};
+use super::{
+    quotas::{self, Resource},
+    servers::input,
+};
 use crate::{
     app::App,
     http::{context::Ctx, error::ApiError, query::Params},
@@ -27,6 +30,10 @@ async fn show(State(app): State<App>, ctx: Ctx, params: Params) -> Result<Json<V
         "maxTotalCores": quotas::limit(&mut db, project, Resource::Cores).await?,
         "maxTotalRAMSize": quotas::limit(&mut db, project, Resource::Ram).await?,
         "maxTotalKeypairs": quotas::limit(&mut db, project, Resource::KeyPairs).await?,
+        "maxServerGroups": quotas::limit(&mut db, project, Resource::ServerGroups).await?,
+        "maxServerGroupMembers": quotas::limit(&mut db, project, Resource::ServerGroupMembers).await?,
+        "maxServerMeta": input::MAX_METADATA,
+        "totalServerGroupsUsed": used.server_groups,
         "totalInstancesUsed": used.instances,
         "totalCoresUsed": used.cores,
         "totalRAMUsed": used.ram,

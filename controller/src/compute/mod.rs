@@ -1,4 +1,4 @@
-//! Nova v2.1 below `/compute`: servers and what they need. Microversion 2.1 only.
+//! Nova v2.1 below `/compute`: servers and what they need.
 
 use axum::{Router, middleware::from_fn};
 
@@ -12,6 +12,7 @@ mod hypervisors;
 pub(crate) mod keypairs;
 mod limits;
 pub(crate) mod quotas;
+mod server_groups;
 mod servers;
 mod services;
 pub(crate) mod state;
@@ -23,6 +24,7 @@ mod zones;
 pub fn router() -> Router<App> {
     let v2_1 = Router::new()
         .merge(servers::routes())
+        .merge(server_groups::routes())
         .merge(flavors::routes())
         .merge(keypairs::routes())
         .merge(limits::routes())

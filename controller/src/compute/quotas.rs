@@ -1,6 +1,6 @@
 //! Nova's quotas: `os-quota-sets`.
 //!
-//! Limited are instances, cores, RAM (MiB) of a project and key pairs of a user. Nova's other resources don't exist here
+//! Limited are instances, cores, RAM (MiB) and server groups of a project, key pairs of a user, servers of a group. Nova's other resources don't exist here
 //! or have a fixed limit, so they are neither shown nor taken.
 
 use crate::db::Conn;
@@ -32,12 +32,22 @@ pub(crate) enum Resource {
     Ram,
     /// Key pairs of a user.
     KeyPairs,
+    /// Server groups of a project.
+    ServerGroups,
+    /// Servers of a group.
+    ServerGroupMembers,
 }
 
 impl Resource {
     /// All of them.
-    pub(crate) const ALL: [Resource; 4] =
-        [Resource::Instances, Resource::Cores, Resource::Ram, Resource::KeyPairs];
+    pub(crate) const ALL: [Resource; 6] = [
+        Resource::Instances,
+        Resource::Cores,
+        Resource::Ram,
+        Resource::KeyPairs,
+        Resource::ServerGroups,
+        Resource::ServerGroupMembers,
+    ];
 
     /// Its name in the API and the database.
     pub(crate) fn name(self) -> &'static str {
@@ -46,6 +56,8 @@ impl Resource {
             Resource::Cores => "cores",
             Resource::Ram => "ram",
             Resource::KeyPairs => "key_pairs",
+            Resource::ServerGroups => "server_groups",
+            Resource::ServerGroupMembers => "server_group_members",
         }
     }
 
@@ -56,6 +68,7 @@ impl Resource {
             Resource::Cores => 20,
             Resource::Ram => 51_200,
             Resource::KeyPairs => 100,
+            Resource::ServerGroups | Resource::ServerGroupMembers => 10,
         }
     }
 }
@@ -69,16 +82,19 @@ pub(crate) struct Used {
     pub(crate) cores: i64,
     /// Memory, MiB.
     pub(crate) ram: i64,
+    /// Server groups.
+    pub(crate) server_groups: i64,
 }
 
 impl Used {
-    /// Of one resource; key pairs count by user and are 0 here, as in Nova.
+    /// Of one resource; key pairs count by user, members by group, and both are 0 here, as in Nova.
     fn of(&self, resource: Resource) -> i64 {
         match resource {
             Resource::Instances => self.instances,
             Resource::Cores => self.cores,
             Resource::Ram => self.ram,
-            Resource::KeyPairs => 0,
+            Resource::ServerGroups => self.server_groups,
+            Resource::KeyPairs | Resource::ServerGroupMembers => 0,
         }
     }
 }
@@ -102,8 +118,11 @@ pub(crate) async fn limit(conn: &mut Conn, project: &str, resource: Resource) ->
 /// # Errors
 /// Of the database.
 pub(crate) async fn used(conn: &mut Conn, project: &str) -> Result<Used, ApiError> {
-    let sql = "SELECT COUNT(*) AS instances, CAST(COALESCE(SUM(vcpus), 0) AS BIGINT) AS cores,
-         CAST(COALESCE(SUM(memory_mib), 0) AS BIGINT) AS ram FROM servers WHERE project_id = $1";
+    // What is held for a resize that can be taken back counts, as in Nova.
+    let sql = "SELECT COUNT(*) AS instances, CAST(COALESCE(SUM(vcpus + held_vcpus), 0) AS BIGINT) AS cores,
+         CAST(COALESCE(SUM(memory_mib + held_memory_mib), 0) AS BIGINT) AS ram,
+         (SELECT COUNT(*) FROM server_groups WHERE server_groups.project_id = $1) AS server_groups
+         FROM servers WHERE project_id = $1";
     Ok(sqlx::query_as(sql).bind(project).fetch_one(conn).await?)
 }
 
@@ -170,6 +189,21 @@ async fn detail(
     Ok(Json(json!({"quota_set": quota})))
 }
 
+/// 400 unless there is such a project.
+pub(super) async fn require_known_project(conn: &mut Conn, project: &str) -> Result<(), ApiError> {
+    let known: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM projects WHERE id = $1")
+        .bind(project)
+        .fetch_one(conn)
+        .await?;
+    match known > 0 {
+        true => Ok(()),
+        false => {
+            let project: String = project.chars().take(64).collect();
+            Err(ApiError::BadRequest(format!("Project ID {project} is not a valid project.")))
+        }
+    }
+}
+
 /// What an update sets.
 fn wanted(body: Value) -> Result<(Vec<(Resource, i64)>, bool), ApiError> {
     let Value::Object(mut body) = body else {
@@ -209,13 +243,7 @@ async fn update(
     ctx.require_admin()?;
     let (limits_wanted, force) = wanted(body)?;
     let mut tx = app.begin().await?;
-    let known: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM projects WHERE id = $1")
-        .bind(&project)
-        .fetch_one(&mut *tx)
-        .await?;
-    if known == 0 {
-        return Err(ApiError::BadRequest(format!("Project ID {project} is not a valid project.")));
-    }
+    require_known_project(&mut tx, &project).await?;
     let used = used(&mut tx, &project).await?;
     for (resource, limit) in limits_wanted {
         let in_use = used.of(resource);
@@ -272,7 +300,10 @@ mod tests {
         let (project, token) = test.tenant("ada", "member").await;
         let path = format!("/compute/v2.1/os-quota-sets/{project}");
         let quota = test.get(&path, &token).await.expect(200);
-        let expected = json!({"id": project, "instances": 10, "cores": 20, "ram": 51200, "key_pairs": 100});
+        let expected = json!({
+            "id": project, "instances": 10, "cores": 20, "ram": 51200, "key_pairs": 100, "server_groups": 10,
+            "server_group_members": 10,
+        });
         assert_eq!(quota["quota_set"], expected);
         let change = json!({"quota_set": {"instances": 3, "cores": "-1", "force": false}});
         test.call(Method::PUT, &path, &token, change.clone()).await.expect(403);

@@ -13,6 +13,7 @@ use jiff::{civil::DateTime, tz::TimeZone};
 use serde_json::{Value, json};
 use sqlx::FromRow;
 
+use super::versions::Version;
 use crate::{
     app::App,
     db::{now_us, rfc3339_us},
@@ -21,6 +22,9 @@ use crate::{
 
 /// Most servers in one answer: a longer period must be asked in parts.
 const MAX_SERVERS: usize = 100_000;
+
+/// Largest page of a list, Nova's `max_limit`.
+const MAX_PAGE: u64 = 1000;
 
 /// The routes.
 pub(super) fn routes() -> Router<App> {
@@ -145,22 +149,63 @@ fn document(project: &str, rows: &[Row], period: Period, detailed: bool) -> Valu
     document
 }
 
-async fn list(State(app): State<App>, ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
+/// Since 2.40 an answer is a page of servers; gives the query of the next one.
+fn page(rows: &mut Vec<Row>, version: Version, params: &Params) -> Result<Option<String>, ApiError> {
+    if !version.has(40) {
+        return Ok(None);
+    }
+    if let Some(marker) = params.get("marker") {
+        let at = rows.iter().position(|row| row.server_id == marker);
+        let at = at.ok_or_else(|| ApiError::BadRequest("marker not found".into()))?;
+        rows.drain(..=at);
+    }
+    let limit = params.number("limit")?.unwrap_or(MAX_PAGE).min(MAX_PAGE);
+    let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+    let more = rows.len() > limit;
+    rows.truncate(limit);
+    let Some(last) = rows.last().filter(|_| more) else { return Ok(None) };
+    let mut query = format!("limit={limit}&marker={}", last.server_id);
+    for name in ["start", "end", "detailed"] {
+        if let Some(value) = params.get(name) {
+            query.push_str(&format!("&{name}={}", value.replace(' ', "+")));
+        }
+    }
+    Ok(Some(query))
+}
+
+fn links(app: &App, path: &str, next: &str) -> Value {
+    let href = format!("{}/compute/v2.1/os-simple-tenant-usage{path}?{next}", app.config.public_url);
+    json!([{"rel": "next", "href": href}])
+}
+
+async fn list(
+    State(app): State<App>,
+    ctx: Ctx,
+    version: Version,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
     ctx.require_admin()?;
     let period = Period::parse(&params)?;
     let mut projects = BTreeMap::<String, Vec<Row>>::new();
-    for row in rows(&app, None, period).await? {
+    let mut rows = rows(&app, None, period).await?;
+    let next = page(&mut rows, version, &params)?;
+    for row in rows {
         projects.entry(row.project_id.clone()).or_default().push(row);
     }
     let detailed = params.get("detailed") == Some("1");
     let usages: Vec<Value> =
         projects.iter().map(|(project, rows)| document(project, rows, period, detailed)).collect();
-    Ok(Json(json!({"tenant_usages": usages})))
+    let mut answer = json!({ "tenant_usages": usages });
+    if let Some(next) = next {
+        answer["tenant_usages_links"] = links(&app, "", &next);
+    }
+    Ok(Json(answer))
 }
 
 async fn show(
     State(app): State<App>,
     ctx: Ctx,
+    version: Version,
     Path(project): Path<String>,
     params: Params,
 ) -> Result<Json<Value>, ApiError> {
@@ -168,8 +213,17 @@ async fn show(
         return Err(ApiError::Forbidden("Only an admin can see the usage of other projects.".into()));
     }
     let period = Period::parse(&params)?;
-    let rows = rows(&app, Some(&project), period).await?;
-    Ok(Json(json!({"tenant_usage": document(&project, &rows, period, true)})))
+    let mut rows = rows(&app, Some(&project), period).await?;
+    let next = page(&mut rows, version, &params)?;
+    // Nova shows nothing at all of a project without servers.
+    let mut answer = match rows.is_empty() {
+        true => json!({"tenant_usage": {}}),
+        false => json!({"tenant_usage": document(&project, &rows, period, true)}),
+    };
+    if let Some(next) = next {
+        answer["tenant_usage_links"] = links(&app, &format!("/{project}"), &next);
+    }
+    Ok(Json(answer))
 }
 
 #[cfg(test)]
@@ -208,6 +262,14 @@ mod tests {
         assert!(hours >= 3.0, "{hours}");
         assert!(all["tenant_usages"][0]["server_usages"].is_null());
         test.get(&format!("{URL}/other"), &token).await.expect(403);
+        // Pages of servers since 2.40.
+        let path = format!("{URL}/{project}?start=1970-01-01T00:00:00&limit=1");
+        let page = test.get_at(&path, &token, 40).await.expect(200);
+        assert_eq!(page["tenant_usage"]["server_usages"].as_array().unwrap().len(), 1);
+        let next = page["tenant_usage_links"][0]["href"].as_str().unwrap().split_once(":8774").unwrap().1;
+        let rest = test.get_at(next, &token, 40).await.expect(200);
+        assert_eq!(rest["tenant_usage"]["server_usages"].as_array().unwrap().len(), 1);
+        assert!(rest["tenant_usage_links"].is_null());
         for query in ["start=x", "start=2026-01-02T00:00:00&end=2026-01-01T00:00:00"] {
             test.get(&format!("{URL}/{project}?{query}"), &token).await.expect(400);
         }

@@ -1,21 +1,49 @@
-//! Nova's version documents, and the negotiation of microversions: there is 2.1, and nothing above.
+//! Nova's version documents, and the negotiation of microversions.
 
 use axum::{
     Json, Router,
-    extract::{OriginalUri, Request, State},
+    extract::{FromRequestParts, OriginalUri, Request, State},
     middleware::Next,
     response::{IntoResponse, Response},
     routing::get,
 };
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderValue, header, request::Parts};
 use serde_json::{Value, json};
 
 use crate::{app::App, config::Config, http::error::ApiError};
 
-/// The only microversion.
-const MICROVERSION: &str = "2.1";
+/// The first microversion, and what a request gets that asks for none.
+const MIN: Version = Version(1);
+/// The newest. Every difference up to it holds for what there is here; what a version adds to something that is not
+/// there (volumes, live migration, NUMA) is refused as that is.
+const MAX: Version = Version(90);
 const GENERAL: &str = "openstack-api-version";
 const LEGACY: &str = "x-openstack-nova-api-version";
+
+/// The microversion of a request: `Version(90)` is 2.90. As an argument of a handler it is the one that was negotiated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Version(pub(crate) u16);
+
+impl Version {
+    /// Whether this version has what 2.`minor` brought.
+    pub(crate) fn has(self, minor: u16) -> bool {
+        self.0 >= minor
+    }
+}
+
+impl std::fmt::Display for Version {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "2.{}", self.0)
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for Version {
+    type Rejection = std::convert::Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Self::Rejection> {
+        Ok(parts.extensions.get::<Self>().copied().unwrap_or(MIN))
+    }
+}
 
 /// Routes below `/compute`; they need no token.
 pub(super) fn routes() -> Router<App> {
@@ -26,8 +54,8 @@ fn v2_1(config: &Config) -> Value {
     json!({
         "id": "v2.1",
         "status": "CURRENT",
-        "version": MICROVERSION,
-        "min_version": MICROVERSION,
+        "version": MAX.to_string(),
+        "min_version": MIN.to_string(),
         "updated": "2013-07-23T11:33:21Z",
         "links": [{"rel": "self", "href": format!("{}/compute/v2.1/", config.public_url)}],
     })
@@ -44,18 +72,24 @@ async fn version(State(app): State<App>) -> Json<Value> {
     Json(json!({"version": version}))
 }
 
-/// Refuses other microversions, and says in every answer which one it is.
-pub(super) async fn negotiate(request: Request, next: Next) -> Response {
+/// Finds out which microversion is wanted, refuses those that aren't there, and says in every answer which one it is.
+pub(super) async fn negotiate(mut request: Request, next: Next) -> Response {
     let path = request.extensions().get::<OriginalUri>().map_or(request.uri().path(), |uri| uri.0.path());
     let is_document = matches!(path.trim_end_matches('/'), "/compute" | "/compute/v2.1");
-    let refused = if is_document { Ok(()) } else { accepts(request.headers()) };
-    let mut response = match refused {
-        Ok(()) => next.run(request).await,
-        Err(error) => error.into_response(),
+    let wanted = if is_document { Ok(MIN) } else { wanted(request.headers()) };
+    let (mut response, version) = match wanted {
+        Ok(version) => {
+            request.extensions_mut().insert(version);
+            (next.run(request).await, version)
+        }
+        Err(error) => (error.into_response(), MIN),
     };
     let headers = response.headers_mut();
-    headers.insert(GENERAL, HeaderValue::from_static("compute 2.1"));
-    headers.insert(LEGACY, HeaderValue::from_static(MICROVERSION));
+    for (name, text) in [(GENERAL, format!("compute {version}")), (LEGACY, version.to_string())] {
+        if let Ok(value) = HeaderValue::from_str(&text) {
+            headers.insert(name, value);
+        }
+    }
     headers.append(
         header::VARY,
         HeaderValue::from_static("OpenStack-API-Version, X-OpenStack-Nova-API-Version"),
@@ -64,24 +98,28 @@ pub(super) async fn negotiate(request: Request, next: Next) -> Response {
 }
 
 /// The general header goes before the older one, as in Nova.
-fn accepts(headers: &HeaderMap) -> Result<(), ApiError> {
+fn wanted(headers: &HeaderMap) -> Result<Version, ApiError> {
     let text = |value: &HeaderValue| value.to_str().unwrap_or("?").to_owned();
     let general: Vec<String> = headers.get_all(GENERAL).iter().map(text).collect();
     let of_compute = general.iter().flat_map(|value| value.split(',')).find_map(|part| {
         let (service, version) = part.trim().split_once(' ')?;
         service.eq_ignore_ascii_case("compute").then(|| version.trim().to_owned())
     });
-    let wanted = of_compute.or_else(|| headers.get(LEGACY).map(text));
-    let Some(wanted) = wanted else { return Ok(()) };
-    if wanted == MICROVERSION || wanted == "latest" {
-        return Ok(());
+    let Some(wanted) = of_compute.or_else(|| headers.get(LEGACY).map(text)) else { return Ok(MIN) };
+    if wanted == "latest" {
+        return Ok(MAX);
     }
-    let number = |text: &str| !text.is_empty() && text.len() < 6 && text.bytes().all(|b| b.is_ascii_digit());
-    match wanted.split_once('.').is_some_and(|(major, minor)| number(major) && number(minor)) {
-        true => Err(ApiError::NotAcceptable(format!(
-            "Version {wanted} is not supported by the API. Minimum is {MICROVERSION} and maximum is {MICROVERSION}."
+    let number = |text: &str| -> Option<u16> {
+        let digits = !text.is_empty() && text.len() < 6 && text.bytes().all(|b| b.is_ascii_digit());
+        digits.then(|| text.parse().unwrap_or(u16::MAX))
+    };
+    let parts = wanted.split_once('.').and_then(|(major, minor)| Some((number(major)?, number(minor)?)));
+    match parts {
+        Some((2, minor)) if (MIN..=MAX).contains(&Version(minor)) => Ok(Version(minor)),
+        Some(_) => Err(ApiError::NotAcceptable(format!(
+            "Version {wanted} is not supported by the API. Minimum is {MIN} and maximum is {MAX}."
         ))),
-        false => Err(ApiError::BadRequest(
+        None => Err(ApiError::BadRequest(
             "API Version String is of invalid format. It must be of format MajorNum.MinorNum.".into(),
         )),
     }
@@ -100,38 +138,45 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn documents_name_the_one_microversion_and_need_no_token() {
+    async fn documents_name_the_range_and_need_no_token() {
         let test = TestApp::new().await;
         for path in ["/compute", "/compute/"] {
             let list = test.get(path, "").await.expect(200);
-            assert_eq!(list["versions"][0]["version"], "2.1");
+            assert_eq!(list["versions"][0]["version"], MAX.to_string());
         }
         for path in ["/compute/v2.1", "/compute/v2.1/"] {
             let one = test.get(path, "").await.expect(200);
             assert_eq!(
                 (&one["version"]["min_version"], &one["version"]["version"]),
-                (&json!("2.1"), &json!("2.1"))
+                (&json!("2.1"), &json!(MAX.to_string()))
             );
             assert_eq!(one["version"]["links"][0]["href"], "http://cloud.test:8774/compute/v2.1/");
         }
     }
 
     #[tokio::test]
-    async fn other_microversions_are_refused_and_answers_name_theirs() {
+    async fn versions_are_negotiated_and_answers_name_theirs() {
         let test = TestApp::new().await;
-        for (name, value, status) in [
-            (GENERAL, "compute 2.1", 200),
-            (GENERAL, "compute latest", 200),
-            (GENERAL, "volume 3.60", 200),
-            (GENERAL, "volume 3.60, compute 2.90", 406),
-            (GENERAL, "compute x", 400),
-            (LEGACY, "2.1", 200),
-            (LEGACY, "2.2", 406),
+        let newest = MAX.to_string();
+        let newer = Version(MAX.0 + 1).to_string();
+        for (name, value, status, answered) in [
+            (GENERAL, "compute 2.1", 200, "2.1"),
+            (GENERAL, "compute latest", 200, &newest),
+            (GENERAL, "volume 3.60", 200, "2.1"),
+            (GENERAL, "volume 3.60, compute 2.53", 200, "2.53"),
+            (GENERAL, &format!("compute {newer}"), 406, "2.1"),
+            (GENERAL, "compute 2.0", 406, "2.1"),
+            (GENERAL, "compute 3.1", 406, "2.1"),
+            (GENERAL, "compute x", 400, "2.1"),
+            (LEGACY, "2.1", 200, "2.1"),
+            (LEGACY, "2.2", 200, "2.2"),
+            (LEGACY, "2.99999", 406, "2.1"),
+            (LEGACY, "2.999999", 400, "2.1"),
         ] {
             let answer = ask(&test, name, value).await;
             assert_eq!(answer.status.as_u16(), status, "{name}: {value}");
-            assert_eq!(answer.header(GENERAL), "compute 2.1");
-            assert_eq!(answer.header(LEGACY), "2.1");
+            assert_eq!(answer.header(GENERAL), format!("compute {answered}"));
+            assert_eq!(answer.header(LEGACY), answered);
             assert_eq!(answer.header("vary"), "OpenStack-API-Version, X-OpenStack-Nova-API-Version");
         }
         let answer = test.get("/compute/v2.1/flavors/none", &test.admin_token).await;

@@ -119,16 +119,22 @@ pub(super) async fn delete(
 ) -> Result<StatusCode, ApiError> {
     ctx.require_admin()?;
     let mut tx = app.begin().await?;
-    let row = row(&mut tx, &id).await?;
-    let servers = row.view()?.servers;
-    if servers > 0 {
-        return Err(ApiError::Conflict(format!("Host {} still has {servers} server(s).", row.name)));
-    }
-    sqlx::query("DELETE FROM hosts WHERE id = $1").bind(&id).execute(&mut *tx).await?;
+    remove(&mut tx, &id).await?;
     tx.commit().await?;
     let id: HostId = id.parse().map_err(ApiError::internal)?;
     app.hub.forget(id);
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Removes a host without servers; forget it in the hub after the commit.
+pub(crate) async fn remove(tx: &mut Conn, id: &str) -> Result<(), ApiError> {
+    let row = row(tx, id).await?;
+    let servers = row.view()?.servers;
+    if servers > 0 {
+        return Err(ApiError::Conflict(format!("Host {} still has {servers} server(s).", row.name)));
+    }
+    sqlx::query("DELETE FROM hosts WHERE id = $1").bind(id).execute(tx).await?;
+    Ok(())
 }
 
 async fn row(conn: &mut Conn, id: &str) -> Result<HostRow, ApiError> {

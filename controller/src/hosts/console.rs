@@ -83,6 +83,7 @@ fn name(reply: &HostReply) -> &'static str {
     match reply {
         HostReply::ConsoleOutput { .. } => "console_output",
         HostReply::ConsoleRead { .. } => "console_read",
+        HostReply::Diagnostics(_) => "diagnostics",
         HostReply::Done => "done",
         HostReply::Error { .. } => "error",
     }

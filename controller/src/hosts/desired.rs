@@ -16,7 +16,8 @@ use axum::{
 };
 use http::StatusCode;
 use mote_host_api::{
-    DesiredPower, DesiredState, InstanceMetadata, MAX_WAIT_S, PortId, RestartPolicy, ServerSpec,
+    CaptureSpec, DesiredPower, DesiredState, DiskSpec, InstanceMetadata, MAX_WAIT_S, PortId, RescueSpec,
+    RestartPolicy, ServerSpec,
 };
 use serde::de::DeserializeOwned;
 use sqlx::FromRow;
@@ -72,11 +73,12 @@ async fn generation(conn: &mut Conn, speaker: &Speaker) -> Result<u64, ApiError>
 /// The whole.
 async fn read(conn: &mut Conn, speaker: &Speaker, generation: u64) -> Result<DesiredState, ApiError> {
     let host = speaker.key.as_str();
-    let servers: Vec<ServerRow> =
-        sqlx::query_as("SELECT * FROM servers WHERE host_id = $1 AND NOT deleting ORDER BY created_us, id")
-            .bind(host)
-            .fetch_all(&mut *conn)
-            .await?;
+    let servers: Vec<ServerRow> = sqlx::query_as(
+        "SELECT * FROM servers WHERE host_id = $1 AND NOT (deleting OR offloading) ORDER BY created_us, id",
+    )
+    .bind(host)
+    .fetch_all(&mut *conn)
+    .await?;
     let ids: Vec<String> = servers.iter().map(|server| server.id.clone()).collect();
     let networks = networks::read(conn, host, &ids).await?;
     let mut of_servers: HashMap<String, Vec<PortId>> = HashMap::new();
@@ -84,10 +86,12 @@ async fn read(conn: &mut Conn, speaker: &Speaker, generation: u64) -> Result<Des
         of_servers.entry(port.server_id.to_string()).or_default().push(port.id);
     }
     let order = nic_order(conn, host).await?;
+    let mut captures = captures(conn, host).await?;
     let servers = servers.into_iter().map(|row| {
         let mut ports = of_servers.remove(&row.id).unwrap_or_default();
         ports.sort_by_key(|port| order.get(&port.to_string()).copied());
-        row.spec(ports)
+        let captures = captures.remove(&row.id).unwrap_or_default();
+        row.spec(ports, captures)
     });
     Ok(DesiredState {
         cloud_id: join::cloud_id(conn).await?,
@@ -114,6 +118,22 @@ async fn nic_order(conn: &mut Conn, host: &str) -> Result<HashMap<String, i64>, 
     Ok(rows.into_iter().collect())
 }
 
+/// The copies of root disks that are wanted, by server.
+async fn captures(conn: &mut Conn, host: &str) -> Result<HashMap<String, Vec<CaptureSpec>>, ApiError> {
+    let rows: Vec<(String, String)> = sqlx::query_as(
+        "SELECT c.server_id, c.image_id FROM server_captures c JOIN servers s ON s.id = c.server_id
+         WHERE s.host_id = $1 ORDER BY c.created_us, c.image_id",
+    )
+    .bind(host)
+    .fetch_all(conn)
+    .await?;
+    let mut captures: HashMap<String, Vec<CaptureSpec>> = HashMap::new();
+    for (server, image) in rows {
+        captures.entry(server).or_default().push(CaptureSpec { image_id: parse(&image)? });
+    }
+    Ok(captures)
+}
+
 #[derive(FromRow)]
 struct ServerRow {
     id: String,
@@ -133,10 +153,18 @@ struct ServerRow {
     availability_zone: String,
     desired_power: String,
     run_generation: i64,
+    disk_number: i64,
+    disk_copy_of: Option<i64>,
+    disk_kept: Option<i64>,
+    rescue: Option<String>,
 }
 
 impl ServerRow {
-    fn spec(self, ports: Vec<mote_host_api::PortId>) -> Result<ServerSpec, ApiError> {
+    fn spec(
+        self,
+        ports: Vec<mote_host_api::PortId>,
+        captures: Vec<CaptureSpec>,
+    ) -> Result<ServerSpec, ApiError> {
         Ok(ServerSpec {
             id: parse(&self.id)?,
             power: power(&self.desired_power)?,
@@ -145,6 +173,13 @@ impl ServerRow {
             memory_mib: number(self.memory_mib)?,
             root_disk_gib: number(self.disk_gib)?,
             boot: json(&self.boot)?,
+            disk: DiskSpec {
+                number: number(self.disk_number)?,
+                copy_of: self.disk_copy_of.map(number).transpose()?,
+            },
+            kept_disk: self.disk_kept.map(number).transpose()?,
+            rescue: self.rescue.as_deref().map(json::<RescueSpec>).transpose()?,
+            captures,
             ports,
             restart_policy: word::<RestartPolicy>(&self.restart_policy)?,
             metadata: InstanceMetadata {

@@ -8,7 +8,7 @@
 //! | `GET`, `PUT /scheduler` | admin | `{policy}` |
 //! | `GET /servers/{id}/console?offset=&wait_ms=` | project | → `{next_offset, data}`, data in base64 |
 //! | `POST /servers/{id}/console` `{data}` | project | → 204 |
-//! | `POST /hosts`, `/hosts/{id}/{desired, observed, images, requests}` | hosts | see `mote_host_api` |
+//! | `POST /hosts`, `/hosts/{id}/{desired, observed, images, captures, requests}` | hosts | see `mote_host_api` |
 //!
 //! Desired state is never stored as such: [`desired`] computes it from the rows, and a change of those bumps the host's
 //! generation in the same transaction ([`touch`]). [`observed`] is where reports move servers.
@@ -24,8 +24,11 @@ use mote_host_api::HostId;
 use crate::{app::App, http::error::ApiError};
 
 mod admin;
+mod captures;
 mod console;
 mod desired;
+#[cfg(test)]
+pub(crate) mod fake;
 mod hub;
 mod inventory;
 mod join;
@@ -36,11 +39,12 @@ mod share;
 #[cfg(test)]
 mod tests;
 
+pub(crate) use admin::remove;
 pub(crate) use console::ask;
 pub use hub::Hub;
 pub(crate) use hub::{AskError, Touched};
 pub(crate) use inventory::{is_up, policy, views};
-pub(crate) use observed::finish_deletion;
+pub(crate) use observed::{digests, finish_deletion};
 pub use secrets::{DEFAULT_TOKEN_LIFETIME, JoinToken, TokenWish, make_join_token};
 pub use share::share;
 
@@ -57,10 +61,12 @@ pub fn router() -> Router<App> {
         .route("/hosts/{id}/desired", get(desired::poll))
         .route("/hosts/{id}/observed", put(observed::report).layer(large))
         .route("/hosts/{id}/images/{sha256}", get(protocol::image))
+        .route("/hosts/{id}/captures/{image_id}", put(captures::receive).layer(DefaultBodyLimit::disable()))
         .route("/hosts/{id}/requests", get(protocol::requests))
         .route("/hosts/{id}/requests/{request_id}", post(protocol::reply).layer(large))
         .route("/scheduler", get(admin::policy).put(admin::set_policy))
         .route("/servers/{id}/console", get(console::read).post(console::write))
+        .merge(crate::events::routes())
 }
 
 /// Bumps the generation of a host's desired state; to be called in the transaction that changes it. Returns the new

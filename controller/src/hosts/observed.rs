@@ -5,14 +5,16 @@ use std::collections::HashMap;
 
 use axum::extract::State;
 use http::StatusCode;
-use mote_host_api::{BootSpec, DesiredPower, ObservedServer, ObservedState};
+use mote_host_api::{BootSpec, DesiredPower, ObservedServer, ObservedState, RescueSpec};
+use serde_json::json;
 use sqlx::FromRow;
 
 use super::{Touched, desired, join, secrets::Speaker, touch};
 use crate::{
     app::App,
     compute::state::{self, Change, Known, TaskState, VmState},
-    db::now_us,
+    db::{now_us, rfc3339_us},
+    events::{self, NewEvent},
     http::{error::ApiError, json::JsonBody},
     image,
     network::{gateways, ports},
@@ -54,12 +56,17 @@ struct Outcome {
 #[derive(FromRow)]
 struct Row {
     id: String,
+    project_id: String,
     vm_state: String,
     task_state: Option<String>,
     desired_power: String,
     run_generation: i64,
     changed_generation: i64,
+    disk_number: i64,
+    rescued: bool,
+    resized: bool,
     deleting: bool,
+    offloading: bool,
 }
 
 impl Row {
@@ -76,7 +83,10 @@ impl Row {
             desired_power: desired::power(&self.desired_power)?,
             run_generation: u64::try_from(self.run_generation).map_err(ApiError::internal)?,
             changed_generation: u64::try_from(self.changed_generation).map_err(ApiError::internal)?,
-            deleting: self.deleting,
+            disk_number: u32::try_from(self.disk_number).map_err(ApiError::internal)?,
+            rescued: self.rescued,
+            resized: self.resized,
+            leaving: self.deleting || self.offloading,
         })
     }
 }
@@ -97,7 +107,8 @@ async fn take(tx: &mut Conn, host: &str, observed: &ObservedState) -> Result<Out
         .execute(&mut *tx)
         .await?;
     let rows: Vec<Row> = sqlx::query_as(
-        "SELECT id, vm_state, task_state, desired_power, run_generation, changed_generation, deleting
+        "SELECT id, project_id, vm_state, task_state, desired_power, run_generation, changed_generation, disk_number,
+             rescue IS NOT NULL AS rescued, resized_from IS NOT NULL AS resized, deleting, offloading
          FROM servers WHERE host_id = $1 ORDER BY id",
     )
     .bind(host)
@@ -107,10 +118,11 @@ async fn take(tx: &mut Conn, host: &str, observed: &ObservedState) -> Result<Out
         observed.servers.iter().map(|server| (server.id.to_string(), server)).collect();
     let mut outcome = Outcome::default();
     for row in rows {
-        match (row.deleting, seen.get(&row.id)) {
-            (true, None) if row.changed_generation <= applied => {
+        match (row.deleting || row.offloading, seen.get(&row.id)) {
+            (true, None) if row.changed_generation <= applied && row.deleting => {
                 outcome.released.extend(finish_deletion(tx, &row.id).await?);
             }
+            (true, None) if row.changed_generation <= applied => finish_offload(tx, &row).await?,
             (false, Some(server)) => {
                 let known = row.known()?;
                 let Some(change) = state::observe(&known, server, applied.unsigned_abs()) else { continue };
@@ -119,7 +131,7 @@ async fn take(tx: &mut Conn, host: &str, observed: &ObservedState) -> Result<Out
                     outcome.touched = Some(touched);
                     store_wish(tx, &row.id, change.desired_power, generation).await?;
                 }
-                store(tx, &row.id, &change).await?;
+                store(tx, &row, &change).await?;
             }
             _ => {}
         }
@@ -127,7 +139,7 @@ async fn take(tx: &mut Conn, host: &str, observed: &ObservedState) -> Result<Out
     Ok(outcome)
 }
 
-async fn store(tx: &mut Conn, id: &str, change: &Change) -> Result<(), ApiError> {
+async fn store(tx: &mut Conn, row: &Row, change: &Change) -> Result<(), ApiError> {
     let now = now_us();
     let fault: Option<String> = change.fault.as_ref().map(|text| text.chars().take(MAX_FAULT).collect());
     let launched = (change.vm_state == VmState::Active).then_some(now);
@@ -135,7 +147,7 @@ async fn store(tx: &mut Conn, id: &str, change: &Change) -> Result<(), ApiError>
         "UPDATE servers SET vm_state = $2, task_state = $3, fault_message = $4, fault_code = $5, fault_us = $6,
              updated_us = $7, launched_us = COALESCE(launched_us, $8) WHERE id = $1",
     )
-    .bind(id)
+    .bind(&row.id)
     .bind(change.vm_state.word())
     .bind(change.task_state.map(TaskState::word))
     .bind(&fault)
@@ -143,24 +155,51 @@ async fn store(tx: &mut Conn, id: &str, change: &Change) -> Result<(), ApiError>
     .bind(fault.as_ref().map(|_| now))
     .bind(now)
     .bind(launched)
-    .execute(tx)
+    .execute(&mut *tx)
     .await?;
-    Ok(())
+    let event = NewEvent {
+        kind: "server.state",
+        project_id: &row.project_id,
+        by: None,
+        resource_id: &row.id,
+        payload: json!({
+            "vm_state": change.vm_state.word(), "task_state": change.task_state.map(TaskState::word),
+            "fault": fault,
+        }),
+    };
+    events::note(tx, &event).await
 }
 
 /// The guest has changed what is wanted, by powering itself off.
 async fn store_wish(tx: &mut Conn, id: &str, power: DesiredPower, generation: i64) -> Result<(), ApiError> {
-    let word = match power {
-        DesiredPower::Running => "running",
-        DesiredPower::Stopped => "stopped",
-    };
     sqlx::query("UPDATE servers SET desired_power = $2, changed_generation = $3 WHERE id = $1")
         .bind(id)
-        .bind(word)
+        .bind(state::power_word(power))
         .bind(generation)
         .execute(tx)
         .await?;
     Ok(())
+}
+
+/// A shelved server is on no host any more. Its ports and addresses stay its own.
+async fn finish_offload(tx: &mut Conn, row: &Row) -> Result<(), ApiError> {
+    sqlx::query(
+        "UPDATE servers SET host_id = NULL, offloading = FALSE, vm_state = $2, task_state = NULL,
+             availability_zone = '', updated_us = $3 WHERE id = $1",
+    )
+    .bind(&row.id)
+    .bind(VmState::ShelvedOffloaded.word())
+    .bind(now_us())
+    .execute(&mut *tx)
+    .await?;
+    let event = NewEvent {
+        kind: "server.state",
+        project_id: &row.project_id,
+        by: None,
+        resource_id: &row.id,
+        payload: json!({"vm_state": VmState::ShelvedOffloaded.word(), "task_state": null, "fault": null}),
+    };
+    events::note(tx, &event).await
 }
 
 /// Ends the life of a server that no host has (any more): its ports go or are free, its usage is written, its row goes.
@@ -178,9 +217,55 @@ pub(crate) async fn finish_deletion(tx: &mut Conn, id: &str) -> Result<Vec<Strin
     .bind(now_us())
     .execute(&mut *tx)
     .await?;
-    let boot: String =
-        sqlx::query_scalar("DELETE FROM servers WHERE id = $1 RETURNING boot").bind(id).fetch_one(tx).await?;
-    let boot: BootSpec = serde_json::from_str(&boot).map_err(ApiError::internal)?;
-    let images = [Some(boot.disk), Some(boot.kernel), boot.ramdisk];
-    Ok(images.into_iter().flatten().map(|image| image.sha256).collect())
+    note_deletion(tx, id).await?;
+    let (boot, rescue): (String, Option<String>) =
+        sqlx::query_as("DELETE FROM servers WHERE id = $1 RETURNING boot, rescue")
+            .bind(id)
+            .fetch_one(tx)
+            .await?;
+    digests(&boot, rescue.as_deref())
+}
+
+/// Tells what a server was and how long it was there; its usage has just been written.
+async fn note_deletion(tx: &mut Conn, id: &str) -> Result<(), ApiError> {
+    #[derive(FromRow)]
+    struct Used {
+        project_id: String,
+        name: String,
+        flavor_name: String,
+        vcpus: i64,
+        memory_mib: i64,
+        disk_gib: i64,
+        started_us: i64,
+        ended_us: i64,
+    }
+    let used: Used = sqlx::query_as(
+        "SELECT project_id, name, flavor_name, vcpus, memory_mib, disk_gib, started_us, ended_us
+         FROM server_usage WHERE server_id = $1",
+    )
+    .bind(id)
+    .fetch_one(&mut *tx)
+    .await?;
+    let event = NewEvent {
+        kind: "server.deleted",
+        project_id: &used.project_id,
+        by: None,
+        resource_id: id,
+        payload: json!({
+            "name": used.name, "flavor": used.flavor_name, "vcpus": used.vcpus,
+            "memory_mib": used.memory_mib, "disk_gib": used.disk_gib,
+            "started_at": rfc3339_us(used.started_us), "ended_at": rfc3339_us(used.ended_us),
+        }),
+    };
+    events::note(tx, &event).await
+}
+
+/// The digests of what a server boots by what is stored of it.
+pub(crate) fn digests(boot: &str, rescue: Option<&str>) -> Result<Vec<String>, ApiError> {
+    let mut boots: Vec<BootSpec> = vec![serde_json::from_str(boot).map_err(ApiError::internal)?];
+    if let Some(rescue) = rescue {
+        boots.push(serde_json::from_str::<RescueSpec>(rescue).map_err(ApiError::internal)?.boot);
+    }
+    let images = boots.into_iter().flat_map(|boot| [Some(boot.disk), Some(boot.kernel), boot.ramdisk]);
+    Ok(images.flatten().map(|image| image.sha256).collect())
 }

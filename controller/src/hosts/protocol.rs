@@ -6,7 +6,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::StatusCode;
-use mote_host_api::{BootSpec, HostReply, RequestId};
+use mote_host_api::{BootSpec, HostReply, RequestId, RescueSpec};
 
 use super::{desired::wait, secrets::Speaker};
 use crate::{
@@ -30,16 +30,21 @@ pub(super) async fn image(
     if !is_digest {
         return Err(not_found());
     }
-    let boot: Option<String> = sqlx::query_scalar(
-        "SELECT boot FROM servers WHERE host_id = $1 AND boot LIKE '%\"' || $2 || '\"%' LIMIT 1",
+    let found: Option<(String, Option<String>)> = sqlx::query_as(
+        "SELECT boot, rescue FROM servers WHERE host_id = $1
+             AND (boot LIKE '%\"' || $2 || '\"%' OR rescue LIKE '%\"' || $2 || '\"%') LIMIT 1",
     )
     .bind(&speaker.key)
     .bind(&sha256)
     .fetch_optional(&app.db)
     .await?;
-    let boot: BootSpec = serde_json::from_str(&boot.ok_or_else(not_found)?).map_err(ApiError::internal)?;
-    let parts = [Some(boot.disk), Some(boot.kernel), boot.ramdisk];
-    let part = parts.into_iter().flatten().find(|part| part.sha256 == sha256).ok_or_else(not_found)?;
+    let (boot, rescue) = found.ok_or_else(not_found)?;
+    let mut boots: Vec<BootSpec> = vec![serde_json::from_str(&boot).map_err(ApiError::internal)?];
+    if let Some(rescue) = rescue {
+        boots.push(serde_json::from_str::<RescueSpec>(&rescue).map_err(ApiError::internal)?.boot);
+    }
+    let parts = boots.into_iter().flat_map(|boot| [Some(boot.disk), Some(boot.kernel), boot.ramdisk]);
+    let part = parts.flatten().find(|part| part.sha256 == sha256).ok_or_else(not_found)?;
     image::data::send(&app.images, &sha256, 0..part.size).await
 }
 

@@ -1,80 +1,33 @@
 //! The protocol and Mote's own API with a host that is played by the test.
 
-use axum::body::Body;
-use http::{Method, Request};
+use http::Method;
 use jiff::Timestamp;
 use mote_host_api::{
-    BootSpec, DesiredPower, DesiredState, HostReply, HostRequest, HostRequestKind, ImageSpec, Inventory,
-    JoinResponse, ObservedServer, ObservedState, ServerId, ServerState,
+    BootSpec, DesiredPower, HostReply, HostRequest, HostRequestKind, ImageSpec, JoinResponse, ObservedServer,
+    ObservedState, ServerId, ServerState,
 };
 use serde_json::{Value, json};
 
-use super::{policy, touch, views};
+use super::{
+    fake::{FakeHost, inventory, join_body},
+    policy, touch, views,
+};
 use crate::{
     db::now_us,
     network::ports::server::{NicWish, PluggedServer, plug},
     scheduler::Policy,
-    testing::{Answer, TestApp},
+    testing::TestApp,
 };
 
-fn inventory() -> Inventory {
-    Inventory {
-        vcpus: 8,
-        memory_mib: 16384,
-        disk_gib: 200,
-        kernel: "Linux 6.12".into(),
-        version: "0.1.0".into(),
-        traits: vec!["CUSTOM_KVM".into()],
-        ..Inventory::default()
-    }
-}
-
-fn join_body(token: &str, name: &str) -> Value {
-    json!({"token": token, "name": name, "availability_zone": "nova", "inventory": inventory()})
-}
-
-/// A host that has joined.
-struct FakeHost {
-    joined: JoinResponse,
-}
-
-impl FakeHost {
-    async fn join(test: &TestApp, name: &str) -> Self {
-        let made = test.post("/mote/v1/join-tokens", &test.admin_token, Value::Null).await.expect(201);
-        let token = made["token"].as_str().unwrap();
-        let answer = test.post("/mote/v1/hosts", "", join_body(token, name)).await.expect(201);
-        Self { joined: serde_json::from_value(answer).unwrap() }
-    }
-
-    fn id(&self) -> String {
-        self.joined.host_id.to_string()
-    }
-
-    async fn call(&self, test: &TestApp, method: Method, path: &str, body: Value) -> Answer {
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("/mote/v1/hosts/{}/{path}", self.id()))
-            .header("authorization", format!("Bearer {}", self.joined.secret))
-            .header("content-type", "application/json");
-        let body = if body.is_null() { Body::empty() } else { Body::from(body.to_string()) };
-        test.send(request.body(body).unwrap()).await
-    }
-
-    async fn desired(&self, test: &TestApp, after: u64) -> DesiredState {
-        let answer =
-            self.call(test, Method::GET, &format!("desired?after={after}&wait=30"), Value::Null).await;
-        serde_json::from_value(answer.expect(200)).unwrap()
-    }
-
-    async fn report(&self, test: &TestApp, applied_generation: u64, servers: Vec<ObservedServer>) -> Answer {
-        let host_id = self.joined.host_id;
-        let observed = ObservedState { host_id, inventory: inventory(), applied_generation, servers };
-        self.call(test, Method::PUT, "observed", serde_json::to_value(observed).unwrap()).await
-    }
-}
-
 fn observed(id: ServerId, state: ServerState, run_generation: u64) -> ObservedServer {
-    ObservedServer { id, state, run_generation, since: Timestamp::UNIX_EPOCH, message: Some("why".into()) }
+    ObservedServer {
+        id,
+        state,
+        run_generation,
+        disks: [1].into(),
+        since: Timestamp::UNIX_EPOCH,
+        message: Some("why".into()),
+    }
 }
 
 async fn text(test: &TestApp, sql: &'static str) -> String {

@@ -72,7 +72,8 @@ pub async fn recover(app: &App) -> Result<(), ApiError> {
 async fn in_use(conn: &mut Conn, digest: &str) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM images WHERE sha256 = $1)
-             OR EXISTS (SELECT 1 FROM servers WHERE boot LIKE '%\"' || $1 || '\"%')",
+             OR EXISTS (SELECT 1 FROM servers
+                        WHERE boot LIKE '%\"' || $1 || '\"%' OR rescue LIKE '%\"' || $1 || '\"%')",
     )
     .bind(digest)
     .fetch_one(conn)

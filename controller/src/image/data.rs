@@ -135,6 +135,42 @@ async fn begin(app: &App, ctx: &Ctx, id: &str) -> Result<Upload, ApiError> {
     Ok(Upload { image_id: image.id, upload_id, disk_format })
 }
 
+/// The bytes of a root disk that its host sends for an image that was made for them; queued → active.
+///
+/// # Errors
+/// 404 without such an image, 409 if it has its bytes or is getting them; those of an upload.
+pub(crate) async fn receive_capture(
+    app: &App,
+    image_id: &str,
+    headers: &HeaderMap,
+    body: Body,
+) -> Result<(), ApiError> {
+    let announced = announced_size(headers, app.config.max_image_bytes)?;
+    let upload_id = Uuid::new_v4().to_string();
+    let mut tx = app.begin().await?;
+    let status: Option<String> = sqlx::query_scalar("SELECT status FROM images WHERE id = $1")
+        .bind(image_id)
+        .fetch_optional(&mut *tx)
+        .await?;
+    match status.as_deref() {
+        None => return Err(super::not_found(image_id)),
+        Some("queued") => {}
+        Some(status) => {
+            return Err(ApiError::Conflict(format!("Image {image_id} takes no bytes: it is {status}.")));
+        }
+    }
+    sqlx::query("UPDATE images SET status = 'saving', upload_id = $2, updated_us = $3 WHERE id = $1")
+        .bind(image_id)
+        .bind(&upload_id)
+        .bind(db::now_us())
+        .execute(&mut *tx)
+        .await?;
+    tx.commit().await?;
+    let upload = Upload { image_id: image_id.to_owned(), upload_id, disk_format: "raw".into() };
+    // A task of its own, so that it ends in a state that is one even if the host goes away.
+    tokio::spawn(run(app.clone(), upload, body, announced)).await.map_err(ApiError::internal)?
+}
+
 async fn run(app: App, upload: Upload, body: Body, announced: Option<u64>) -> Result<(), ApiError> {
     let stored = store(&app, &upload, body, announced).await;
     if stored.is_err()

@@ -24,6 +24,7 @@ mod members;
 mod patch;
 mod record;
 mod routes;
+pub(crate) mod snapshot;
 #[cfg(test)]
 mod tests;
 

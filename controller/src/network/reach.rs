@@ -19,7 +19,7 @@ pub(super) async fn of_network(tx: &mut Conn, network_id: &str) -> Result<Vec<St
          )
          SELECT servers.host_id FROM ports JOIN servers ON servers.id = ports.server_id
          WHERE ports.network_id IN (SELECT network_id FROM reach)
-             AND servers.host_id IS NOT NULL AND NOT servers.deleting
+             AND servers.host_id IS NOT NULL AND NOT (servers.deleting OR servers.offloading)
          UNION
          SELECT routers.gateway_host_id FROM ports JOIN routers ON routers.id = ports.router_id
          WHERE ports.network_id IN (SELECT network_id FROM reach) AND routers.gateway_host_id IS NOT NULL",
@@ -56,7 +56,7 @@ pub(super) async fn with_group(tx: &mut Conn, group_id: &str) -> Result<Vec<Stri
     Ok(sqlx::query_scalar(
         "SELECT DISTINCT servers.host_id FROM port_security_groups
              JOIN ports ON ports.id = port_security_groups.port_id JOIN servers ON servers.id = ports.server_id
-         WHERE port_security_groups.security_group_id = $1 AND servers.host_id IS NOT NULL AND NOT servers.deleting",
+         WHERE port_security_groups.security_group_id = $1 AND servers.host_id IS NOT NULL AND NOT (servers.deleting OR servers.offloading)",
     )
     .bind(group_id)
     .fetch_all(tx)
@@ -71,7 +71,7 @@ pub(super) async fn naming_group(tx: &mut Conn, group_id: &str) -> Result<Vec<St
                  ON port_security_groups.security_group_id = security_group_rules.security_group_id
              JOIN ports ON ports.id = port_security_groups.port_id JOIN servers ON servers.id = ports.server_id
          WHERE security_group_rules.remote_group_id = $1
-             AND servers.host_id IS NOT NULL AND NOT servers.deleting",
+             AND servers.host_id IS NOT NULL AND NOT (servers.deleting OR servers.offloading)",
     )
     .bind(group_id)
     .fetch_all(tx)
@@ -86,7 +86,7 @@ pub(super) async fn naming_addresses(tx: &mut Conn, group_id: &str) -> Result<Ve
                  ON port_security_groups.security_group_id = security_group_rules.security_group_id
              JOIN ports ON ports.id = port_security_groups.port_id JOIN servers ON servers.id = ports.server_id
          WHERE security_group_rules.remote_address_group_id = $1
-             AND servers.host_id IS NOT NULL AND NOT servers.deleting",
+             AND servers.host_id IS NOT NULL AND NOT (servers.deleting OR servers.offloading)",
     )
     .bind(group_id)
     .fetch_all(tx)
@@ -120,7 +120,7 @@ pub(super) async fn of_policy(tx: &mut Conn, policy_id: &str) -> Result<Vec<Stri
         "SELECT servers.host_id FROM ports JOIN networks ON networks.id = ports.network_id
              JOIN servers ON servers.id = ports.server_id
          WHERE (ports.qos_policy_id = $1 OR (ports.qos_policy_id IS NULL AND networks.qos_policy_id = $1))
-             AND servers.host_id IS NOT NULL AND NOT servers.deleting
+             AND servers.host_id IS NOT NULL AND NOT (servers.deleting OR servers.offloading)
          UNION
          SELECT routers.gateway_host_id FROM floating_ips JOIN routers ON routers.id = floating_ips.router_id
          WHERE floating_ips.qos_policy_id = $1 AND routers.gateway_host_id IS NOT NULL",

@@ -6,9 +6,9 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AddressPair, AddressSetSpec, CloudId, DnsName, FixedIpV6, HostId, NetworkId, PortId, QosSpec, RemotePort,
-    RouterSpec, SecurityGroupId, SecurityGroupSpec, SegmentSpec, ServerId, SubnetId, SubnetV6Spec,
-    TunnelSpec,
+    AddressPair, AddressSetSpec, CloudId, DnsName, FixedIpV6, HostId, ImageId, NetworkId, PortId, QosSpec,
+    RemotePort, RouterSpec, SecurityGroupId, SecurityGroupSpec, SegmentSpec, ServerId, SubnetId,
+    SubnetV6Spec, TunnelSpec,
 };
 
 /// `GET …/desired`: the whole of what shall exist on one host.
@@ -181,6 +181,18 @@ pub struct ServerSpec {
     pub root_disk_gib: u32,
     /// What to boot.
     pub boot: BootSpec,
+    /// Which of its disks is the root disk.
+    #[serde(default)]
+    pub disk: DiskSpec,
+    /// Another of its disks that must not be lost: that of before a resize.
+    #[serde(default)]
+    pub kept_disk: Option<u32>,
+    /// Boot this instead, with the root disk as second drive.
+    #[serde(default)]
+    pub rescue: Option<RescueSpec>,
+    /// Copies of its root disk that the controller wants to have.
+    #[serde(default)]
+    pub captures: Vec<CaptureSpec>,
     /// Its ports in order; the first is the guest's first NIC. Each is named in a network above.
     pub ports: Vec<PortId>,
     /// What to do when the VMM dies or the guest crashes.
@@ -189,12 +201,48 @@ pub struct ServerSpec {
     pub metadata: InstanceMetadata,
 }
 
+/// A disk of a server. Disks are numbered, and a number never comes back with other content: a new number is a new disk.
+/// Those that nothing names any more are removed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskSpec {
+    /// From 1.
+    pub number: u32,
+    /// It begins as a copy of this one, without as the image of [`BootSpec::disk`].
+    pub copy_of: Option<u32>,
+}
+
+impl Default for DiskSpec {
+    /// The first one.
+    fn default() -> Self {
+        Self { number: 1, copy_of: None }
+    }
+}
+
+/// What a server boots to be rescued.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RescueSpec {
+    /// Number of the disk that is made of the image.
+    pub disk: u32,
+    /// Image, kernel, command line.
+    pub boot: BootSpec,
+}
+
+/// A root disk that is to become an image: a copy is made of it while no vCPU runs, and sent as
+/// `PUT /mote/v1/hosts/{id}/captures/{image_id}`. Done when the controller no longer names it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptureSpec {
+    /// The image that it shall be.
+    pub image_id: ImageId,
+}
+
 /// Wanted power state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DesiredPower {
     /// A VMM runs.
     Running,
+    /// A VMM is there with all it holds, but its vCPUs stand still.
+    Paused,
     /// The disk is kept, no VMM runs.
     Stopped,
 }

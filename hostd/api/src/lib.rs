@@ -6,6 +6,7 @@
 //! | `GET /mote/v1/hosts/{id}/desired?after=G&wait=S` | → 200 [`DesiredState`] as soon as its generation is greater than G; 204 after S seconds (at most [`MAX_WAIT_S`]) without |
 //! | `PUT /mote/v1/hosts/{id}/observed` | [`ObservedState`] → 204 |
 //! | `GET /mote/v1/hosts/{id}/images/{sha256}` | → 200 the bytes of the image, `Content-Length` set |
+//! | `PUT /mote/v1/hosts/{id}/captures/{image_id}` | the bytes of a root disk, see [`CaptureSpec`] → 204; 404 when nobody wants them any more |
 //! | `GET /mote/v1/hosts/{id}/requests?wait=S` | → 200 list of [`HostRequest`]; 204 after S seconds without |
 //! | `POST /mote/v1/hosts/{id}/requests/{request_id}` | [`HostReply`] → 204; 404 when nobody waits any more |
 //!

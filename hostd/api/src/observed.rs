@@ -1,6 +1,6 @@
 //! What a host reports: itself, and what it observes of its servers.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -80,6 +80,9 @@ pub struct ObservedServer {
     pub state: ServerState,
     /// The run generation that its VMM was started for (0: never).
     pub run_generation: u64,
+    /// Numbers of its disks that are complete.
+    #[serde(default)]
+    pub disks: BTreeSet<u32>,
     /// When this state was entered.
     pub since: Timestamp,
     /// For `Failed`: why, one line for a person. For `Preparing`: what is going on.
@@ -90,7 +93,8 @@ pub struct ObservedServer {
 ///
 /// ```text
 /// Preparing ──► Running ──► Stopped ──► (Running | Removing)
-///     │            │  └────► Failed ──► (Running | Removing)
+///     │          ▲ ▼ │ └───► Failed ──► (Running | Removing)
+///     │         Paused
 ///     └─► Failed   └──► Removing ──► gone
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +104,8 @@ pub enum ServerState {
     Preparing,
     /// The VMM runs the guest.
     Running,
+    /// The VMM holds the guest, which stands still.
+    Paused,
     /// No VMM: the guest powered off, or it shall be stopped.
     Stopped,
     /// It could not be started, or its VMM died and its policy says so.

@@ -34,6 +34,11 @@ pub enum HostRequestKind {
         /// Longest wait in milliseconds, at most 10,000.
         wait_ms: u64,
     },
+    /// What a server's VMM uses → [`HostReply::Diagnostics`].
+    Diagnostics {
+        /// Server.
+        server_id: ServerId,
+    },
     /// Input for the serial console → [`HostReply::Done`].
     ConsoleWrite {
         /// Server.
@@ -59,6 +64,8 @@ pub enum HostReply {
         /// The bytes, base64.
         data: String,
     },
+    /// What a VMM uses.
+    Diagnostics(Diagnostics),
     /// Carried out.
     Done,
     /// Not possible.
@@ -66,4 +73,23 @@ pub enum HostReply {
         /// Why, for a person.
         message: String,
     },
+}
+
+/// What a server's VMM uses, as the host's kernel counts it.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Diagnostics {
+    /// Seconds since its VMM was started; none runs without.
+    pub uptime_s: Option<u64>,
+    /// Processor time of each vCPU's thread in nanoseconds, by vCPU.
+    pub vcpu_time_ns: Vec<u64>,
+    /// Memory that the VMM occupies, MiB.
+    pub memory_used_mib: Option<u64>,
+    /// Bytes that the VMM has read from and written to disks.
+    pub disk_read_bytes: Option<u64>,
+    /// See above.
+    pub disk_write_bytes: Option<u64>,
+    /// Number of drives.
+    pub disks: u32,
+    /// MAC addresses of its NICs.
+    pub nics: Vec<String>,
 }

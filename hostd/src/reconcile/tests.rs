@@ -1,4 +1,4 @@
-use mote_host_api::{CloudId, HostId};
+use mote_host_api::{CaptureSpec, CloudId, DiskSpec, HostId};
 use proptest::prelude::*;
 
 use super::*;
@@ -49,7 +49,15 @@ fn seen(spec: &ServerSpec, phase: Phase) -> SeenServer {
     record.fingerprint = Some(fingerprint(spec));
     record.started_at = Some(at(990));
     record.process = Some(process(1));
-    SeenServer { record, alive: vec![], ended: None, disk: true, task: None, retry_at: None }
+    SeenServer {
+        record,
+        alive: vec![],
+        ended: None,
+        disks: [1].into(),
+        captures: [].into(),
+        task: None,
+        retry_at: None,
+    }
 }
 
 fn running(spec: &ServerSpec) -> SeenServer {
@@ -281,6 +289,56 @@ fn a_server_that_has_to_go_is_forgotten_only_after_its_network() {
     assert_eq!(reconcile(&nothing, &state).actions, vec![Action::Forget(spec.id)]);
 }
 
+#[test]
+fn a_pause_is_told_to_the_vmm_once_and_again_while_it_is_not_known() {
+    let (network, mut spec) = server_in_network(1);
+    spec.power = DesiredPower::Paused;
+    assert_eq!(next(&spec, &network, running(&spec)), Some(Action::SetPaused(spec.id, true)));
+    let mut paused = running(&spec);
+    paused.record.paused = Some(true);
+    assert_eq!(paused.record.observed([].into()).state, mote_host_api::ServerState::Paused);
+    assert_eq!(next(&spec, &network, paused.clone()), None);
+    spec.power = DesiredPower::Running;
+    assert_eq!(next(&spec, &network, paused.clone()), Some(Action::SetPaused(spec.id, false)));
+    paused.record.paused = None;
+    assert_eq!(next(&spec, &network, paused), Some(Action::SetPaused(spec.id, false)));
+}
+
+#[test]
+fn a_new_disk_is_made_before_the_start_and_the_old_one_goes_when_nothing_names_it() {
+    let (network, mut spec) = server_in_network(1);
+    spec.disk = DiskSpec { number: 2, copy_of: Some(1) };
+    spec.kept_disk = Some(1);
+    let mut off = seen(&spec, Phase::Stopping);
+    off.record.process = None;
+    assert_eq!(next(&spec, &network, off.clone()), Some(Action::Prepare(spec.id)));
+    off.disks.insert(2);
+    assert_eq!(next(&spec, &network, off), Some(Action::Start(spec.id)));
+    let both = SeenServer { disks: [1, 2].into(), ..running(&spec) };
+    assert_eq!(next(&spec, &network, both.clone()), None, "one is kept");
+    spec.kept_disk = None;
+    assert_eq!(next(&spec, &network, both), Some(Action::Prune(spec.id)));
+    // Also for one that is off and stays so.
+    spec.power = DesiredPower::Stopped;
+    let stopped = seen(&spec, Phase::Stopped);
+    assert_eq!(next(&spec, &network, stopped), Some(Action::Prepare(spec.id)));
+    let without = SeenServer { disks: [].into(), ..seen(&spec, Phase::Stopped) };
+    spec.disk = DiskSpec::default();
+    assert_eq!(next(&spec, &network, without), None, "what never ran has no disk");
+}
+
+#[test]
+fn a_capture_is_made_once_and_removed_when_nobody_waits_for_it() {
+    let (network, mut spec) = server_in_network(1);
+    let image_id = ImageId::new();
+    spec.captures = vec![CaptureSpec { image_id }];
+    assert_eq!(next(&spec, &network, running(&spec)), Some(Action::Capture(spec.id, image_id)));
+    let made = SeenServer { captures: [image_id].into(), ..running(&spec) };
+    assert_eq!(next(&spec, &network, made.clone()), None);
+    spec.captures.clear();
+    assert_eq!(next(&spec, &network, made), Some(Action::Prune(spec.id)));
+}
+
 // --- Convergence from any state -------------------------------------------------------------------------------------
 
 /// What the agent's tasks make of an action, when all goes well.
@@ -303,7 +361,8 @@ fn apply(action: Action, desired: &DesiredState, state: &mut Observed, next_pid:
         record: ServerRecord::new(id, now),
         alive: vec![],
         ended: None,
-        disk: false,
+        disks: [].into(),
+        captures: [].into(),
         task: None,
         retry_at: None,
     };
@@ -322,7 +381,14 @@ fn apply(action: Action, desired: &DesiredState, state: &mut Observed, next_pid:
         Action::Prepare(_) => {
             attempt(&mut seen.record);
             seen.record.phase = Phase::Preparing;
-            seen.disk = true;
+            let want = want.unwrap();
+            let copied = want.disk.copy_of.filter(|_| !seen.disks.contains(&want.disk.number));
+            assert!(
+                copied.is_none_or(|source| seen.disks.contains(&source)),
+                "the disk to copy is still there"
+            );
+            seen.disks.insert(want.disk.number);
+            seen.disks.extend(want.rescue.as_ref().map(|rescue| rescue.disk));
         }
         Action::Start(_) => {
             *next_pid += 1;
@@ -331,7 +397,18 @@ fn apply(action: Action, desired: &DesiredState, state: &mut Observed, next_pid:
             seen.record.run_generation = want.unwrap().run_generation;
             seen.record.process = Some(process(*next_pid));
             seen.record.stopped_by_guest = false;
+            seen.record.paused = Some(false);
             seen.alive = vec![process(*next_pid)];
+        }
+        Action::SetPaused(_, paused) => seen.record.paused = Some(paused),
+        Action::Capture(_, image) => {
+            seen.captures.insert(image);
+        }
+        Action::Prune(_) => {
+            let want = want.unwrap();
+            let needed = needed_disks(want, &seen.disks);
+            seen.disks.retain(|number| needed.contains(number));
+            seen.captures.retain(|image| want.captures.iter().any(|capture| capture.image_id == *image));
         }
         Action::Adopt(_, process) => {
             seen.record.phase = Phase::Running;
@@ -377,8 +454,16 @@ fn any_reason() -> impl Strategy<Value = Option<ExitReason>> {
 }
 
 /// How one server is wanted: not at all, or so.
-fn any_want() -> impl Strategy<Value = Option<(bool, u64, bool, u32)>> {
-    prop::option::of((any::<bool>(), 1..4_u64, any::<bool>(), prop::sample::select(vec![128_u32, 4096])))
+fn any_want() -> impl Strategy<Value = Option<(DesiredPower, u64, bool, u32, u32, bool)>> {
+    let powers = vec![DesiredPower::Running, DesiredPower::Paused, DesiredPower::Stopped];
+    prop::option::of((
+        prop::sample::select(powers),
+        1..4_u64,
+        any::<bool>(),
+        prop::sample::select(vec![128_u32, 4096]),
+        1..4_u32,
+        any::<bool>(),
+    ))
 }
 
 #[derive(Debug, Clone)]
@@ -389,7 +474,8 @@ struct AnySeen {
     right_fingerprint: bool,
     recorded_process: bool,
     alive: u8,
-    disk: bool,
+    disks: BTreeSet<u32>,
+    paused: Option<bool>,
     by_guest: bool,
     not_before_s: Option<i64>,
     task: Option<bool>,
@@ -410,7 +496,8 @@ fn any_seen() -> impl Strategy<Value = Option<AnySeen>> {
     ];
     let first = (prop::sample::select(phases), 0..4_u64, 0..4_u64, any::<bool>(), any::<bool>(), 0..3_u8);
     let second = (
-        any::<bool>(),
+        prop::collection::btree_set(1..4_u32, 0..3),
+        any::<Option<bool>>(),
         any::<bool>(),
         prop::option::of(900..1100_i64),
         prop::option::weighted(0.2, any::<bool>()),
@@ -420,7 +507,7 @@ fn any_seen() -> impl Strategy<Value = Option<AnySeen>> {
     );
     let make = |(a, b): (_, _)| {
         let (phase, run_generation, attempted, right_fingerprint, recorded_process, alive) = a;
-        let (disk, by_guest, not_before_s, task, plugged, reason, rebooted) = b;
+        let (disks, paused, by_guest, not_before_s, task, plugged, reason, rebooted) = b;
         AnySeen {
             phase,
             run_generation,
@@ -428,7 +515,8 @@ fn any_seen() -> impl Strategy<Value = Option<AnySeen>> {
             right_fingerprint,
             recorded_process,
             alive,
-            disk,
+            disks,
+            paused,
             by_guest,
             not_before_s,
             task,
@@ -449,11 +537,20 @@ impl AnySeen {
         record.fingerprint = self.right_fingerprint.then(|| fingerprint(spec));
         record.process = self.recorded_process.then(|| process(number * 10));
         record.stopped_by_guest = self.by_guest;
+        record.paused = self.paused;
         record.not_before = self.not_before_s.map(at);
         record.networks = if self.plugged { [network].into() } else { BTreeSet::new() };
         let task = self.task.map(|cancellable| SeenTask { cancellable, cancelled: false, fingerprint: None });
         let alive = (0..i32::from(self.alive)).map(|n| process(number * 10 + n)).collect();
-        SeenServer { record, alive, ended: None, disk: self.disk, task, retry_at: None }
+        SeenServer {
+            record,
+            alive,
+            ended: None,
+            disks: self.disks.clone(),
+            captures: [].into(),
+            task,
+            retry_at: None,
+        }
     }
 }
 
@@ -471,7 +568,12 @@ fn is_right(want: Option<&ServerSpec>, seen: Option<&SeenServer>) -> Result<(), 
             Phase::Running
                 if seen.alive.len() == 1
                     && seen.record.process.as_ref() == seen.alive.first()
-                    && seen.record.run_generation >= want.run_generation =>
+                    && seen.record.run_generation >= want.run_generation
+                    && seen.record.paused == Some(want.power == DesiredPower::Paused)
+                    // Of a disk that was lost there is no copy.
+                    && (!seen.disks.contains(&want.disk.number)
+                        || want.captures.iter().all(|capture| seen.captures.contains(&capture.image_id)))
+                    && seen.disks.is_subset(&needed_disks(want, &seen.disks)) =>
             {
                 Ok(())
             }
@@ -497,9 +599,10 @@ proptest! {
         let reasons: BTreeMap<ServerId, (Option<ExitReason>, bool)> = all.iter().zip(&seens)
             .filter_map(|((_, spec), seen)| seen.as_ref().map(|s| (spec.id, (s.reason, s.rebooted)))).collect();
         let desired = desired(all.iter().zip(&wants).filter_map(|((network, spec), want)| {
-            let (running, run_generation, on_failure, memory_mib) = (*want)?;
-            let mut spec = ServerSpec { run_generation, memory_mib, ..spec.clone() };
-            if !running { spec.power = DesiredPower::Stopped; }
+            let (power, run_generation, on_failure, memory_mib, number, capture) = (*want)?;
+            let mut spec = ServerSpec { power, run_generation, memory_mib, ..spec.clone() };
+            spec.disk.number = number;
+            if capture { spec.captures = vec![CaptureSpec { image_id: ImageId::new() }]; }
             if on_failure { spec.restart_policy = RestartPolicy::OnFailure; }
             Some((network.clone(), spec))
         }).collect());
@@ -515,7 +618,7 @@ proptest! {
         }
         let want = |id: &ServerId| desired.servers.iter().find(|s| s.id == *id);
         let right_before: BTreeSet<ServerId> = state.servers.iter()
-            .filter(|(id, seen)| want(id).is_some_and(|w| w.power == DesiredPower::Running)
+            .filter(|(id, seen)| want(id).is_some_and(|w| w.power != DesiredPower::Stopped && w.captures.is_empty())
                 && seen.record.phase == Phase::Running && is_right(want(id), Some(seen)).is_ok())
             .map(|(id, _)| *id).collect();
 

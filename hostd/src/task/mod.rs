@@ -9,6 +9,8 @@
 //! | in `prepare` | `Preparing`, no `root.img` (a partial file is removed) | prepares again |
 //! | in `start` before the VMM was started | `Starting`, no process | starts again |
 //! | in `start` after the VMM was started | `Starting`, a process in /proc | adopts it |
+//! | in `set_paused` | `Running`, not known whether it is paused | tells the VMM again |
+//! | in `capture` | the same, no capture | makes it again |
 //! | in `terminate` | `Stopping` | goes on ending it; its end is no failure |
 //! | in `teardown`, `forget` | `Removing`, or `.removed-…` | goes on removing |
 
@@ -16,9 +18,9 @@ mod prepare;
 mod start;
 mod stop;
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
-use mote_host_api::{DesiredState, NetworkId, PortSpec, ServerId, ServerSpec};
+use mote_host_api::{DesiredState, ImageId, NetworkId, PortSpec, ServerId, ServerSpec};
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -89,8 +91,8 @@ pub enum TaskEvent {
     Spawned(ServerId, ProcessIdentity),
     /// A VMM has ended.
     Ended(ServerId, ProcessIdentity),
-    /// The disk of a server is complete.
-    DiskReady(ServerId),
+    /// The disks and captures that a server has now.
+    Disks(ServerId, BTreeSet<u32>, BTreeSet<ImageId>),
     /// The task has ended.
     Done(ServerId, Result<(), TaskError>),
     /// The server is gone from this host.
@@ -156,12 +158,16 @@ impl Work {
     /// Carries out an action, and tells the agent how it went.
     pub async fn run(mut self, action: Action) {
         let id = self.record.id;
-        let has_to_end = matches!(action, Action::Terminate(_) | Action::Teardown(_) | Action::Forget(_));
+        // What is asked of a server that runs must not end it by failing.
+        let has_to_end = !matches!(action, Action::Prepare(_) | Action::Start(_) | Action::Adopt(..));
         let result = match action {
             Action::Prepare(_) => self.prepare().await,
             Action::Start(_) => self.start().await,
             Action::Adopt(_, process) => self.adopt(process).await,
             Action::Terminate(_) => self.terminate().await,
+            Action::SetPaused(_, paused) => self.set_paused(paused).await,
+            Action::Capture(_, image) => self.capture(image).await,
+            Action::Prune(_) => self.prune().await,
             Action::Settle(_, outcome) => self.settle(outcome).await,
             Action::Teardown(_) => self.teardown().await,
             Action::Forget(_) => self.forget().await,

@@ -2,7 +2,7 @@
 
 use std::{
     os::fd::{AsRawFd, OwnedFd},
-    path::Path,
+    path::{Path, PathBuf},
     time::Duration,
 };
 
@@ -12,7 +12,7 @@ use mote_vmm_api::{
     BootSource, CacheType, Drive, Entropy, MachineConfig, NetworkInterface, Serial, VmConfig,
 };
 
-use super::{TaskError, TaskEvent, Wanted, Work};
+use super::{TaskError, TaskEvent, Wanted, Work, prepare::boot};
 use crate::{
     console,
     errors::one_line,
@@ -28,12 +28,15 @@ pub const START_TIMEOUT: Duration = Duration::from_secs(60);
 pub const CONSOLE_LOG_LIMIT: u64 = 1 << 20;
 /// Drive id of the root disk.
 const ROOT_DRIVE: &str = "root";
+/// Drive id of the disk that a rescued server boots from.
+const RESCUE_DRIVE: &str = "rescue";
 
 impl Work {
     pub(super) async fn start(&mut self) -> Result<(), TaskError> {
         let wanted = self.wanted()?;
-        let kernel = self.image(&wanted.spec.boot.kernel).await?;
-        let ramdisk = match &wanted.spec.boot.ramdisk {
+        let boot = boot(&wanted.spec);
+        let kernel = self.image(&boot.kernel).await?;
+        let ramdisk = match &boot.ramdisk {
             Some(image) => Some(self.image(image).await?),
             None => None,
         };
@@ -49,6 +52,7 @@ impl Work {
         self.record.run_generation = wanted.spec.run_generation;
         self.record.process = None;
         self.record.stopped_by_guest = false;
+        self.record.paused = Some(false);
         self.record.started_at = Some(self.parts.clock.now());
         self.record.networks = wanted.ports.iter().map(|(network, ..)| *network).collect();
         self.enter(Phase::Starting, None).await?;
@@ -102,6 +106,20 @@ impl Work {
         Ok(())
     }
 
+    /// Makes the guest stand still or go on. What the VMM was told is unknown until it has answered.
+    pub(super) async fn set_paused(&mut self, paused: bool) -> Result<(), TaskError> {
+        self.record.paused = None;
+        self.save().await?;
+        self.reach("before pause").await;
+        self.parts.vmms.set_paused(self.record.id, paused).await?;
+        self.reach("after pause").await;
+        self.record.paused = Some(paused);
+        self.record.message = None;
+        self.record.since = self.parts.clock.now();
+        tracing::info!(server = %self.record.id, paused, "told to stand still or go on");
+        self.save().await
+    }
+
     async fn clean_up_before_start(&self) -> Result<(), TaskError> {
         let (dir, run) = (self.parts.state.server(self.record.id), self.parts.run.server(self.record.id));
         self.blocking(move || {
@@ -132,6 +150,9 @@ impl Work {
     ) -> VmConfig {
         let (dir, run) = (self.parts.state.server(self.record.id), self.parts.run.server(self.record.id));
         let spec = &wanted.spec;
+        let boot = boot(spec);
+        // A command line that names its own root (or a guest that needs none) is left as it is.
+        let root = !names_root(boot.command_line.as_deref());
         let interface = |(index, ((_, mtu, port), tap)): (usize, (&(NetworkId, u16, PortSpec), &OwnedFd))| {
             NetworkInterface {
                 iface_id: format!("eth{index}"),
@@ -146,16 +167,15 @@ impl Work {
             boot_source: Some(BootSource {
                 kernel_image_path: kernel.to_owned(),
                 initrd_path: ramdisk.map(Path::to_owned),
-                boot_args: spec.boot.command_line.clone(),
+                boot_args: boot.command_line.clone(),
             }),
-            drives: vec![Drive {
-                drive_id: ROOT_DRIVE.to_owned(),
-                path_on_host: dir.disk(),
-                // A command line that names its own root (or a guest that needs none) is left as it is.
-                is_root_device: !names_root(spec.boot.command_line.as_deref()),
-                cache_type: CacheType::Writeback,
-                ..Drive::default()
-            }],
+            drives: match &spec.rescue {
+                None => vec![drive(ROOT_DRIVE, dir.disk(spec.disk.number), root)],
+                Some(rescue) => vec![
+                    drive(RESCUE_DRIVE, dir.disk(rescue.disk), root),
+                    drive(ROOT_DRIVE, dir.disk(spec.disk.number), false),
+                ],
+            },
             machine_config: MachineConfig {
                 vcpu_count: spec.vcpus,
                 mem_size_mib: spec.memory_mib as usize,
@@ -170,6 +190,16 @@ impl Work {
             }),
             ..VmConfig::default()
         }
+    }
+}
+
+fn drive(id: &str, path_on_host: PathBuf, is_root_device: bool) -> Drive {
+    Drive {
+        drive_id: id.to_owned(),
+        path_on_host,
+        is_root_device,
+        cache_type: CacheType::Writeback,
+        ..Drive::default()
     }
 }
 

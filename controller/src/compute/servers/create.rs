@@ -16,7 +16,9 @@ use super::{
         flavors::{self, Flavor},
         keypairs,
         quotas::{self, Resource},
+        server_groups::Company,
         state::{TaskState, VmState},
+        versions::Version,
     },
     input::{self, Nics, Place, Wanted},
     row, view,
@@ -58,21 +60,26 @@ struct Plan<'a> {
     request: scheduler::Request,
     forbidden_traits: BTreeSet<String>,
     security_groups: Vec<String>,
+    /// The flavor's, JSON.
+    extra_specs: String,
+    company: Company,
 }
 
 /// The handler.
 pub(super) async fn create(
     State(app): State<App>,
     ctx: Ctx,
+    version: Version,
     JsonBody(body): JsonBody<Value>,
 ) -> Result<(StatusCode, [(HeaderName, String); 1], Json<Value>), ApiError> {
     ctx.require_writer()?;
-    let wanted = input::parse(body)?;
+    let wanted = input::parse(body, version)?;
     let mut tx = app.begin().await?;
-    let plan = prepare(&mut tx, &ctx, &wanted).await?;
+    let mut plan = prepare(&mut tx, &ctx, &wanted).await?;
     let count = within_quota(&mut tx, &plan).await?;
     nics::check(&mut tx, &ctx, &plan.nics, usize::try_from(count).map_err(ApiError::internal)?).await?;
     let mut views = hosts::views(&mut tx).await?;
+    plan.company = Company::read(&mut tx, &ctx, &wanted).await?;
     let rules = Rules { policy: hosts::policy(&mut tx).await?, ..Rules::default() };
     let mut rng = Rng::seeded(u64::from_le_bytes(random()?));
     let mut touched: Vec<Touched> = Vec::new();
@@ -84,7 +91,10 @@ pub(super) async fn create(
         };
         let chosen = choose(&plan, &mut views, &rules, &mut rng);
         let one = One { id: Uuid::new_v4().to_string(), name, launch_index: index };
+        let host = chosen.as_ref().ok().map(|host| host.id.to_string());
         touched.extend(insert(&mut tx, &plan, &one, chosen).await?);
+        plan.company.join(&mut tx, &one.id, host.as_deref()).await?;
+        row::add_tags(&mut tx, &one.id, &wanted.tags).await?;
         row::record_action(&mut tx, &ctx, &one.id, "create").await?;
         first.get_or_insert(one.id);
     }
@@ -96,7 +106,7 @@ pub(super) async fn create(
     let server = json!({
         "id": id, "links": links, "OS-DCF:diskConfig": "MANUAL",
         "security_groups": group_names(&wanted.security_groups),
-        "adminPass": hex::encode(random::<8>()?),
+        "adminPass": password()?,
     });
     Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(json!({"server": server}))))
 }
@@ -109,7 +119,13 @@ fn group_names(asked: &[String]) -> Value {
     }
 }
 
-fn random<const N: usize>() -> Result<[u8; N], ApiError> {
+/// A password that nothing is protected by: Nova's clients expect one in the answer.
+pub(super) fn password() -> Result<String, ApiError> {
+    Ok(hex::encode(random::<8>()?))
+}
+
+/// Bytes of the kernel's random numbers.
+pub(super) fn random<const N: usize>() -> Result<[u8; N], ApiError> {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).map_err(|error| ApiError::internal(error.to_string()))?;
     Ok(bytes)
@@ -117,7 +133,7 @@ fn random<const N: usize>() -> Result<[u8; N], ApiError> {
 
 async fn prepare<'a>(tx: &mut Conn, ctx: &'a Ctx, wanted: &'a Wanted) -> Result<Plan<'a>, ApiError> {
     let project = ctx.require_project()?;
-    let flavor = flavor(tx, &wanted.flavor_id).await?;
+    let flavor = flavor(tx, ctx, &wanted.flavor_id).await?;
     let images = match image::image_for_boot(tx, &wanted.image_id, ctx).await {
         Err(ApiError::NotFound(text)) => return Err(ApiError::BadRequest(format!("imageRef: {text}."))),
         other => other?,
@@ -134,9 +150,10 @@ async fn prepare<'a>(tx: &mut Conn, ctx: &'a Ctx, wanted: &'a Wanted) -> Result<
         }
     };
     let amount = |stored: i64| u64::try_from(stored).unwrap_or(0);
-    let mut required_traits: BTreeSet<String> = images.required_traits.iter().cloned().collect();
-    let mut forbidden_traits: BTreeSet<String> = images.forbidden_traits.iter().cloned().collect();
-    flavor_traits(tx, &flavor.id, &mut required_traits, &mut forbidden_traits).await?;
+    let (mut required_traits, mut forbidden_traits) = flavor_traits(tx, &flavor.id).await?;
+    required_traits.extend(images.required_traits.iter().cloned());
+    forbidden_traits.extend(images.forbidden_traits.iter().cloned());
+    let extra_specs = flavors::extra_specs(tx, &flavor.id).await?;
     let request = scheduler::Request {
         resources: Resources {
             vcpus: amount(flavor.vcpus),
@@ -153,6 +170,7 @@ async fn prepare<'a>(tx: &mut Conn, ctx: &'a Ctx, wanted: &'a Wanted) -> Result<
         wanted,
         image_id: images.disk.id.clone(),
         boot: serde_json::to_string(&boot_spec(images)).map_err(ApiError::internal)?,
+        extra_specs: serde_json::to_string(&extra_specs).map_err(ApiError::internal)?,
         flavor,
         disk_claim_gib,
         public_key,
@@ -162,27 +180,26 @@ async fn prepare<'a>(tx: &mut Conn, ctx: &'a Ctx, wanted: &'a Wanted) -> Result<
         request,
         forbidden_traits,
         security_groups: nics::group_ids(tx, ctx, &wanted.security_groups).await?,
+        company: Company::default(),
     })
 }
 
-async fn flavor(tx: &mut Conn, id: &str) -> Result<Flavor, ApiError> {
+/// The flavor that a request names.
+pub(super) async fn flavor(tx: &mut Conn, ctx: &Ctx, id: &str) -> Result<Flavor, ApiError> {
     let id: String = id.chars().take(MAX_FLAVOR_ID).collect();
-    flavors::find(tx, &id).await.map_err(|error| match error {
+    flavors::usable(tx, ctx, &id).await.map_err(|error| match error {
         ApiError::NotFound(text) => ApiError::BadRequest(format!("flavorRef: {text}")),
         other => other,
     })
 }
 
-/// `trait:NAME` of the flavor's extra specs.
-async fn flavor_traits(
+/// `trait:NAME` of the flavor's extra specs: required ones, forbidden ones.
+pub(super) async fn flavor_traits(
     tx: &mut Conn,
     flavor_id: &str,
-    required: &mut BTreeSet<String>,
-    forbidden: &mut BTreeSet<String>,
-) -> Result<(), ApiError> {
-    let sql = "SELECT key, value FROM flavor_extra_specs WHERE flavor_id = $1";
-    let specs: Vec<(String, String)> = sqlx::query_as(sql).bind(flavor_id).fetch_all(tx).await?;
-    for (key, value) in specs {
+) -> Result<(BTreeSet<String>, BTreeSet<String>), ApiError> {
+    let (mut required, mut forbidden) = (BTreeSet::new(), BTreeSet::new());
+    for (key, value) in flavors::extra_specs(tx, flavor_id).await? {
         let Some(name) = key.strip_prefix("trait:") else { continue };
         match value.as_str() {
             "required" => required.insert(name.to_owned()),
@@ -193,11 +210,16 @@ async fn flavor_traits(
             }
         };
     }
-    Ok(())
+    Ok((required, forbidden))
+}
+
+/// Whole GiB that so many bytes need.
+pub(super) fn gib(bytes: u64) -> Result<i64, ApiError> {
+    i64::try_from(bytes.div_ceil(GIB)).map_err(ApiError::internal)
 }
 
 /// Whether the image fits into the flavor; gives the GiB of disk that the server may come to use.
-fn fits(flavor: &Flavor, images: &BootImages) -> Result<i64, ApiError> {
+pub(super) fn fits(flavor: &Flavor, images: &BootImages) -> Result<i64, ApiError> {
     let refused = |text: &str| Err(ApiError::BadRequest(text.into()));
     let (memory, disk) =
         (u64::try_from(flavor.memory_mib).unwrap_or(0), u64::try_from(flavor.disk_gib).unwrap_or(0));
@@ -211,7 +233,8 @@ fn fits(flavor: &Flavor, images: &BootImages) -> Result<i64, ApiError> {
     i64::try_from(disk.max(needed)).map_err(ApiError::internal)
 }
 
-fn boot_spec(images: BootImages) -> BootSpec {
+/// What a host is told of an image that is booted.
+pub(super) fn boot_spec(images: BootImages) -> BootSpec {
     let spec = |bytes: ImageBytes| ImageSpec { sha256: bytes.sha256, size: bytes.size };
     BootSpec {
         disk: spec(images.disk),
@@ -257,15 +280,20 @@ async fn nic_wishes(tx: &mut Conn, project: &str, nics: &Nics) -> Result<Vec<Nic
     match nics {
         Nics::None => Ok(Vec::new()),
         Nics::These(wishes) => Ok(wishes.clone()),
-        Nics::Auto => match networks::usable(tx, project).await?.as_slice() {
-            [one] => Ok(vec![NicWish::Network { id: one.id.clone(), fixed_ip: None }]),
-            [] => Err(ApiError::BadRequest(
-                "networks: the project has no network; make one, or ask for none with \"none\".".into(),
-            )),
-            _ => Err(ApiError::Conflict(
-                "Multiple possible networks found, use a Network ID to be more specific.".into(),
-            )),
-        },
+        Nics::Auto => Ok(vec![only_network(tx, project).await?]),
+    }
+}
+
+/// A NIC on the only network that the project has.
+pub(super) async fn only_network(tx: &mut Conn, project: &str) -> Result<NicWish, ApiError> {
+    match networks::usable(tx, project).await?.as_slice() {
+        [one] => Ok(NicWish::Network { id: one.id.clone(), fixed_ip: None }),
+        [] => Err(ApiError::BadRequest(
+            "networks: the project has no network; make one, or ask for none with \"none\".".into(),
+        )),
+        _ => Err(ApiError::Conflict(
+            "Multiple possible networks found, use a Network ID to be more specific.".into(),
+        )),
     }
 }
 
@@ -310,8 +338,7 @@ fn choose<'a>(
     if allowed.is_empty() && !views.is_empty() {
         return Err("No valid host was found. All hosts have a trait that is forbidden.".into());
     }
-    let id =
-        scheduler::schedule(&plan.request, &allowed, rules, rng).map_err(|refused| refused.to_string())?;
+    let id = plan.company.choose(&allowed, |hosts| scheduler::schedule(&plan.request, hosts, rules, rng))?;
     let host = views.iter_mut().find(|host| host.id == id).ok_or("No valid host was found.")?;
     host.claim(plan.request.resources);
     Ok(host)
@@ -351,15 +378,15 @@ async fn insert(
         "INSERT INTO servers (id, project_id, user_id, name, hostname, flavor_id, flavor_name, vcpus, memory_mib,
              disk_gib, disk_claim_gib, image_id, boot, key_name, public_key, user_data, metadata, restart_policy,
              launch_index, availability_zone, host_id, desired_power, run_generation, changed_generation, vm_state,
-             task_state, fault_code, fault_message, fault_us, created_us, updated_us)
+             task_state, fault_code, fault_message, fault_us, created_us, updated_us, description, flavor_extra_specs)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
-             'running', 1, $22, $23, $24, $25, $26, $27, $28, $28)",
+             'running', 1, $22, $23, $24, $25, $26, $27, $28, $28, $29, $30)",
     )
     .bind(&one.id)
     .bind(plan.project)
     .bind(&plan.ctx.user_id)
     .bind(&one.name)
-    .bind(hostname(&one.name, &one.id))
+    .bind(host_name(plan, one))
     .bind(&plan.flavor.id)
     .bind(&plan.flavor.name)
     .bind(plan.flavor.vcpus)
@@ -383,6 +410,8 @@ async fn insert(
     .bind(&fault)
     .bind(fault.as_ref().map(|_| now))
     .bind(now)
+    .bind(plan.wanted.description.as_ref().unwrap_or(&one.name))
+    .bind(&plan.extra_specs)
     .execute(&mut *tx)
     .await?;
     if let Some((_, zone)) = host {
@@ -393,6 +422,19 @@ async fn insert(
         return Ok(others);
     }
     Ok(touched.into_iter().collect())
+}
+
+/// The one that was asked for, with a number if it is for several servers.
+fn host_name(plan: &Plan<'_>, one: &One) -> String {
+    match &plan.wanted.hostname {
+        None => hostname(&one.name, &one.id),
+        Some(wanted) if plan.wanted.max_count > 1 => {
+            let number = format!("-{}", one.launch_index + 1);
+            let kept = MAX_HOSTNAME.saturating_sub(number.len());
+            format!("{}{number}", wanted.chars().take(kept).collect::<String>())
+        }
+        Some(wanted) => wanted.clone(),
+    }
 }
 
 /// A host name made of a display name: one label of letters, digits and hyphens.

@@ -6,20 +6,27 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
+use super::super::versions::Version;
 use crate::{http::error::ApiError, network::ports::server::NicWish};
 
 /// Most servers of one request, whatever the quota.
 const MAX_SERVERS: u64 = 100;
 /// Most NICs of one server.
-const MAX_NICS: usize = 8;
+pub(super) const MAX_NICS: usize = 8;
 /// Most security groups of one request.
 const MAX_GROUPS: usize = 50;
+/// Most servers in one scheduler hint.
+const MAX_HINTS: usize = 100;
 /// Nova's limit for names and for keys and values of metadata, in characters.
 const MAX_NAME: usize = 255;
 /// Nova's limit for `user_data`, in characters of base64.
 const MAX_USER_DATA: usize = 65_535;
 /// Nova's default quota of metadata items.
-const MAX_METADATA: usize = 128;
+pub(in super::super) const MAX_METADATA: usize = 128;
+/// Nova's limit of tags of one server.
+pub(super) const MAX_TAGS: usize = 50;
+/// Nova's limit for a tag, in characters.
+const MAX_TAG: usize = 60;
 /// How much of a wrong value a message shows, in characters.
 const MAX_SHOWN: usize = 128;
 
@@ -48,7 +55,7 @@ pub(super) struct Place {
 
 /// A valid request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Wanted {
+pub(in super::super) struct Wanted {
     pub(super) name: String,
     pub(super) image_id: String,
     pub(super) flavor_id: String,
@@ -57,10 +64,22 @@ pub(super) struct Wanted {
     pub(super) user_data: Option<String>,
     pub(super) metadata: BTreeMap<String, String>,
     pub(super) place: Place,
-    pub(super) min_count: u64,
-    pub(super) max_count: u64,
     /// Names or ids of the groups of its new ports; empty: the default group.
     pub(super) security_groups: Vec<String>,
+    /// Since 2.19.
+    pub(super) description: Option<String>,
+    /// Since 2.90; without, the name made fit.
+    pub(super) hostname: Option<String>,
+    /// Since 2.52.
+    pub(super) tags: Vec<String>,
+    /// The id of a server group (scheduler hint `group`).
+    pub(in super::super) group: Option<String>,
+    /// Hosts of these servers only, or not of these (scheduler hints).
+    pub(in super::super) same_host: Vec<String>,
+    /// See above.
+    pub(in super::super) different_host: Vec<String>,
+    pub(in super::super) min_count: u64,
+    pub(in super::super) max_count: u64,
 }
 
 /// What happens when a server's VMM dies, as its metadata says; the word is that of
@@ -74,18 +93,18 @@ pub(super) fn restart_policy(metadata: &BTreeMap<String, String>) -> Result<&'st
 }
 
 /// Nova's message about a wrong field.
-pub(super) fn invalid(field: &str, value: &Value, why: &str) -> ApiError {
+pub(in super::super) fn invalid(field: &str, value: &Value, why: &str) -> ApiError {
     let field: String = field.chars().take(MAX_SHOWN).collect();
     let value: String = value.to_string().chars().take(MAX_SHOWN).collect();
     ApiError::BadRequest(format!("Invalid input for field/attribute {field}. Value: {value}. {value} {why}."))
 }
 
 /// A JSON object whose fields are taken one by one; what is left at the end is unknown.
-pub(super) struct Fields(Map<String, Value>);
+pub(in super::super) struct Fields(Map<String, Value>);
 
 impl Fields {
     /// Opens `{"<name>": {…}}`; `others` are further members that must be empty.
-    pub(super) fn open(body: Value, name: &str, others: &[&str]) -> Result<Self, ApiError> {
+    pub(in super::super) fn open(body: Value, name: &str, others: &[&str]) -> Result<Self, ApiError> {
         let Value::Object(mut body) = body else {
             return Err(ApiError::BadRequest(format!("The body must be an object with '{name}'.")));
         };
@@ -104,7 +123,7 @@ impl Fields {
     }
 
     /// A field; `null` counts as absent.
-    pub(super) fn take(&mut self, name: &str) -> Option<Value> {
+    pub(in super::super) fn take(&mut self, name: &str) -> Option<Value> {
         self.0.remove(name).filter(|value| !value.is_null())
     }
 
@@ -113,7 +132,18 @@ impl Fields {
         self.0
     }
 
-    fn string(&mut self, name: &str) -> Result<Option<String>, ApiError> {
+    /// Whether a field is named, also as `null`.
+    pub(super) fn contains(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
+    /// Whether a field is there.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(|value| !value.is_null())
+    }
+
+    /// A text.
+    pub(in super::super) fn string(&mut self, name: &str) -> Result<Option<String>, ApiError> {
         match self.take(name) {
             None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
@@ -121,7 +151,8 @@ impl Fields {
         }
     }
 
-    fn uuid(&mut self, name: &str) -> Result<Option<String>, ApiError> {
+    /// A UUID.
+    pub(super) fn uuid(&mut self, name: &str) -> Result<Option<String>, ApiError> {
         let Some(text) = self.string(name)? else { return Ok(None) };
         match Uuid::parse_str(&text) {
             Ok(id) => Ok(Some(id.hyphenated().to_string())),
@@ -129,7 +160,8 @@ impl Fields {
         }
     }
 
-    fn list(&mut self, name: &str) -> Result<Vec<Value>, ApiError> {
+    /// A list, empty if absent.
+    pub(super) fn list(&mut self, name: &str) -> Result<Vec<Value>, ApiError> {
         match self.take(name) {
             None => Ok(Vec::new()),
             Some(Value::Array(list)) => Ok(list),
@@ -147,7 +179,7 @@ impl Fields {
     }
 
     /// A field that may have one value only.
-    fn only(&mut self, name: &str, allowed: &[Value]) -> Result<(), ApiError> {
+    pub(in super::super) fn only(&mut self, name: &str, allowed: &[Value]) -> Result<(), ApiError> {
         match self.take(name) {
             Some(value) if !allowed.contains(&value) => Err(invalid(name, &value, "is not supported here")),
             _ => Ok(()),
@@ -155,7 +187,7 @@ impl Fields {
     }
 
     /// Refuses what was not taken.
-    pub(super) fn finish(self) -> Result<(), ApiError> {
+    pub(in super::super) fn finish(self) -> Result<(), ApiError> {
         let Some(name) = self.0.keys().next() else { return Ok(()) };
         let name: String = name.chars().take(MAX_SHOWN).collect();
         Err(ApiError::BadRequest(format!(
@@ -165,7 +197,7 @@ impl Fields {
 }
 
 /// A whole number, as such or as text.
-pub(super) fn number(value: &Value) -> Option<u64> {
+pub(in super::super) fn number(value: &Value) -> Option<u64> {
     match value {
         Value::String(text) => text.parse().ok(),
         other => other.as_u64(),
@@ -176,19 +208,13 @@ pub(super) fn number(value: &Value) -> Option<u64> {
 ///
 /// # Errors
 /// 400 that names the field.
-pub(super) fn parse(body: Value) -> Result<Wanted, ApiError> {
-    let mut fields = Fields::open(body, "server", &["os:scheduler_hints", "OS-SCH-HNT:scheduler_hints"])?;
+pub(super) fn parse(mut body: Value, version: Version) -> Result<Wanted, ApiError> {
+    let hints = Hints::take(&mut body)?;
+    let mut fields = Fields::open(body, "server", &[])?;
     let name = server_name(&mut fields)?;
-    let required = |name| ApiError::BadRequest(format!("Invalid input: '{name}' is a required property."));
-    let flavor_id = match fields.take("flavorRef") {
-        // Nova takes links, too: their last part is the id.
-        Some(Value::String(text)) => text.rsplit('/').next().unwrap_or_default().to_owned(),
-        Some(Value::Number(number)) => number.to_string(),
-        Some(other) => return Err(invalid("flavorRef", &other, "is not a flavor's id")),
-        None => return Err(required("flavorRef")),
-    };
+    let flavor_id = flavor_ref(&mut fields)?;
     let image_id = image(&mut fields)?.ok_or_else(|| required("imageRef"))?;
-    let nics = nics(&mut fields)?;
+    let nics = nics(&mut fields, version)?;
     let (min, max) = (fields.count("min_count")?, fields.count("max_count")?);
     let min_count = min.unwrap_or(1);
     let max_count = max.unwrap_or(min_count);
@@ -197,6 +223,10 @@ pub(super) fn parse(body: Value) -> Result<Wanted, ApiError> {
     }
     let metadata = metadata(fields.take("metadata"))?;
     restart_policy(&metadata)?;
+    let mut place = place(fields.string("availability_zone")?)?;
+    if version.has(74) {
+        host(&mut fields, &mut place)?;
+    }
     let wanted = Wanted {
         name,
         image_id,
@@ -205,20 +235,97 @@ pub(super) fn parse(body: Value) -> Result<Wanted, ApiError> {
         key_name: fields.string("key_name")?,
         user_data: user_data(&mut fields)?,
         metadata,
-        place: place(fields.string("availability_zone")?)?,
+        place,
+        description: if version.has(19) { description(&mut fields)? } else { None },
+        hostname: if version.has(90) { hostname(&mut fields)? } else { None },
+        tags: if version.has(52) { tags(fields.list("tags")?)? } else { Vec::new() },
+        group: hints.group,
+        same_host: hints.same_host,
+        different_host: hints.different_host,
         min_count,
         max_count,
         security_groups: security_groups(&mut fields)?,
     };
     fields.only("config_drive", &[false.into(), "".into(), "false".into(), "False".into()])?;
     fields.only("OS-DCF:diskConfig", &["MANUAL".into()])?;
-    fields.only("personality", &[Value::Array(Vec::new())])?;
+    if !version.has(57) {
+        fields.only("personality", &[Value::Array(Vec::new())])?;
+    }
+    if version.has(63) {
+        fields.only("trusted_image_certificates", &[Value::Array(Vec::new())])?;
+    }
     fields.finish()?;
     Ok(wanted)
 }
 
+/// Nova's words for a field that is missing.
+pub(in super::super) fn required(name: &str) -> ApiError {
+    ApiError::BadRequest(format!("Invalid input: '{name}' is a required property."))
+}
+
+/// `flavorRef`, required.
+pub(super) fn flavor_ref(fields: &mut Fields) -> Result<String, ApiError> {
+    match fields.take("flavorRef") {
+        // Nova takes links, too: their last part is the id.
+        Some(Value::String(text)) => Ok(text.rsplit('/').next().unwrap_or_default().to_owned()),
+        Some(Value::Number(number)) => Ok(number.to_string()),
+        Some(other) => Err(invalid("flavorRef", &other, "is not a flavor's id")),
+        None => Err(required("flavorRef")),
+    }
+}
+
+/// `description` (2.19).
+pub(super) fn description(fields: &mut Fields) -> Result<Option<String>, ApiError> {
+    let Some(text) = fields.string("description")? else { return Ok(None) };
+    match text.chars().count() <= MAX_NAME && !text.chars().any(|c| c.is_control() && c != '\n') {
+        true => Ok(Some(text)),
+        false => {
+            Err(invalid("description", &text.into(), "is not a text of 255 printable characters at most"))
+        }
+    }
+}
+
+/// `hostname` (2.90): one label of DNS.
+pub(super) fn hostname(fields: &mut Fields) -> Result<Option<String>, ApiError> {
+    let Some(text) = fields.string("hostname")? else { return Ok(None) };
+    let label = (1..=63).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        && !text.starts_with('-')
+        && !text.ends_with('-');
+    match label {
+        true => Ok(Some(text)),
+        false => Err(invalid("hostname", &text.into(), "is not a label of letters, digits and hyphens")),
+    }
+}
+
+/// The tags of a server: each once, in their order (2.26).
+pub(super) fn tags(list: Vec<Value>) -> Result<Vec<String>, ApiError> {
+    if list.len() > MAX_TAGS {
+        return Err(ApiError::BadRequest(format!("tags: a server can have {MAX_TAGS} tags at most.")));
+    }
+    let mut tags: Vec<String> = Vec::new();
+    for value in list {
+        let tag = tag(value.as_str().ok_or_else(|| invalid("tags", &value, "is not a string"))?)?;
+        if !tags.contains(&tag) {
+            tags.push(tag);
+        }
+    }
+    Ok(tags)
+}
+
+/// One tag.
+pub(super) fn tag(text: &str) -> Result<String, ApiError> {
+    let fits = (1..=MAX_TAG).contains(&text.chars().count()) && !text.contains(['/', ',']);
+    match fits && !text.chars().any(char::is_control) {
+        true => Ok(text.to_owned()),
+        false => {
+            Err(invalid("tags", &text.into(), "is not a text of 1 to 60 characters without '/' and ','"))
+        }
+    }
+}
+
 /// The name, required.
-pub(super) fn server_name(fields: &mut Fields) -> Result<String, ApiError> {
+pub(in super::super) fn server_name(fields: &mut Fields) -> Result<String, ApiError> {
     let value = fields.take("name").unwrap_or(Value::Null);
     let name = value.as_str().map(str::trim).unwrap_or_default();
     let fits = !name.is_empty() && name.chars().count() <= MAX_NAME && !name.chars().any(char::is_control);
@@ -260,8 +367,12 @@ fn image(fields: &mut Fields) -> Result<Option<String>, ApiError> {
     }
 }
 
-fn nics(fields: &mut Fields) -> Result<Nics, ApiError> {
-    match fields.0.get("networks").and_then(Value::as_str) {
+fn nics(fields: &mut Fields, version: Version) -> Result<Nics, ApiError> {
+    let wanted = fields.0.get("networks");
+    if version.has(37) && wanted.is_none_or(Value::is_null) {
+        return Err(required("networks"));
+    }
+    match wanted.and_then(Value::as_str).filter(|_| version.has(37)) {
         Some("auto") => {
             fields.take("networks");
             return Ok(Nics::Auto);
@@ -319,7 +430,7 @@ fn security_groups(fields: &mut Fields) -> Result<Vec<String>, ApiError> {
     list.into_iter().map(name).collect()
 }
 
-fn user_data(fields: &mut Fields) -> Result<Option<String>, ApiError> {
+pub(super) fn user_data(fields: &mut Fields) -> Result<Option<String>, ApiError> {
     let Some(text) = fields.string("user_data")? else { return Ok(None) };
     let text: String = text.chars().filter(|c| !c.is_ascii_whitespace()).collect();
     let refused = |why: &str| invalid("user_data", &text.as_str().into(), why);
@@ -370,6 +481,59 @@ fn metadata_item((key, value): (String, Value)) -> Result<(String, String), ApiE
     }
 }
 
+/// Since 2.74 an administrator names a host by a field of its own; a host here has one hypervisor of the same name.
+fn host(fields: &mut Fields, place: &mut Place) -> Result<(), ApiError> {
+    for name in ["host", "hypervisor_hostname"] {
+        let Some(host) = fields.string(name)? else { continue };
+        if place.host.as_ref().is_some_and(|other| *other != host) {
+            return Err(invalid(name, &host.into(), "is another host than was named before"));
+        }
+        place.host = Some(host);
+    }
+    Ok(())
+}
+
+/// `os:scheduler_hints`, beside `server`. Those that are not known are refused, since they would not act.
+#[derive(Debug, Default)]
+struct Hints {
+    group: Option<String>,
+    same_host: Vec<String>,
+    different_host: Vec<String>,
+}
+
+impl Hints {
+    fn take(body: &mut Value) -> Result<Self, ApiError> {
+        let mut hints = Self::default();
+        for name in ["os:scheduler_hints", "OS-SCH-HNT:scheduler_hints"] {
+            let Some(value) = body.as_object_mut().and_then(|body| body.remove(name)) else { continue };
+            let Value::Object(map) = value.clone() else {
+                return Err(invalid(name, &value, "is not an object"));
+            };
+            let mut fields = Fields(map);
+            hints.group = fields.uuid("group")?;
+            hints.same_host = Self::servers(&mut fields, "same_host")?;
+            hints.different_host = Self::servers(&mut fields, "different_host")?;
+            fields.finish()?;
+        }
+        Ok(hints)
+    }
+
+    /// Ids of servers, one or a list.
+    fn servers(fields: &mut Fields, name: &str) -> Result<Vec<String>, ApiError> {
+        let list = match fields.take(name) {
+            None => return Ok(Vec::new()),
+            Some(Value::Array(list)) if list.len() <= MAX_HINTS => list,
+            Some(one @ Value::String(_)) => vec![one],
+            Some(other) => return Err(invalid(name, &other, "is not a list of ids of servers")),
+        };
+        let id = |value: Value| match value.as_str().map(Uuid::parse_str) {
+            Some(Ok(id)) => Ok(id.hyphenated().to_string()),
+            _ => Err(invalid(name, &value, "is not a 'uuid'")),
+        };
+        list.into_iter().map(id).collect()
+    }
+}
+
 fn place(zone: Option<String>) -> Result<Place, ApiError> {
     let Some(text) = zone else { return Ok(Place::default()) };
     let named = |part: &str| Some(part.to_owned()).filter(|part| !part.is_empty());
@@ -396,7 +560,7 @@ mod tests {
     const ID: &str = "6dbd8f5b-0000-4000-8000-000000000001";
 
     fn server(more: Value) -> Value {
-        let mut server = json!({"name": "s", "imageRef": ID, "flavorRef": "1"});
+        let mut server = json!({"name": "s", "imageRef": ID, "flavorRef": "1", "networks": "auto"});
         for (key, value) in more.as_object().unwrap() {
             server[key] = value.clone();
         }
@@ -407,11 +571,14 @@ mod tests {
     fn the_openstack_clients_request_is_understood() {
         let device = json!({"uuid": ID, "boot_index": "0", "source_type": "image", "destination_type": "local",
                             "delete_on_termination": true});
-        let wanted = parse(server(json!({
-            "imageRef": "", "flavorRef": 1, "min_count": 1, "max_count": "3", "networks": [{"uuid": ID}],
-            "block_device_mapping_v2": [device], "security_groups": [{"name": "default"}],
-            "availability_zone": "a:h", "user_data": "aGVs\nbG8=",
-        })))
+        let wanted = parse(
+            server(json!({
+                "imageRef": "", "flavorRef": 1, "min_count": 1, "max_count": "3", "networks": [{"uuid": ID}],
+                "block_device_mapping_v2": [device], "security_groups": [{"name": "default"}],
+                "availability_zone": "a:h", "user_data": "aGVs\nbG8=",
+            })),
+            Version(90),
+        )
         .unwrap();
         assert_eq!((wanted.image_id.as_str(), wanted.flavor_id.as_str()), (ID, "1"));
         assert_eq!((wanted.min_count, wanted.max_count), (1, 3));
@@ -442,22 +609,49 @@ mod tests {
             (json!({"block_device_mapping_v2": [{"source_type": "volume"}]}), "block_device_mapping_v2"),
             (json!({"no_such_field": 1}), "no_such_field"),
         ] {
-            let error = parse(server(more.clone())).unwrap_err();
+            let error = parse(server(more.clone()), Version(90)).unwrap_err();
             assert!(
                 matches!(error, ApiError::BadRequest(_)) && error.to_string().contains(says),
                 "{more}: {error}"
             );
         }
-        assert!(parse(json!([])).is_err() && parse(json!({"server": 1})).is_err());
+        assert!(parse(json!([]), Version(1)).is_err() && parse(json!({"server": 1}), Version(1)).is_err());
         let hints = json!({"server": {}, "os:scheduler_hints": {"group": "x"}});
-        assert!(parse(hints).unwrap_err().to_string().contains("scheduler_hints"));
+        assert!(parse(hints, Version(1)).unwrap_err().to_string().contains("group"));
+    }
+
+    #[test]
+    fn fields_are_known_from_their_microversion_on() {
+        for (field, value, since) in [
+            ("description", json!("x"), 19),
+            ("tags", json!(["x"]), 52),
+            ("host", json!("h"), 74),
+            ("hypervisor_hostname", json!("h"), 74),
+            ("hostname", json!("h"), 90),
+        ] {
+            let body = || {
+                let mut body = server(json!({ field: value }));
+                body["server"].as_object_mut().unwrap().remove("networks");
+                body
+            };
+            let before = parse(body(), Version(since.min(37) - 1)).unwrap_err();
+            assert!(before.to_string().contains(field), "{field}: {before}");
+            let mut body = body();
+            body["server"]["networks"] = json!("auto");
+            parse(body, Version(since.max(37))).unwrap();
+        }
+        let mut without = server(json!({}));
+        without["server"].as_object_mut().unwrap().remove("networks");
+        assert!(parse(without.clone(), Version(36)).is_ok());
+        assert!(parse(without, Version(37)).unwrap_err().to_string().contains("networks"));
+        assert!(parse(server(json!({})), Version(36)).is_err(), "\"auto\" is not known yet");
     }
 
     proptest! {
         #[test]
         fn no_text_in_a_field_panics(text in ".{0,300}", field in 0..8usize) {
             let names = ["name", "imageRef", "flavorRef", "networks", "user_data", "availability_zone", "min_count", "metadata"];
-            let _ = parse(server(json!({names[field]: text})));
+            let _ = parse(server(json!({names[field]: text})), Version(90));
         }
     }
 }

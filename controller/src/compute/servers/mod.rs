@@ -4,9 +4,10 @@
 //! |---|---|
 //! | `POST /servers` | make some ([`create`]; what the body may say is in [`input`]) |
 //! | `GET /servers`, `/servers/detail` | lists ([`list`]) |
-//! | `GET`, `PUT`, `DELETE /servers/{id}` | show, rename, delete |
-//! | `POST /servers/{id}/action` | start, stop, reboot, console log ([`actions`]) |
-//! | `GET /servers/{id}/ips`, `/metadata`, `/os-interface`, `/os-instance-actions`, … | parts of one ([`parts`]) |
+//! | `GET`, `PUT`, `DELETE /servers/{id}` | show, change what is only told, delete |
+//! | `POST /servers/{id}/action` | all that is done to one ([`actions`]) |
+//! | `/servers/{id}/ips`, `/metadata`, … | parts of one ([`parts`], [`tags`], [`interfaces`]) |
+//! | `/servers/{id}/os-instance-actions`, `/diagnostics`, … | what was done to it and what it uses ([`records`]) |
 //!
 //! Handlers write what is wanted; [`super::state`] makes of hosts' reports what is.
 
@@ -20,85 +21,137 @@ use serde_json::{Value, json};
 
 mod actions;
 mod create;
-mod input;
+pub(super) mod input;
+mod interfaces;
 mod list;
 mod parts;
+mod records;
 mod row;
+mod tags;
 #[cfg(test)]
 mod tests;
 mod view;
 
-use super::state::TaskState;
+use super::{state::TaskState, versions::Version};
 use crate::{
     app::App,
-    db::now_us,
+    db::{Conn, now_us},
     hosts,
     http::{context::Ctx, error::ApiError, json::JsonBody},
     image::blobs,
     network::ports::server,
 };
 use input::Fields;
+use row::ServerRow;
 
 /// The routes.
 pub(super) fn routes() -> Router<App> {
     Router::new()
         .route("/servers", get(list::brief).post(create::create))
         .route("/servers/detail", get(list::detail))
-        .route("/servers/{id}", get(show).put(rename).delete(delete))
+        .route("/servers/{id}", get(show).put(update).delete(delete))
         .route("/servers/{id}/action", post(actions::act))
         .merge(parts::routes())
+        .merge(tags::routes())
+        .merge(interfaces::routes())
+        .merge(records::routes())
 }
 
-async fn show(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    let mut db = app.db.acquire().await?;
-    let row = row::visible(&mut db, &ctx, &id).await?;
-    let addresses = server::addresses(&mut db, Some(&row.id), None).await?;
-    Ok(Json(json!({"server": view::document(&app, &ctx, &row, &addresses)?})))
-}
-
-/// A new display name. The guest's host name stays; its metadata tells the new name.
-async fn rename(
+async fn show(
     State(app): State<App>,
     ctx: Ctx,
+    version: Version,
+    Path(id): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    let mut db = app.db.acquire().await?;
+    let row = row::visible(&mut db, &ctx, &id).await?;
+    Ok(Json(json!({"server": whole(&app, &mut db, &ctx, version, &row).await?})))
+}
+
+async fn whole(
+    app: &App,
+    db: &mut Conn,
+    ctx: &Ctx,
+    version: Version,
+    row: &ServerRow,
+) -> Result<Value, ApiError> {
+    let addresses = server::addresses(db, Some(&row.id), None).await?;
+    let details = view::Details::of(db, version, row).await?;
+    view::document(app, ctx, version, row, &addresses, &details)
+}
+
+/// A new display name, description (2.19) or host name (2.90). A new name leaves the guest's host name as it is.
+async fn update(
+    State(app): State<App>,
+    ctx: Ctx,
+    version: Version,
     Path(id): Path<String>,
     JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<Value>, ApiError> {
     ctx.require_writer()?;
     let mut fields = Fields::open(body, "server", &[])?;
-    let name = input::server_name(&mut fields)?;
+    let name = fields.has("name").then(|| input::server_name(&mut fields)).transpose()?;
+    // `null` takes a description away.
+    let described = version.has(19) && fields.contains("description");
+    let description = if described { input::description(&mut fields)? } else { None };
+    let hostname = if version.has(90) { input::hostname(&mut fields)? } else { None };
+    fields.only("OS-DCF:diskConfig", &["MANUAL".into()])?;
     fields.finish()?;
+    if name.is_none() && hostname.is_none() && !described {
+        return Err(ApiError::BadRequest("Invalid input: 'name' is a required property.".into()));
+    }
     let mut tx = app.begin().await?;
     let row = row::visible(&mut tx, &ctx, &id).await?;
-    sqlx::query("UPDATE servers SET name = $2, updated_us = $3 WHERE id = $1")
-        .bind(&row.id)
-        .bind(name)
-        .bind(now_us())
-        .execute(&mut *tx)
-        .await?;
+    sqlx::query(
+        "UPDATE servers SET name = COALESCE($2, name), description = $3, hostname = COALESCE($4, hostname),
+             updated_us = $5 WHERE id = $1",
+    )
+    .bind(&row.id)
+    .bind(name)
+    .bind(if described { &description } else { &row.description })
+    .bind(hostname)
+    .bind(now_us())
+    .execute(&mut *tx)
+    .await?;
     let touched = match &row.host_id {
         Some(host) => Some(hosts::touch(&mut tx, host).await?.0),
         None => None,
     };
     let row = row::visible(&mut tx, &ctx, &id).await?;
-    let addresses = server::addresses(&mut tx, Some(&row.id), None).await?;
+    let document = whole(&app, &mut tx, &ctx, version, &row).await?;
     tx.commit().await?;
     app.hub.wake_all(touched);
-    Ok(Json(json!({"server": view::document(&app, &ctx, &row, &addresses)?})))
+    Ok(Json(json!({ "server": document })))
+}
+
+async fn delete(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
+    ctx.require_writer()?;
+    remove(&app, &ctx, &id).await?;
+    Ok(StatusCode::NO_CONTENT)
 }
 
 /// A server with a host goes when its host has removed it; one without goes at once.
-async fn delete(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
-    ctx.require_writer()?;
+async fn remove(app: &App, ctx: &Ctx, id: &str) -> Result<(), ApiError> {
     let mut tx = app.begin().await?;
-    let row = row::visible(&mut tx, &ctx, &id).await?;
+    let row = row::visible(&mut tx, ctx, id).await?;
+    actions::check_lock(ctx, &row)?;
     if row.deleting {
-        return Ok(StatusCode::NO_CONTENT);
+        return Ok(());
     }
     let Some(host) = &row.host_id else {
-        let released = hosts::finish_deletion(&mut tx, &row.id).await?;
+        let mut released = hosts::finish_deletion(&mut tx, &row.id).await?;
+        if let Some(image) = &row.shelved_image_id {
+            let digest: Option<Option<String>> =
+                sqlx::query_scalar("SELECT sha256 FROM images WHERE id = $1")
+                    .bind(image)
+                    .fetch_optional(&mut *tx)
+                    .await?;
+            released.extend(digest.flatten());
+            actions::remove_image(&mut tx, &row).await?;
+        }
         tx.commit().await?;
-        blobs::release(&app, &released).await?;
-        return Ok(StatusCode::NO_CONTENT);
+        blobs::release(app, &released).await?;
+        return Ok(());
     };
     let others = server::touch_others(&mut tx, &row.id).await?;
     let (touched, generation) = hosts::touch(&mut tx, host).await?;
@@ -111,9 +164,9 @@ async fn delete(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Res
     .bind(now_us())
     .execute(&mut *tx)
     .await?;
-    row::record_action(&mut tx, &ctx, &row.id, "delete").await?;
+    row::record_action(&mut tx, ctx, &row.id, "delete").await?;
     tx.commit().await?;
     app.hub.wake(touched);
     app.hub.wake_all(others);
-    Ok(StatusCode::NO_CONTENT)
+    Ok(())
 }

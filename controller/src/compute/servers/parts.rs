@@ -1,4 +1,4 @@
-//! Parts of one server: addresses, NICs, metadata, what was done to it.
+//! Parts of one server: addresses, metadata.
 
 use crate::db::Conn;
 use std::collections::BTreeMap;
@@ -10,17 +10,16 @@ use axum::{
 };
 use http::StatusCode;
 use serde_json::{Value, json};
-use sqlx::FromRow;
 
 use super::{
-    super::state::VmState,
+    actions::check_lock,
     input::{self, Fields},
     row::{self, ServerRow},
     view,
 };
 use crate::{
     app::App,
-    db::{now_us, rfc3339_us},
+    db::now_us,
     hosts::{self, Touched},
     http::{context::Ctx, error::ApiError, json::JsonBody},
     network::ports::server::{self, ServerAddress},
@@ -36,9 +35,6 @@ pub(super) fn routes() -> Router<App> {
             "/servers/{id}/metadata/{key}",
             get(metadata_item).put(set_metadata_item).delete(delete_metadata_item),
         )
-        .route("/servers/{id}/os-interface", get(interfaces))
-        .route("/servers/{id}/os-instance-actions", get(actions))
-        .route("/servers/{id}/os-instance-actions/{request}", get(action))
         .route("/servers/{id}/os-volume_attachments", get(volumes))
         .route("/servers/{id}/os-security-groups", get(security_groups))
 }
@@ -80,23 +76,6 @@ fn short(addresses: &[ServerAddress]) -> Value {
     networks
 }
 
-async fn interfaces(State(app): State<App>, ctx: Ctx, Path(id): Id) -> Result<Json<Value>, ApiError> {
-    let (row, addresses) = find(&app, &ctx, &id).await?;
-    let state = if row.vm_state() == VmState::Active { "ACTIVE" } else { "DOWN" };
-    let mut attachments: Vec<Value> = Vec::new();
-    for address in &addresses {
-        let ip = address.ip().map(|ip| json!({"subnet_id": address.subnet_id, "ip_address": ip.to_string()}));
-        match attachments.last_mut().filter(|last| last["port_id"] == address.port_id.as_str()) {
-            Some(last) => last["fixed_ips"].as_array_mut().into_iter().for_each(|ips| ips.extend(ip.clone())),
-            None => attachments.push(json!({
-                "net_id": address.network_id, "port_id": address.port_id, "mac_addr": address.mac_address,
-                "port_state": state, "fixed_ips": ip.into_iter().collect::<Vec<_>>(),
-            })),
-        }
-    }
-    Ok(Json(json!({"interfaceAttachments": attachments})))
-}
-
 async fn volumes(State(app): State<App>, ctx: Ctx, Path(id): Id) -> Result<Json<Value>, ApiError> {
     find(&app, &ctx, &id).await?;
     Ok(Json(json!({"volumeAttachments": []})))
@@ -106,52 +85,6 @@ async fn security_groups(State(app): State<App>, ctx: Ctx, Path(id): Id) -> Resu
     find(&app, &ctx, &id).await?;
     let groups = server::groups(&mut *app.db.acquire().await?, &id).await?;
     Ok(Json(json!({ "security_groups": groups })))
-}
-
-#[derive(Debug, FromRow)]
-struct ActionRow {
-    request_id: String,
-    server_id: String,
-    action: String,
-    project_id: String,
-    user_id: String,
-    started_us: i64,
-}
-
-impl ActionRow {
-    fn document(&self) -> Value {
-        json!({
-            "action": self.action, "instance_uuid": self.server_id, "request_id": self.request_id,
-            "project_id": self.project_id, "user_id": self.user_id, "message": null,
-            "start_time": rfc3339_us(self.started_us).trim_end_matches('Z'),
-        })
-    }
-}
-
-async fn action_rows(app: &App, ctx: &Ctx, id: &str) -> Result<Vec<ActionRow>, ApiError> {
-    let mut db = app.db.acquire().await?;
-    let row = row::visible(&mut db, ctx, id).await?;
-    let sql = "SELECT * FROM server_actions WHERE server_id = $1 ORDER BY started_us DESC";
-    Ok(sqlx::query_as(sql).bind(&row.id).fetch_all(&mut *db).await?)
-}
-
-async fn actions(State(app): State<App>, ctx: Ctx, Path(id): Id) -> Result<Json<Value>, ApiError> {
-    let rows = action_rows(&app, &ctx, &id).await?;
-    Ok(Json(json!({"instanceActions": rows.iter().map(ActionRow::document).collect::<Vec<_>>()})))
-}
-
-async fn action(
-    State(app): State<App>,
-    ctx: Ctx,
-    Path((id, request)): Path<(String, String)>,
-) -> Result<Json<Value>, ApiError> {
-    let rows = action_rows(&app, &ctx, &id).await?;
-    let found = rows.iter().find(|row| row.request_id == request);
-    let found =
-        found.ok_or_else(|| ApiError::NotFound("Action for this request could not be found.".into()))?;
-    let mut document = found.document();
-    document["events"] = json!([]);
-    Ok(Json(json!({"instanceAction": document})))
 }
 
 async fn metadata(State(app): State<App>, ctx: Ctx, Path(id): Id) -> Result<Json<Value>, ApiError> {
@@ -246,6 +179,7 @@ async fn change(
     ctx.require_writer()?;
     let mut tx = app.begin().await?;
     let row = row::visible(&mut tx, ctx, id).await?;
+    check_lock(ctx, &row)?;
     let items = how(row.metadata()?)?;
     input::check_count(&items)?;
     let touched = write_metadata(&mut tx, &row, &items).await?;

@@ -3,10 +3,19 @@
 use crate::db::{Conn, Db};
 use std::collections::BTreeMap;
 
+use mote_host_api::{BootSpec, DesiredPower, RescueSpec};
+use serde_json::json;
 use sqlx::{FromRow, QueryBuilder};
 
-use super::super::state::{TaskState, VmState, status};
-use crate::http::{context::Ctx, error::ApiError};
+use super::super::{
+    flavors::Flavor,
+    state::{TaskState, VmState, status},
+};
+use crate::{
+    events::{self, NewEvent},
+    hosts,
+    http::{context::Ctx, error::ApiError},
+};
 
 /// How much of an unknown id a message shows, in characters.
 const MAX_SHOWN_ID: usize = 64;
@@ -21,10 +30,31 @@ pub(super) struct ServerRow {
     pub(super) flavor_id: String,
     pub(super) image_id: String,
     pub(super) key_name: Option<String>,
+    pub(super) description: Option<String>,
+    pub(super) hostname: String,
+    pub(super) launch_index: i64,
+    pub(super) locked_by: Option<String>,
+    pub(super) locked_reason: Option<String>,
+    pub(super) flavor_name: String,
+    pub(super) vcpus: i64,
+    pub(super) memory_mib: i64,
+    pub(super) disk_gib: i64,
+    pub(super) disk_claim_gib: i64,
+    flavor_extra_specs: String,
+    boot: String,
+    pub(super) disk_number: i64,
+    pub(super) disk_last: i64,
+    pub(super) resized_from: Option<String>,
+    rescue: Option<String>,
+    pub(super) shelved_image_id: Option<String>,
+    desired_power: String,
     metadata: String,
     pub(super) availability_zone: String,
     pub(super) host_id: Option<String>,
     pub(super) host_name: Option<String>,
+    host_enabled: Option<bool>,
+    host_seen_us: Option<i64>,
+    pub(super) user_data: Option<String>,
     pub(super) deleting: bool,
     vm_state: String,
     task_state: Option<String>,
@@ -38,8 +68,13 @@ pub(super) struct ServerRow {
 
 /// What [`ServerRow`] is read from.
 pub(super) const SELECT: &str = "SELECT servers.id, servers.project_id, servers.user_id, servers.name,
-        servers.flavor_id, servers.image_id, servers.key_name, servers.metadata,
-        servers.availability_zone, servers.host_id, hosts.name AS host_name, servers.deleting,
+        servers.flavor_id, servers.image_id, servers.key_name, servers.metadata, servers.description,
+        servers.hostname, servers.launch_index, servers.locked_by, servers.locked_reason, servers.flavor_name,
+        servers.vcpus, servers.memory_mib, servers.disk_gib, servers.disk_claim_gib, servers.flavor_extra_specs,
+        servers.boot, servers.disk_number, servers.disk_last, servers.resized_from, servers.rescue,
+        servers.shelved_image_id, servers.desired_power,
+        servers.availability_zone, servers.host_id, hosts.name AS host_name, hosts.enabled AS host_enabled,
+        hosts.last_seen_us AS host_seen_us, servers.user_data, servers.deleting,
         servers.vm_state, servers.task_state, servers.fault_code, servers.fault_message, servers.fault_us,
         servers.created_us, servers.updated_us, servers.launched_us
     FROM servers LEFT JOIN hosts ON hosts.id = servers.host_id ";
@@ -56,6 +91,56 @@ impl ServerRow {
         match self.deleting {
             true => Some(TaskState::Deleting),
             false => self.task_state.as_deref().and_then(TaskState::from_word),
+        }
+    }
+
+    /// The power that is wanted.
+    pub(super) fn desired_power(&self) -> DesiredPower {
+        match self.desired_power.as_str() {
+            "paused" => DesiredPower::Paused,
+            "stopped" => DesiredPower::Stopped,
+            _ => DesiredPower::Running,
+        }
+    }
+
+    /// Nova's `host_status`: whether its host is there and takes new servers.
+    pub(super) fn host_status(&self) -> &'static str {
+        match (self.host_enabled, self.host_seen_us) {
+            (Some(_), Some(seen)) if !hosts::is_up(seen) => "DOWN",
+            (Some(true), Some(_)) => "UP",
+            (Some(false), Some(_)) => "MAINTENANCE",
+            _ => "",
+        }
+    }
+
+    /// What it boots when it isn't rescued.
+    pub(super) fn boot(&self) -> Result<BootSpec, ApiError> {
+        serde_json::from_str(&self.boot).map_err(ApiError::internal)
+    }
+
+    /// What it boots to be rescued.
+    pub(super) fn rescue(&self) -> Result<Option<RescueSpec>, ApiError> {
+        self.rescue.as_deref().map(serde_json::from_str).transpose().map_err(ApiError::internal)
+    }
+
+    /// The digests of all that it boots.
+    pub(super) fn digests(&self) -> Result<Vec<String>, ApiError> {
+        hosts::digests(&self.boot, self.rescue.as_deref())
+    }
+
+    /// The flavor's extra specs, as they were.
+    pub(super) fn extra_specs(&self) -> Result<BTreeMap<String, String>, ApiError> {
+        serde_json::from_str(&self.flavor_extra_specs).map_err(ApiError::internal)
+    }
+
+    /// Its flavor as it was.
+    pub(super) fn flavor(&self) -> Flavor {
+        Flavor {
+            id: self.flavor_id.clone(),
+            name: self.flavor_name.clone(),
+            vcpus: self.vcpus,
+            memory_mib: self.memory_mib,
+            disk_gib: self.disk_gib,
         }
     }
 
@@ -85,6 +170,18 @@ pub(super) async fn visible(db: &mut Conn, ctx: &Ctx, id: &str) -> Result<Server
     })
 }
 
+/// Gives a server these tags besides those that it has.
+pub(super) async fn add_tags(tx: &mut Conn, server_id: &str, tags: &[String]) -> Result<(), ApiError> {
+    for tag in tags {
+        sqlx::query("INSERT INTO server_tags (server_id, tag) VALUES ($1, $2) ON CONFLICT DO NOTHING")
+            .bind(server_id)
+            .bind(tag)
+            .execute(&mut *tx)
+            .await?;
+    }
+    Ok(())
+}
+
 /// Writes down what a user asked for.
 pub(super) async fn record_action(
     tx: &mut Conn,
@@ -102,7 +199,18 @@ pub(super) async fn record_action(
     .bind(ctx.require_project()?)
     .bind(&ctx.user_id)
     .bind(crate::db::now_us())
-    .execute(tx)
+    .execute(&mut *tx)
     .await?;
-    Ok(())
+    let project: String = sqlx::query_scalar("SELECT project_id FROM servers WHERE id = $1")
+        .bind(server_id)
+        .fetch_one(&mut *tx)
+        .await?;
+    let event = NewEvent {
+        kind: "server.action",
+        project_id: &project,
+        by: Some(ctx),
+        resource_id: server_id,
+        payload: json!({ "action": action }),
+    };
+    events::note(tx, &event).await
 }

@@ -1,18 +1,26 @@
-//! Servers as Nova 2.1 shows them.
+//! Servers as Nova shows them, by microversion.
 
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha224};
 
 use super::{
-    super::state::{VmState, power_state},
+    super::{
+        server_groups,
+        state::{VmState, power_state},
+        versions::Version,
+    },
     row::ServerRow,
+    tags,
 };
 use crate::{
     app::App,
-    db::rfc3339_s,
+    db::{Conn, rfc3339_s},
     http::{context::Ctx, error::ApiError},
     network::ports::server::ServerAddress,
 };
+
+/// Where a guest finds its first disk.
+const ROOT_DEVICE: &str = "/dev/vda";
 
 /// `{id, links}` of something in compute or image.
 fn reference(app: &App, path: &str, id: &str) -> Value {
@@ -52,10 +60,30 @@ pub(super) fn addresses<'a>(addresses: impl IntoIterator<Item = &'a ServerAddres
 }
 
 /// The same for all servers of a project on a host, and says nothing else: as in Nova.
-fn host_id(row: &ServerRow) -> String {
+pub(super) fn host_id(row: &ServerRow) -> String {
     match &row.host_id {
         Some(host) => hex::encode(Sha224::digest(format!("{}{host}", row.project_id))),
         None => String::new(),
+    }
+}
+
+/// What is shown of a server beside its row and its addresses.
+#[derive(Debug, Default)]
+pub(super) struct Details {
+    /// Since 2.26.
+    pub(super) tags: Vec<String>,
+    /// Of a single server, since 2.71.
+    pub(super) groups: Option<Vec<String>>,
+}
+
+impl Details {
+    /// Those of one server.
+    pub(super) async fn of(db: &mut Conn, version: Version, row: &ServerRow) -> Result<Self, ApiError> {
+        let groups = match version.has(71) {
+            true => Some(server_groups::of_server(db, &row.id).await?),
+            false => None,
+        };
+        Ok(Self { tags: tags::of_server(db, &row.id).await?, groups })
     }
 }
 
@@ -66,8 +94,10 @@ fn host_id(row: &ServerRow) -> String {
 pub(super) fn document<'a>(
     app: &App,
     ctx: &Ctx,
+    version: Version,
     row: &ServerRow,
     its_addresses: impl IntoIterator<Item = &'a ServerAddress>,
+    details: &Details,
 ) -> Result<Value, ApiError> {
     let mut server = json!({
         "id": row.id, "name": row.name, "status": row.status(), "tenant_id": row.project_id,
@@ -81,7 +111,7 @@ pub(super) fn document<'a>(
         "OS-EXT-AZ:availability_zone": row.availability_zone,
         "OS-EXT-STS:vm_state": row.vm_state().word(),
         "OS-EXT-STS:task_state": row.task_state().map(|task| task.word()),
-        "OS-EXT-STS:power_state": power_state(row.vm_state()),
+        "OS-EXT-STS:power_state": power_state(row.vm_state(), row.desired_power()),
         "OS-SRV-USG:launched_at": row.launched_us.map(launched_at),
         "OS-SRV-USG:terminated_at": null,
         "os-extended-volumes:volumes_attached": [],
@@ -89,15 +119,66 @@ pub(super) fn document<'a>(
     match row.vm_state() {
         VmState::Error => server["fault"] = fault(ctx, row),
         // Nova shows a progress in the states that have one.
-        VmState::Building | VmState::Active => server["progress"] = json!(0),
-        VmState::Stopped => {}
+        VmState::Building | VmState::Active | VmState::Resized => server["progress"] = json!(0),
+        _ => {}
     }
     if ctx.is_admin {
         server["OS-EXT-SRV-ATTR:host"] = json!(row.host_name);
         server["OS-EXT-SRV-ATTR:hypervisor_hostname"] = json!(row.host_name);
         server["OS-EXT-SRV-ATTR:instance_name"] = json!(row.id);
     }
+    by_version(&mut server, ctx, version, row, details)?;
     Ok(server)
+}
+
+/// What later microversions show besides.
+fn by_version(
+    server: &mut Value,
+    ctx: &Ctx,
+    version: Version,
+    row: &ServerRow,
+    details: &Details,
+) -> Result<(), ApiError> {
+    if version.has(3) && ctx.is_admin {
+        server["OS-EXT-SRV-ATTR:launch_index"] = json!(row.launch_index);
+        server["OS-EXT-SRV-ATTR:reservation_id"] = Value::Null;
+        server["OS-EXT-SRV-ATTR:kernel_id"] = json!("");
+        server["OS-EXT-SRV-ATTR:ramdisk_id"] = json!("");
+        server["OS-EXT-SRV-ATTR:root_device_name"] = json!(ROOT_DEVICE);
+        server["OS-EXT-SRV-ATTR:user_data"] = json!(row.user_data);
+        server["OS-EXT-SRV-ATTR:hostname"] = json!(row.hostname);
+    }
+    if version.has(9) {
+        server["locked"] = json!(row.locked_by.is_some());
+    }
+    if version.has(16) && ctx.is_admin {
+        server["host_status"] = json!(row.host_status());
+    }
+    if version.has(19) {
+        server["description"] = json!(row.description);
+    }
+    if version.has(26) {
+        server["tags"] = json!(details.tags);
+    }
+    if version.has(47) {
+        server["flavor"] = json!({
+            "vcpus": row.vcpus, "ram": row.memory_mib, "disk": row.disk_gib, "ephemeral": 0, "swap": 0,
+            "original_name": row.flavor_name, "extra_specs": row.extra_specs()?,
+        });
+    }
+    if version.has(63) {
+        server["trusted_image_certificates"] = Value::Null;
+    }
+    if let Some(groups) = &details.groups {
+        server["server_groups"] = json!(groups);
+    }
+    if version.has(73) {
+        server["locked_reason"] = json!(row.locked_reason);
+    }
+    if version.has(90) {
+        server["OS-EXT-SRV-ATTR:hostname"] = json!(row.hostname);
+    }
+    Ok(())
 }
 
 /// Nova prints this one time with microseconds and without a zone.

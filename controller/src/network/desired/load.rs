@@ -15,7 +15,7 @@ const CHUNK: usize = 10_000;
 
 const PORTS: &str =
     "SELECT ports.id, ports.network_id, ports.mac_address, ports.device_owner, ports.router_id,
-        ports.server_id, CASE WHEN servers.deleting THEN NULL ELSE servers.host_id END AS host_id,
+        ports.server_id, CASE WHEN servers.deleting OR servers.offloading THEN NULL ELSE servers.host_id END AS host_id,
         servers.hostname, ports.port_security_enabled, ports.allowed_address_pairs, ports.admin_state_up,
         ports.qos_policy_id
     FROM ports LEFT JOIN servers ON servers.id = ports.server_id WHERE ";

@@ -298,6 +298,37 @@ pub(crate) async fn release(tx: &mut Conn, server_id: &str) -> Result<(), ApiErr
     Ok(())
 }
 
+/// Lets one of a server's ports go, as [`release`] does it for all; false if it has no such port.
+pub(crate) async fn unplug(tx: &mut Conn, server_id: &str, port: &str) -> Result<bool, ApiError> {
+    let made: Option<bool> =
+        sqlx::query_scalar("SELECT made_by_server FROM ports WHERE id = $1 AND server_id = $2")
+            .bind(port)
+            .bind(server_id)
+            .fetch_optional(&mut *tx)
+            .await?;
+    match made {
+        None => return Ok(false),
+        Some(true) => {
+            for host in floating_ips::let_go(tx, port).await? {
+                // The host hears of it with its next poll.
+                let _ = hosts::touch(tx, &host).await?;
+            }
+            store::remove(tx, port).await?;
+        }
+        Some(false) => {
+            sqlx::query(
+                "UPDATE ports SET server_id = NULL, device_id = '', device_owner = '', device_index = 0,
+                     revision = revision + 1, updated_us = $2 WHERE id = $1",
+            )
+            .bind(port)
+            .bind(now_us())
+            .execute(tx)
+            .await?;
+        }
+    }
+    Ok(true)
+}
+
 /// The addresses of one server, or of all servers of a project, or of all; in the order of their NICs.
 pub(crate) async fn addresses(
     db: &mut Conn,

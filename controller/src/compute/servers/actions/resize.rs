@@ -1,0 +1,191 @@
+//! resize, confirmResize, revertResize: another flavor on the same host.
+//!
+//! The root disk is copied, so that the change can be taken back with all that the guest has written since undone, as in
+//! Nova; both disks and the larger of both flavors stay promised until then.
+
+use axum::response::{IntoResponse, Response};
+use http::StatusCode;
+use mote_host_api::DesiredPower;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{
+    super::{
+        super::{
+            flavors::{self, Flavor},
+            quotas::{self, Resource},
+        },
+        create,
+        input::{self, Fields},
+    },
+    Act, ApiError, Asked, Rule, TaskState, VmState,
+};
+use crate::{
+    hosts,
+    scheduler::{self, Resources, Rng, Rules},
+};
+
+const RESIZE: Rule = Rule::new("resize", &[VmState::Active, VmState::Stopped]);
+const CONFIRM: Rule = Rule::new("confirmResize", &[VmState::Resized]);
+const REVERT: Rule = Rule::new("revertResize", &[VmState::Resized]);
+
+/// The server as it was, in `resized_from`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Before {
+    flavor: Flavor,
+    extra_specs: std::collections::BTreeMap<String, String>,
+    disk_claim_gib: i64,
+    disk_number: i64,
+}
+
+pub(super) async fn resize(asked: &Asked<'_>) -> Result<Response, ApiError> {
+    let mut fields = Fields::open(json!({ "resize": asked.argument }), "resize", &[])?;
+    let flavor_id = input::flavor_ref(&mut fields)?;
+    fields.only("OS-DCF:diskConfig", &["MANUAL".into()])?;
+    fields.finish()?;
+    let mut act = Act::begin(asked.app, asked.ctx, asked.id, &RESIZE).await?;
+    let flavor = create::flavor(&mut act.tx, asked.ctx, &flavor_id).await?;
+    if flavor.id == act.row.flavor_id {
+        return Err(ApiError::BadRequest("When resizing, instances must change flavor!".into()));
+    }
+    if flavor.disk_gib < act.row.disk_gib {
+        return Err(ApiError::BadRequest("Unable to resize disk down.".into()));
+    }
+    check_quota(&mut act, &flavor).await?;
+    let needed = create::gib(act.row.boot()?.disk.size)?;
+    if flavor.disk_gib > 0 && flavor.disk_gib < needed {
+        return Err(ApiError::BadRequest("Flavor's disk is too small for requested image.".into()));
+    }
+    let claim = flavor.disk_gib.max(needed);
+    check_host(&mut act, &flavor, claim).await?;
+    let extra_specs = flavors::extra_specs(&mut act.tx, &flavor.id).await?;
+    let before = Before {
+        flavor: act.row.flavor(),
+        extra_specs: act.row.extra_specs()?,
+        disk_claim_gib: act.row.disk_claim_gib,
+        disk_number: act.row.disk_number,
+    };
+    let number = act.row.disk_last + 1;
+    sqlx::query(
+        "UPDATE servers SET flavor_id = $2, flavor_name = $3, vcpus = $4, memory_mib = $5, disk_gib = $6,
+             flavor_extra_specs = $7, disk_claim_gib = disk_claim_gib + $8, held_vcpus = $9, held_memory_mib = $10,
+             disk_number = $11, disk_last = $11, disk_copy_of = $12, disk_kept = $12, resized_from = $13,
+             run_generation = run_generation + $14 WHERE id = $1",
+    )
+    .bind(&act.row.id)
+    .bind(&flavor.id)
+    .bind(&flavor.name)
+    .bind(flavor.vcpus)
+    .bind(flavor.memory_mib)
+    .bind(flavor.disk_gib)
+    .bind(serde_json::to_string(&extra_specs).map_err(ApiError::internal)?)
+    .bind(claim)
+    .bind((act.row.vcpus - flavor.vcpus).max(0))
+    .bind((act.row.memory_mib - flavor.memory_mib).max(0))
+    .bind(number)
+    .bind(act.row.disk_number)
+    .bind(serde_json::to_string(&before).map_err(ApiError::internal)?)
+    .bind(i64::from(act.row.desired_power() != DesiredPower::Stopped))
+    .execute(&mut *act.tx)
+    .await?;
+    act.finish(asked.app, asked.ctx, &RESIZE, Some(TaskState::ResizeFinish)).await?;
+    Ok(StatusCode::ACCEPTED.into_response())
+}
+
+/// What grows must fit into the quota.
+async fn check_quota(act: &mut Act, flavor: &Flavor) -> Result<(), ApiError> {
+    let used = quotas::used(&mut act.tx, &act.row.project_id).await?;
+    for (resource, name, used, more) in [
+        (Resource::Cores, "cores", used.cores, flavor.vcpus - act.row.vcpus),
+        (Resource::Ram, "ram", used.ram, flavor.memory_mib - act.row.memory_mib),
+    ] {
+        let limit = quotas::limit(&mut act.tx, &act.row.project_id, resource).await?;
+        if limit >= 0 && more > 0 && used + more > limit {
+            return Err(ApiError::OverQuota(format!(
+                "Quota exceeded for {name}: Requested {more}, but already used {used} of {limit} {name}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// The host must have room for the new flavor and for what is kept of the old one.
+async fn check_host(act: &mut Act, flavor: &Flavor, claim: i64) -> Result<(), ApiError> {
+    let amount = |stored: i64| u64::try_from(stored).unwrap_or(0);
+    let mut host = hosts::views(&mut act.tx).await?;
+    host.retain(|host| host.id.to_string() == act.host);
+    for host in &mut host {
+        // It is there already, so it needs no permission to come; and its own share is its own.
+        host.enabled = true;
+        host.used.vcpus = host.used.vcpus.saturating_sub(amount(act.row.vcpus));
+        host.used.memory_mib = host.used.memory_mib.saturating_sub(amount(act.row.memory_mib));
+    }
+    let (required_traits, forbidden) = create::flavor_traits(&mut act.tx, &flavor.id).await?;
+    host.retain(|host| host.traits.is_disjoint(&forbidden));
+    let resources = Resources {
+        vcpus: amount(flavor.vcpus.max(act.row.vcpus)),
+        memory_mib: amount(flavor.memory_mib.max(act.row.memory_mib)),
+        disk_gib: amount(claim),
+    };
+    let request = scheduler::Request { resources, required_traits, ..scheduler::Request::default() };
+    match scheduler::schedule(&request, &host, &Rules::default(), &mut Rng::seeded(0)) {
+        Ok(_) => Ok(()),
+        Err(refused) => Err(ApiError::BadRequest(format!(
+            "{refused} (A server is resized on the host that it is on; shelve and unshelve moves it to another.)"
+        ))),
+    }
+}
+
+fn before(act: &Act) -> Result<Before, ApiError> {
+    let text = act.row.resized_from.as_deref();
+    let text = text.ok_or_else(|| ApiError::internal("a resized server without its flavor of before"))?;
+    serde_json::from_str(text).map_err(ApiError::internal)
+}
+
+pub(super) async fn confirm(asked: &Asked<'_>) -> Result<Response, ApiError> {
+    asked.nothing()?;
+    let mut act = Act::begin(asked.app, asked.ctx, asked.id, &CONFIRM).await?;
+    let before = before(&act)?;
+    let rests = match act.row.desired_power() {
+        DesiredPower::Stopped => VmState::Stopped,
+        DesiredPower::Paused => VmState::Paused,
+        DesiredPower::Running => VmState::Active,
+    };
+    sqlx::query(
+        "UPDATE servers SET resized_from = NULL, disk_kept = NULL, held_vcpus = 0, held_memory_mib = 0,
+             disk_claim_gib = disk_claim_gib - $2, vm_state = $3 WHERE id = $1",
+    )
+    .bind(&act.row.id)
+    .bind(before.disk_claim_gib)
+    .bind(rests.word())
+    .execute(&mut *act.tx)
+    .await?;
+    act.finish(asked.app, asked.ctx, &CONFIRM, None).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
+}
+
+pub(super) async fn revert(asked: &Asked<'_>) -> Result<Response, ApiError> {
+    asked.nothing()?;
+    let mut act = Act::begin(asked.app, asked.ctx, asked.id, &REVERT).await?;
+    let Before { flavor, extra_specs, disk_claim_gib, disk_number } = before(&act)?;
+    sqlx::query(
+        "UPDATE servers SET flavor_id = $2, flavor_name = $3, vcpus = $4, memory_mib = $5, disk_gib = $6,
+             flavor_extra_specs = $7, disk_claim_gib = $8, held_vcpus = 0, held_memory_mib = 0, disk_number = $9,
+             disk_copy_of = NULL, disk_kept = NULL, resized_from = NULL, run_generation = run_generation + $10
+         WHERE id = $1",
+    )
+    .bind(&act.row.id)
+    .bind(&flavor.id)
+    .bind(&flavor.name)
+    .bind(flavor.vcpus)
+    .bind(flavor.memory_mib)
+    .bind(flavor.disk_gib)
+    .bind(serde_json::to_string(&extra_specs).map_err(ApiError::internal)?)
+    .bind(disk_claim_gib)
+    .bind(disk_number)
+    .bind(i64::from(act.row.desired_power() != DesiredPower::Stopped))
+    .execute(&mut *act.tx)
+    .await?;
+    act.finish(asked.app, asked.ctx, &REVERT, Some(TaskState::ResizeReverting)).await?;
+    Ok(StatusCode::ACCEPTED.into_response())
+}

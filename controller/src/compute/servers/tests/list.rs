@@ -1,0 +1,85 @@
+//! `GET /servers` and `/servers/detail`.
+
+use super::*;
+
+fn names(list: &Value) -> Vec<String> {
+    let list = list["servers"].as_array().unwrap();
+    list.iter().map(|server| server["name"].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn filters_choose_and_unknown_ones_are_refused() {
+    let cloud = Cloud::new().await;
+    let web = cloud.create("web-1").await;
+    let db = cloud.create("db").await;
+    cloud.settle().await;
+    cloud.act(&db, json!({"os-stop": null})).await.expect(202);
+    cloud.settle().await;
+    let address = cloud.show(&web).await["addresses"]["net"][0]["addr"].as_str().unwrap().to_owned();
+    for (query, expected) in [
+        ("", &["db", "web-1"][..]),
+        ("name=web", &["web-1"]),
+        ("name=%5Edb%24", &["db"]),
+        ("name=none", &[]),
+        ("status=ACTIVE", &["web-1"]),
+        ("status=shutoff", &["db"]),
+        ("status=ACTIVE&status=SHUTOFF", &["db", "web-1"]),
+        ("vm_state=stopped", &["db"]),
+        (&format!("uuid={web}"), &["web-1"]),
+        (&format!("ip={}", address.replace('.', "%5C.") + "$"), &["web-1"]),
+        (&format!("image={}", cloud.image), &["db", "web-1"]),
+        ("flavor=1&name=db", &["db"]),
+        ("flavor=2", &[]),
+        ("availability_zone=nova", &["db", "web-1"]),
+        ("changes-since=2000-01-01T00:00:00Z", &["db", "web-1"]),
+        ("changes-since=2100-01-01T00:00:00Z", &[]),
+        ("sort_key=display_name&sort_dir=desc", &["web-1", "db"]),
+    ] {
+        for path in ["", "/detail"] {
+            let list = cloud.get(&format!("{path}?{query}")).await.expect(200);
+            assert_eq!(names(&list), expected, "{path} {query}");
+        }
+    }
+    let path = format!("{SERVERS}?changes-before=2000-01-01T00:00:00Z");
+    assert_eq!(names(&cloud.test.get_at(&path, &cloud.token, 66).await.expect(200)), [""; 0]);
+    for query in ["sort_key=fly", "sort_dir=up", "limit=x", "marker=none", "changes-since=x", "deleted=maybe"]
+    {
+        fault(cloud.get(&format!("?{query}")).await, 400, "badRequest");
+    }
+}
+
+#[tokio::test]
+async fn pages_follow_each_other_without_a_gap() {
+    let cloud = Cloud::new().await;
+    for index in 0..5 {
+        cloud.create(&format!("s{index}")).await;
+    }
+    let mut seen = Vec::new();
+    let mut path = "/detail?limit=2&sort_key=display_name&sort_dir=asc".to_owned();
+    for _ in 0..3 {
+        let page = cloud.get(&path).await.expect(200);
+        seen.extend(names(&page));
+        let Some(next) = page["servers_links"][0]["href"].as_str() else { break };
+        assert_eq!(page["servers_links"][0]["rel"], "next");
+        path = next.split_once("/v2.1/servers").unwrap().1.to_owned();
+    }
+    assert_eq!(seen, ["s0", "s1", "s2", "s3", "s4"]);
+}
+
+#[tokio::test]
+async fn everybody_lists_their_own_and_admins_all() {
+    let cloud = Cloud::new().await;
+    cloud.create("mine").await;
+    let (_, other) = cloud.test.tenant("bob", "member").await;
+    let list = cloud.test.get(SERVERS, &other).await.expect(200);
+    assert_eq!(names(&list), [""; 0]);
+    let all = format!("{SERVERS}?all_tenants=1");
+    fault(cloud.test.get(&all, &other).await, 403, "forbidden");
+    let list = cloud.test.get(&all, &cloud.test.admin_token).await.expect(200);
+    assert_eq!(names(&list), ["mine"]);
+    let path = format!("{SERVERS}/detail?all_tenants=true&project_id={}", cloud.project);
+    let list = cloud.test.get(&path, &cloud.test.admin_token).await.expect(200);
+    assert_eq!(list["servers"][0]["OS-EXT-SRV-ATTR:host"], "h1");
+    let list = cloud.test.get(SERVERS, &cloud.test.admin_token).await.expect(200);
+    assert_eq!(names(&list), [""; 0], "without all_tenants an admin sees the own project");
+}

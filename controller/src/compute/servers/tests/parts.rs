@@ -1,0 +1,213 @@
+//! Metadata, addresses and NICs of a server.
+
+use super::*;
+
+#[tokio::test]
+async fn metadata_is_added_to_replaced_and_removed_and_told_to_the_host() {
+    let cloud = Cloud::new().await;
+    let id = cloud.run("s").await;
+    let path = format!("/{id}/metadata");
+    let body = json!({"metadata": {"a": "1", "b": "2"}});
+    let url = format!("{SERVERS}{path}");
+    cloud.test.post(&url, &cloud.token, body.clone()).await.expect(200);
+    let more = cloud.test.post(&url, &cloud.token, json!({"metadata": {"c": "3"}})).await.expect(200);
+    assert_eq!(more, json!({"metadata": {"a": "1", "b": "2", "c": "3"}}));
+    let one = cloud.put(&format!("{path}/a"), json!({"meta": {"a": "9"}})).await.expect(200);
+    assert_eq!(one, json!({"meta": {"a": "9"}}));
+    assert_eq!(cloud.get(&format!("{path}/a")).await.expect(200), json!({"meta": {"a": "9"}}));
+    assert_eq!(cloud.host.desired(&cloud.test, 0).await.servers[0].metadata.meta["a"], "9");
+    cloud.delete(&format!("{path}/a")).await.expect(204);
+    fault(cloud.get(&format!("{path}/a")).await, 404, "itemNotFound");
+    fault(cloud.delete(&format!("{path}/a")).await, 404, "itemNotFound");
+    fault(cloud.put(&format!("{path}/x"), json!({"meta": {"a": "9"}})).await, 400, "badRequest");
+    assert_eq!(cloud.put(&path, body.clone()).await.expect(200), body);
+    assert_eq!(cloud.show(&id).await["metadata"], body["metadata"]);
+    for wrong in [json!({"metadata": {"": "x"}}), json!({"metadata": {"a": 1}}), json!({"metadata": []})] {
+        fault(cloud.put(&path, wrong).await, 400, "badRequest");
+    }
+}
+
+#[tokio::test]
+async fn addresses_are_listed_by_network() {
+    let cloud = Cloud::new().await;
+    let id = cloud.run("s").await;
+    let ips = cloud.get(&format!("/{id}/ips")).await.expect(200);
+    let address = ips["addresses"]["net"][0].clone();
+    assert_eq!(address.as_object().unwrap().len(), 2, "version and addr: {address}");
+    assert_eq!(cloud.get(&format!("/{id}/ips/net")).await.expect(200), json!({"net": [address]}));
+    fault(cloud.get(&format!("/{id}/ips/other")).await, 404, "itemNotFound");
+    let nics = cloud.get(&format!("/{id}/os-interface")).await.expect(200);
+    let nic = &nics["interfaceAttachments"][0];
+    assert_eq!((&nic["net_id"], &nic["port_state"]), (&json!(cloud.network), &json!("ACTIVE")));
+    assert_eq!(nic["fixed_ips"][0]["ip_address"], address["addr"]);
+}
+
+#[tokio::test]
+async fn a_port_of_ones_own_is_used_kept_and_free_again() {
+    let cloud = Cloud::new().await;
+    let body = json!({"port": {"network_id": cloud.network, "name": "mine"}});
+    let port = cloud.test.post("/network/v2.0/ports", &cloud.token, body).await.expect(201);
+    let port = port["port"]["id"].as_str().unwrap();
+    let mut wish = cloud.wish("s");
+    wish["server"]["networks"] = json!([{"port": port}]);
+    let made = cloud.test.post(SERVERS, &cloud.token, wish.clone()).await.expect(202);
+    let id = made["server"]["id"].as_str().unwrap();
+    fault(cloud.test.post(SERVERS, &cloud.token, wish).await, 409, "conflictingRequest");
+    cloud.settle().await;
+    cloud.delete(&format!("/{id}")).await.expect(204);
+    cloud.settle().await;
+    let shown = cloud.test.get(&format!("/network/v2.0/ports/{port}"), &cloud.token).await.expect(200);
+    assert_eq!((&shown["port"]["device_id"], &shown["port"]["name"]), (&json!(""), &json!("mine")));
+}
+
+#[tokio::test]
+async fn nics_are_plugged_in_and_out_while_the_server_is_off() {
+    let cloud = Cloud::new().await;
+    let id = cloud.run("s").await;
+    let url = format!("{SERVERS}/{id}/os-interface");
+    let wish = json!({"interfaceAttachment": {"net_id": cloud.network}});
+    let text = fault(cloud.test.post(&url, &cloud.token, wish.clone()).await, 409, "conflictingRequest");
+    assert!(text.contains("stop it first"), "{text}");
+    cloud.act(&id, json!({"os-stop": null})).await.expect(202);
+    cloud.settle().await;
+    let made = cloud.test.post(&url, &cloud.token, wish).await.expect(200)["interfaceAttachment"].take();
+    let port = made["port_id"].as_str().unwrap().to_owned();
+    assert_eq!(
+        cloud.get(&format!("/{id}/os-interface/{port}")).await.expect(200)["interfaceAttachment"],
+        made
+    );
+    let ports = cloud.host.desired(&cloud.test, 0).await.servers[0].ports.clone();
+    assert_eq!((ports.len(), ports[1].to_string()), (2, port.clone()), "it is the last one");
+    let body = json!({"port": {"network_id": cloud.network, "name": "mine"}});
+    let own = cloud.test.post("/network/v2.0/ports", &cloud.token, body).await.expect(201);
+    let own = own["port"]["id"].as_str().unwrap().to_owned();
+    let wish = json!({"interfaceAttachment": {"port_id": own}});
+    cloud.test.post(&url, &cloud.token, wish.clone()).await.expect(200);
+    fault(cloud.test.post(&url, &cloud.token, wish).await, 409, "conflictingRequest");
+    for port in [&port, &own] {
+        cloud.delete(&format!("/{id}/os-interface/{port}")).await.expect(202);
+        fault(cloud.delete(&format!("/{id}/os-interface/{port}")).await, 404, "itemNotFound");
+    }
+    cloud.test.get(&format!("/network/v2.0/ports/{port}"), &cloud.token).await.expect(404);
+    let kept = cloud.test.get(&format!("/network/v2.0/ports/{own}"), &cloud.token).await.expect(200);
+    assert_eq!((&kept["port"]["name"], &kept["port"]["device_id"]), (&json!("mine"), &json!("")));
+    for wrong in
+        [json!({"net_id": "x"}), json!({"net_id": cloud.network, "port_id": own}), json!({"fixed_ips": [{}]})]
+    {
+        let answer = cloud.test.post(&url, &cloud.token, json!({ "interfaceAttachment": wrong })).await;
+        fault(answer, 400, "badRequest");
+    }
+}
+
+#[tokio::test]
+async fn tags_are_set_found_and_removed() {
+    let cloud = Cloud::new().await;
+    let id = cloud.run("s").await;
+    let other = cloud.run("t").await;
+    let path = format!("{SERVERS}/{id}/tags");
+    let at = async |method: Method, path: &str, body: Value| {
+        cloud.test.call_at(method, path, &cloud.token, 26, body).await
+    };
+    cloud.get(&format!("/{id}/tags")).await.expect(404);
+    let body = json!({"tags": ["web", "prod", "web"]});
+    assert_eq!(at(Method::PUT, &path, body).await.expect(200), json!({"tags": ["prod", "web"]}));
+    assert_eq!(at(Method::PUT, &format!("{path}/new"), Value::Null).await.status, 201);
+    assert_eq!(at(Method::PUT, &format!("{path}/new"), Value::Null).await.status, 204);
+    at(Method::GET, &format!("{path}/new"), Value::Null).await.expect(204);
+    at(Method::DELETE, &format!("{path}/new"), Value::Null).await.expect(204);
+    at(Method::DELETE, &format!("{path}/new"), Value::Null).await.expect(404);
+    assert_eq!(cloud.show_at(&id, 26).await["tags"], json!(["prod", "web"]));
+    for (query, expected) in [
+        ("tags=web", vec![&id]),
+        ("tags=web,none", vec![]),
+        ("tags-any=web,none", vec![&id]),
+        ("not-tags=web", vec![&other]),
+        ("not-tags-any=prod", vec![&other]),
+    ] {
+        let list = at(Method::GET, &format!("{SERVERS}?{query}"), Value::Null).await.expect(200);
+        let ids: Vec<&str> =
+            list["servers"].as_array().unwrap().iter().map(|s| s["id"].as_str().unwrap()).collect();
+        assert_eq!(ids, expected, "{query}");
+    }
+    for wrong in [json!({"tags": ["a,b"]}), json!({"tags": [1]}), json!({"tags": [""]}), json!([])] {
+        fault(at(Method::PUT, &path, wrong).await, 400, "badRequest");
+    }
+    at(Method::DELETE, &path, Value::Null).await.expect(204);
+    assert_eq!(at(Method::GET, &path, Value::Null).await.expect(200), json!({"tags": []}));
+}
+
+#[tokio::test]
+async fn later_microversions_show_more_of_a_server() {
+    let cloud = Cloud::new().await;
+    let mut wish = cloud.wish("s");
+    wish["server"]["description"] = json!("what for");
+    wish["server"]["hostname"] = json!("box");
+    wish["server"]["tags"] = json!(["a"]);
+    let made = cloud.test.post_at(SERVERS, &cloud.token, 90, wish.clone()).await.expect(202);
+    let id = made["server"]["id"].as_str().unwrap();
+    fault(cloud.test.post_at(SERVERS, &cloud.token, 18, wish).await, 400, "badRequest");
+    assert_eq!(cloud.spec().await.metadata.hostname, "box");
+    for (field, since) in [
+        ("locked", 9),
+        ("description", 19),
+        ("tags", 26),
+        ("trusted_image_certificates", 63),
+        ("server_groups", 71),
+        ("locked_reason", 73),
+        ("OS-EXT-SRV-ATTR:hostname", 90),
+    ] {
+        assert!(cloud.show_at(id, since).await.get(field).is_some(), "{field}");
+        assert!(cloud.show_at(id, since - 1).await.get(field).is_none(), "{field}");
+    }
+    let newest = cloud.show_at(id, 90).await;
+    assert_eq!((&newest["description"], &newest["tags"]), (&json!("what for"), &json!(["a"])));
+    assert_eq!(
+        (&newest["flavor"]["original_name"], &newest["flavor"]["ram"]),
+        (&json!("m1.nano"), &json!(64))
+    );
+    assert!(cloud.show_at(id, 46).await["flavor"]["id"].is_string());
+    let path = format!("{SERVERS}/{id}");
+    let body = json!({"server": {"description": null, "hostname": "other"}});
+    let changed = cloud.test.call_at(Method::PUT, &path, &cloud.token, 90, body).await.expect(200);
+    assert_eq!(changed["server"]["description"], Value::Null);
+    assert_eq!(cloud.spec().await.metadata.hostname, "other");
+    // What a client asks for that nobody knows is refused since 2.75, and without effect before.
+    cloud.test.get_at(&format!("{SERVERS}?unheard=1"), &cloud.token, 74).await.expect(200);
+    cloud.test.get_at(&format!("{SERVERS}?unheard=1"), &cloud.token, 75).await.expect(400);
+    cloud.test.get_at(&format!("{SERVERS}?status=FLYING"), &cloud.token, 37).await.expect(200);
+    cloud.test.get_at(&format!("{SERVERS}?status=FLYING"), &cloud.token, 38).await.expect(400);
+    cloud.test.get_at(&format!("{path}/topology"), &cloud.token, 78).await.expect(200);
+}
+
+#[tokio::test]
+async fn what_happens_to_a_server_is_in_the_event_stream() {
+    let cloud = Cloud::new().await;
+    let id = cloud.run("s").await;
+    cloud.act(&id, json!({"os-stop": null})).await.expect(202);
+    cloud.settle().await;
+    cloud.delete(&format!("/{id}")).await.expect(204);
+    cloud.settle().await;
+    let events = cloud.test.get("/mote/v1/events", &cloud.token).await.expect(200);
+    let told: Vec<String> = events["events"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|event| {
+            assert_eq!(event["resource_id"], id.as_str());
+            let payload = &event["payload"];
+            let what = payload["action"].as_str().or(payload["vm_state"].as_str()).unwrap_or_default();
+            format!("{} {what}", event["type"].as_str().unwrap())
+        })
+        .collect();
+    assert_eq!(
+        told,
+        [
+            "server.action create",
+            "server.state active",
+            "server.action stop",
+            "server.state stopped",
+            "server.action delete",
+            "server.deleted ",
+        ]
+    );
+}

@@ -1,0 +1,460 @@
+#!/usr/bin/env python3
+"""The unmodified `openstack` client against a cloud with simulated hosts: each command's result is checked.
+
+Run by the Python of the client's virtual environment, with the variables of an openrc file in the environment:
+
+    openstack/bin/python tests/clients/openstack_commands.py KERNEL [NAME ...]
+
+KERNEL is a file that is a bootable kernel (the conformance guest). With names only those parts run (identity, image,
+network, compute). The client's own entry point is called in this process, once per command with fresh arguments and a
+fresh login, so that a hundred and more commands do not start a hundred interpreters.
+
+Prints one line per command, and at the end how many there were; the exit code is 1 if one failed.
+"""
+
+import contextlib
+import io
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+
+from openstackclient import shell
+
+DEADLINE_S = 60
+PAUSE_S = 0.2
+
+
+class Failed(Exception):
+    """A command did something else than it should."""
+
+
+class Client:
+    """Runs commands, counts them, and keeps what went wrong."""
+
+    def __init__(self):
+        self.commands = 0
+        self.failures = []
+
+    def raw(self, *arguments, env=None):
+        """Exit code and output of one command."""
+        self.commands += 1
+        out, err = io.StringIO(), io.StringIO()
+        before = dict(os.environ)
+        os.environ.update(env or {})
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                try:
+                    code = shell.main([str(argument) for argument in arguments])
+                except SystemExit as end:
+                    code = end.code if isinstance(end.code, int) else 1
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+        took = ""
+        print(f"{'ok  ' if not code else 'rc ' + str(code)} openstack {' '.join(map(str, arguments))}{took}", flush=True)
+        return code or 0, out.getvalue(), err.getvalue()
+
+    def text(self, *arguments, env=None):
+        code, out, err = self.raw(*arguments, env=env)
+        if code:
+            raise Failed(f"{arguments}: exit code {code}: {err or out}")
+        return out
+
+    def json(self, *arguments, env=None):
+        out = self.text(*arguments, "-f", "json", env=env)
+        try:
+            return json.loads(out)
+        except ValueError:
+            raise Failed(f"{arguments}: not JSON: {out}") from None
+
+    def fails(self, part, *arguments, env=None):
+        """A command that must fail, with `part` in what it says."""
+        code, out, err = self.raw(*arguments, env=env)
+        if not code:
+            raise Failed(f"{arguments}: should have failed: {out}")
+        if part not in err + out:
+            raise Failed(f"{arguments}: {part!r} is not in: {err}{out}")
+
+    def until(self, what, check, *arguments):
+        """Repeats a command until its JSON is as it should be."""
+        deadline = time.monotonic() + DEADLINE_S
+        while True:
+            found = self.json(*arguments)
+            if check(found):
+                return found
+            if time.monotonic() > deadline:
+                raise Failed(f"{arguments}: never {what}: {found}")
+            time.sleep(PAUSE_S)
+
+    def part(self, name, steps):
+        print(f"== {name}", flush=True)
+        try:
+            steps(self)
+        except Exception as error:  # the next part is independent of this one
+            traceback.print_exc()
+            self.failures.append(f"{name}: {error}")
+
+
+def same(found, wanted, what=""):
+    if found != wanted:
+        raise Failed(f"{what}: {found!r} is not {wanted!r}")
+
+
+def has(names, *wanted):
+    missing = [name for name in wanted if name not in names]
+    if missing:
+        raise Failed(f"{missing} not in {names}")
+
+
+def column(rows, name):
+    return [row[name] for row in rows]
+
+
+def identity(client):
+    token = client.json("token", "issue")
+    same(len(token["project_id"]), 32, "project id")
+    catalog = client.json("catalog", "list")
+    has(column(catalog, "Type"), "compute", "identity", "image", "network")
+    same(client.json("catalog", "show", "compute")["type"], "compute")
+    has(column(client.json("service", "list"), "Type"), "compute", "identity", "image", "network")
+    endpoints = client.json("endpoint", "list", "--service", "compute", "--interface", "public")
+    same(len(endpoints), 1, "public endpoints of compute")
+    has(column(client.json("region", "list"), "Region"), endpoints[0]["Region"])
+    has(column(client.json("domain", "list"), "Name"), "Default")
+    same(client.json("domain", "show", "default")["name"], "Default")
+    has(column(client.json("role", "list"), "Name"), "admin", "manager", "member", "reader")
+    same(client.json("role", "show", "member")["name"], "member")
+
+    project = client.json("project", "create", "lab", "--description", "a lab")
+    same((project["name"], project["description"], project["enabled"]), ("lab", "a lab", True))
+    client.fails("409", "project", "create", "lab")
+    has(column(client.json("project", "list"), "Name"), "admin", "lab")
+    client.text("project", "set", "lab", "--description", "the lab")
+    same(client.json("project", "show", "lab")["description"], "the lab")
+    user = client.json("user", "create", "ada", "--password", "ada-password", "--email", "ada@example.org")
+    same(user["name"], "ada")
+    client.fails("409", "user", "create", "ada", "--password", "x-password")
+    has(column(client.json("user", "list"), "Name"), "admin", "ada")
+    client.text("user", "set", "ada", "--description", "the first")
+    same(client.json("user", "show", "ada")["description"], "the first")
+
+    ada = {"OS_USERNAME": "ada", "OS_PASSWORD": "ada-password", "OS_PROJECT_NAME": "lab"}
+    client.fails("401", "token", "issue", env=ada)
+    client.text("role", "add", "--user", "ada", "--project", "lab", "reader")
+    same(client.json("token", "issue", env=ada)["user_id"], user["id"])
+    rows = client.json("role", "assignment", "list", "--user", "ada", "--project", "lab", "--names")
+    same(column(rows, "Role"), ["reader"])
+    client.fails("403", "user", "list", env=ada)
+    client.fails("403", "network", "create", "forbidden", env=ada)
+    client.fails("403", "project", "create", "forbidden", env=ada)
+    client.text("role", "add", "--user", "ada", "--project", "lab", "member")
+    client.text("role", "remove", "--user", "ada", "--project", "lab", "reader")
+    rows = client.json("role", "assignment", "list", "--user", "ada", "--names")
+    same(column(rows, "Role"), ["member"])
+    client.text("user", "set", "ada", "--password", "new-password")
+    client.fails("401", "token", "issue", env=ada)
+    ada["OS_PASSWORD"] = "new-password"
+    client.json("token", "issue", env=ada)
+    client.text("user", "set", "ada", "--disable")
+    client.fails("401", "token", "issue", env=ada)
+    client.text("user", "set", "ada", "--enable")
+    issued = client.json("token", "issue", env=ada)
+    client.text("token", "revoke", issued["id"], env=ada)
+    client.fails("401", "--os-auth-type", "token", "--os-token", issued["id"], "project", "list", env={
+        "OS_USERNAME": "", "OS_PASSWORD": "", "OS_USER_DOMAIN_NAME": ""})
+    client.text("project", "set", "lab", "--disable")
+    client.fails("401", "token", "issue", env=ada)
+    client.text("project", "set", "lab", "--enable")
+    client.text("user", "delete", "ada")
+    client.fails("No user", "user", "show", "ada")
+    client.text("project", "delete", "lab")
+    client.fails("No project", "project", "show", "lab")
+
+
+def image(client):
+    with tempfile.NamedTemporaryFile() as disk:
+        disk.write(b"\x07" * (1 << 20))
+        disk.flush()
+        made = client.json(
+            "image", "create", "kernel", "--disk-format", "aki", "--container-format", "aki", "--file", KERNEL)
+        same(made["status"], "active")
+        made = client.json(
+            "image", "create", "disk", "--disk-format", "raw", "--container-format", "bare", "--file", disk.name,
+            "--property", f"kernel_id={made['id']}", "--property", "os_command_line=quiet", "--tag", "small")
+        same((made["status"], made["size"], made["tags"]), ("active", 1 << 20, ["small"]))
+    has(column(client.json("image", "list"), "Name"), "disk", "kernel")
+    same(column(client.json("image", "list", "--name", "disk"), "Name"), ["disk"])
+    same(column(client.json("image", "list", "--tag", "small"), "Name"), ["disk"])
+    same(column(client.json("image", "list", "--status", "active", "--sort", "name:asc"), "Name"), ["disk", "kernel"])
+    same(client.json("image", "list", "--property", "os_command_line=none"), [])
+    shown = client.json("image", "show", "disk")
+    same(shown["properties"]["os_command_line"], "quiet")
+    client.text("image", "set", "disk", "--property", "color=blue", "--min-ram", "64", "--tag", "blue")
+    shown = client.json("image", "show", "disk")
+    same((shown["properties"]["color"], shown["min_ram"], sorted(shown["tags"])), ("blue", 64, ["blue", "small"]))
+    client.text("image", "unset", "disk", "--property", "color", "--tag", "blue")
+    shown = client.json("image", "show", "disk")
+    same(("color" in shown["properties"], shown["tags"]), (False, ["small"]))
+    client.text("image", "set", "disk", "--name", "renamed")
+    client.text("image", "set", "renamed", "--name", "disk")
+    client.text("image", "set", "disk", "--protected")
+    client.fails("403", "image", "delete", "disk")
+    client.text("image", "set", "disk", "--unprotected")
+    with tempfile.TemporaryDirectory() as directory:
+        path = os.path.join(directory, "disk")
+        client.text("image", "save", "--file", path, "disk")
+        with open(path, "rb") as back:
+            same(back.read() == b"\x07" * (1 << 20), True, "the bytes come back")
+    client.text("image", "set", "disk", "--shared")
+    client.text("project", "create", "friends")
+    client.text("image", "add", "project", "disk", "friends")
+    same(len(client.json("image", "member", "list", "disk")), 1, "members")
+    client.text("image", "remove", "project", "disk", "friends")
+    same(client.json("image", "member", "list", "disk"), [])
+    client.text("project", "delete", "friends")
+    client.text("image", "set", "disk", "--deactivate")
+    same(client.json("image", "show", "disk")["status"], "deactivated")
+    client.text("image", "set", "disk", "--activate")
+    same(client.json("image", "show", "disk")["status"], "active")
+    queued = client.json("image", "create", "later", "--disk-format", "raw", "--container-format", "bare")
+    same(queued["status"], "queued")
+    client.text("image", "delete", "later")
+    client.fails("No Image found", "image", "show", "later")
+
+
+def network(client):
+    made = client.json("network", "create", "net", "--description", "one")
+    same((made["name"], made["status"], made["description"]), ("net", "ACTIVE", "one"))
+    has(column(client.json("network", "list"), "Name"), "net")
+    same(client.json("network", "show", "net")["id"], made["id"])
+    client.text("network", "set", "net", "--description", "two")
+    same(client.json("network", "show", "net")["description"], "two")
+    subnet = client.json(
+        "subnet", "create", "sub", "--network", "net", "--subnet-range", "10.60.0.0/24", "--dns-nameserver", "192.0.2.53")
+    same((subnet["gateway_ip"], subnet["dns_nameservers"]), ("10.60.0.1", ["192.0.2.53"]))
+    client.fails("overlap", "subnet", "create", "again", "--network", "net", "--subnet-range", "10.60.0.0/25")
+    has(column(client.json("subnet", "list", "--network", "net"), "Name"), "sub")
+    same(client.json("subnet", "show", "sub")["cidr"], "10.60.0.0/24")
+    client.text("subnet", "set", "sub", "--name", "sub2")
+    client.text("subnet", "set", "sub2", "--name", "sub")
+    port = client.json("port", "create", "extra", "--network", "net", "--fixed-ip", "subnet=sub,ip-address=10.60.0.77")
+    same(port["fixed_ips"][0]["ip_address"], "10.60.0.77")
+    client.fails("409", "port", "create", "twice", "--network", "net", "--fixed-ip", "subnet=sub,ip-address=10.60.0.77")
+    same(column(client.json("port", "list", "--name", "extra"), "Name"), ["extra"])
+    same(client.json("port", "show", "extra")["mac_address"], port["mac_address"])
+    client.text("port", "set", "extra", "--description", "spare")
+    same(client.json("port", "show", "extra")["description"], "spare")
+    client.fails("409", "network", "delete", "net")
+    has(column(client.json("extension", "list", "--network"), "Alias"), "quotas")
+
+
+def compute(client):
+    flavors_and_keys(client)
+    server_life(client)
+    server_actions(client)
+    around_servers(client)
+
+
+def flavors_and_keys(client):
+    has(column(client.json("flavor", "list"), "Name"), "m1.nano", "m1.small")
+    made = client.json("flavor", "create", "tall", "--id", "tall", "--vcpus", "2", "--ram", "256", "--disk", "0",
+                       "--description", "for tests", "--property", "a=b")
+    same((made["vcpus"], made["ram"], made["description"]), (2, 256, "for tests"))
+    client.fails("409", "flavor", "create", "tall", "--vcpus", "2", "--ram", "256")
+    same(client.json("flavor", "show", "tall")["properties"], {"a": "b"})
+    client.text("flavor", "set", "tall", "--property", "c=d")
+    same(client.json("flavor", "show", "tall")["properties"], {"a": "b", "c": "d"})
+    client.text("flavor", "unset", "tall", "--property", "a")
+    same(client.json("flavor", "show", "tall")["properties"], {"c": "d"})
+    client.text("flavor", "set", "tall", "--description", "taller")
+    same(client.json("flavor", "show", "tall")["description"], "taller")
+    client.json("flavor", "create", "own", "--id", "own", "--vcpus", "1", "--ram", "64", "--private", "--project", "admin")
+    same(client.json("flavor", "show", "own")["os-flavor-access:is_public"], False)
+    client.text("flavor", "unset", "own", "--project", "admin")
+    client.text("flavor", "delete", "own")
+    client.fails("No Flavor found", "flavor", "show", "own")
+    with tempfile.NamedTemporaryFile("w") as key:
+        key.write("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl test\n")
+        key.flush()
+        made = client.json("keypair", "create", "key", "--public-key", key.name)
+        same((made["name"], made["type"]), ("key", "ssh"))
+    same(column(client.json("keypair", "list"), "Name"), ["key"])
+    same(client.json("keypair", "show", "key")["fingerprint"], made["fingerprint"])
+    same(client.text("keypair", "show", "--public-key", "key").startswith("ssh-ed25519 "), True, "public key")
+    made = client.json("server", "group", "create", "apart", "--policy", "anti-affinity")
+    same(made["policy"], "anti-affinity")
+    same(column(client.json("server", "group", "list"), "Name"), ["apart"])
+    same(client.json("server", "group", "show", "apart")["members"], [])
+
+
+def server_life(client):
+    group = client.json("server", "group", "show", "apart")["id"]
+    servers = []
+    for name in ["web", "db"]:
+        made = client.json(
+            "server", "create", name, "--image", "disk", "--flavor", "m1.nano", "--network", "net", "--key-name", "key",
+            "--property", "role=" + name, "--hint", f"group={group}", "--tag", "prod", "--description", "a " + name,
+            "--os-compute-api-version", "2.90", "--wait")
+        same((made["status"], made["description"]), ("ACTIVE", "a " + name))
+        servers.append(made)
+    hosts = {server["OS-EXT-SRV-ATTR:host"] for server in servers}
+    same(len(hosts), 2, "hosts of a group that is apart")
+    made = client.json("server", "create", "third", "--image", "disk", "--flavor", "m1.nano", "--network", "net",
+                       "--hint", f"group={group}")
+    client.until("in error", lambda found: found["status"] == "ERROR", "server", "show", "third")
+    fault = client.json("server", "show", "third")["fault"]
+    has(fault["message"], "No valid host was found")
+    client.text("server", "delete", "third", "--wait")
+    same(sorted(column(client.json("server", "list"), "Name")), ["db", "web"])
+    rows = client.json("server", "list", "--long", "--name", "web")
+    same((rows[0]["Image Name"], rows[0]["Flavor"], rows[0]["Power State"]), ("disk", "m1.nano", 1))
+    same(column(client.json("server", "list", "--status", "SHUTOFF"), "Name"), [])
+    same(sorted(column(client.json("server", "list", "--tags", "prod"), "Name")), ["db", "web"])
+    same(len(client.json("server", "list", "--limit", "1")), 1, "limit")
+    same(column(client.json("server", "list", "--sort", "display_name:asc"), "Name"), ["db", "web"])
+    same(len(client.json("server", "list", "--all-projects", "--flavor", "m1.nano")), 2, "of a flavor")
+    shown = client.json("server", "show", "web")
+    same((shown["properties"]["role"], shown["key_name"]), ("web", "key"))
+    same(shown["addresses"]["net"][0].startswith("10.60.0."), True, "address")
+    client.text("server", "set", "web", "--property", "color=blue", "--description", "blue", "--tag", "new")
+    shown = client.json("server", "show", "web")
+    same((shown["properties"]["color"], shown["description"], sorted(shown["tags"])), ("blue", "blue", ["new", "prod"]))
+    client.text("server", "unset", "web", "--property", "color", "--tag", "new")
+    shown = client.json("server", "show", "web")
+    same(("color" in shown["properties"], shown["tags"]), (False, ["prod"]))
+    client.text("server", "set", "web", "--name", "www")
+    client.text("server", "set", "www", "--name", "web")
+    has(client.text("console", "log", "show", "web"), "simulated guest of server")
+    same(len(client.json("port", "list", "--server", "web")), 1, "ports")
+    client.fails("No Image found", "server", "create", "x", "--image", "none", "--flavor", "m1.nano", "--network", "net")
+    client.fails("No Flavor found", "server", "create", "x", "--image", "disk", "--flavor", "none", "--network", "net")
+    client.fails("No Network", "server", "create", "x", "--image", "disk", "--flavor", "m1.nano", "--network", "none")
+
+
+def is_status(*wanted):
+    return lambda found: found["status"] in wanted
+
+
+def server_actions(client):
+    def until(status):
+        return client.until(status, is_status(status), "server", "show", "web")
+
+    client.text("server", "stop", "web")
+    until("SHUTOFF")
+    client.fails("409", "server", "stop", "web")
+    client.text("server", "start", "web")
+    until("ACTIVE")
+    client.text("server", "reboot", "web", "--wait")
+    client.text("server", "reboot", "--hard", "web", "--wait")
+    until("ACTIVE")
+    client.text("server", "pause", "web")
+    until("PAUSED")
+    client.fails("409", "server", "pause", "web")
+    client.text("server", "unpause", "web")
+    until("ACTIVE")
+    client.text("server", "lock", "web", "--reason", "audit")
+    shown = client.json("server", "show", "web")
+    same((shown["locked"], shown["locked_reason"]), (True, "audit"))
+    same(column(client.json("server", "list", "--locked"), "Name"), ["web"])
+    client.text("server", "unlock", "web")
+    same(client.json("server", "show", "web")["locked"], False)
+    rebuilt = client.json("server", "rebuild", "web", "--image", "disk", "--wait")
+    same(rebuilt["id"], client.json("server", "show", "web")["id"])
+    until("ACTIVE")
+    client.text("server", "resize", "web", "--flavor", "tall", "--wait")
+    shown = until("VERIFY_RESIZE")
+    has(json.dumps(shown["flavor"]), "tall")
+    client.text("server", "resize", "revert", "web")
+    has(json.dumps(until("ACTIVE")["flavor"]), "m1.nano")
+    client.text("server", "resize", "web", "--flavor", "tall", "--wait")
+    client.text("server", "resize", "confirm", "web")
+    has(json.dumps(until("ACTIVE")["flavor"]), "tall")
+    client.text("server", "rescue", "web", "--image", "disk")
+    until("RESCUE")
+    client.text("server", "unrescue", "web")
+    until("ACTIVE")
+    made = client.json("server", "image", "create", "web", "--name", "copy", "--wait")
+    same(made["name"], "copy")
+    copy = client.until("active", is_status("active"), "image", "show", "copy")
+    same((copy["size"], copy["properties"]["image_type"]), (1 << 20, "snapshot"))
+    made = client.json("server", "create", "clone", "--image", "copy", "--flavor", "m1.nano", "--network", "net", "--wait")
+    same(made["status"], "ACTIVE")
+    client.text("server", "delete", "clone", "--wait")
+    client.text("image", "delete", "copy")
+    addresses = client.json("server", "show", "web")["addresses"]
+    client.text("server", "shelve", "web")
+    until("SHELVED_OFFLOADED")
+    client.text("server", "unshelve", "web")
+    same(until("ACTIVE")["addresses"], addresses)
+    client.fails("501", "server", "suspend", "web")
+    client.fails("501", "server", "migrate", "web")
+    client.text("server", "stop", "web")
+    until("SHUTOFF")
+    client.text("server", "add", "port", "web", "extra")
+    has(client.json("server", "show", "web")["addresses"]["net"], "10.60.0.77")
+    client.text("server", "remove", "port", "web", "extra")
+    client.text("server", "add", "network", "web", "net")
+    same(len(client.json("port", "list", "--server", "web")), 2, "ports after another NIC")
+    client.text("server", "start", "web")
+    until("ACTIVE")
+    actions = client.json("server", "event", "list", "web")
+    has(column(actions, "Action"), "create", "stop", "start", "reboot", "pause", "resize", "rescue", "shelve")
+    request = actions[0]["Request ID"]
+    same(client.json("server", "event", "show", "web", request)["action"], actions[0]["Action"])
+
+
+def around_servers(client):
+    rows = client.json("hypervisor", "list")
+    same(len(rows), 2, "hypervisors")
+    name = rows[0]["Hypervisor Hostname"]
+    same(client.json("hypervisor", "show", name)["hypervisor_hostname"], name)
+    rows = client.json("compute", "service", "list")
+    same(column(rows, "State"), ["up", "up"])
+    client.text("compute", "service", "set", "--disable", "--disable-reason", "disk", name, "nova-compute")
+    rows = client.json("compute", "service", "list", "--host", name, "--long")
+    same((rows[0]["Status"], rows[0]["Disabled Reason"]), ("disabled", "disk"))
+    client.text("compute", "service", "set", "--enable", name, "nova-compute")
+    same(client.json("compute", "service", "list", "--host", name)[0]["Status"], "enabled")
+    zones = client.json("availability", "zone", "list", "--compute")
+    has(column(zones, "Zone Name"), "nova")
+    quota = {row["Resource"]: row["Limit"] for row in client.json("quota", "show", "--compute")}
+    same((quota["instances"], quota["cores"]), (10, 20))
+    client.text("quota", "set", "--instances", "2", "admin")
+    client.fails("Quota exceeded", "server", "create", "x", "--image", "disk", "--flavor", "m1.nano", "--network", "net")
+    client.text("quota", "set", "--instances", "20", "admin")
+    limits = {row["Name"]: row["Value"] for row in client.json("limits", "show", "--absolute")}
+    same((limits["max_total_instances"], limits["total_instances_used"]), (20, 2))
+    usage = client.json("usage", "show", "--project", "admin")
+    same(usage["Servers"] >= 2, True, "servers in the usage")
+    has(column(client.json("usage", "list"), "Project"), "admin")
+    client.text("server", "delete", "web", "db", "--wait")
+    same(client.json("server", "list"), [])
+    client.fails("No Server found", "server", "show", "web")
+    client.text("server", "group", "delete", "apart")
+    client.text("keypair", "delete", "key")
+    same(client.json("keypair", "list"), [])
+    client.text("flavor", "delete", "tall")
+    client.text("port", "delete", "extra")
+    client.text("subnet", "delete", "sub")
+    client.text("network", "delete", "net")
+    client.fails("No Network", "network", "show", "net")
+    client.text("image", "delete", "disk", "kernel")
+    same(client.json("image", "list"), [])
+
+
+PARTS = {"identity": identity, "image": image, "network": network, "compute": compute}
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    KERNEL = sys.argv[1]
+    CLIENT = Client()
+    for wanted in sys.argv[2:] or PARTS:
+        CLIENT.part(wanted, PARTS[wanted])
+    for failure in CLIENT.failures:
+        print(f"FAILED {failure}")
+    print(f"{CLIENT.commands} commands, {len(CLIENT.failures)} parts failed")
+    sys.exit(1 if CLIENT.failures else 0)

@@ -1,0 +1,45 @@
+//! More than a hundred commands of the unmodified `openstack` client (tests/clients) against a cloud with simulated hosts,
+//! which needs neither KVM nor root.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+use mote_tests::{cloud::Cloud, programs};
+
+/// Fewest commands that must have been run.
+const COMMANDS: u32 = 150;
+
+#[test]
+fn commands_of_the_openstack_client_do_what_they_say() {
+    let Some(program) = std::env::var_os("MOTE_OPENSTACK").map(PathBuf::from) else {
+        eprintln!("SKIPPED: MOTE_OPENSTACK doesn't name the openstack client (./test installs it)");
+        return;
+    };
+    let cloud = Cloud::start_with("127.0.0.1", &["--simulated-hosts", "2"]).expect("a cloud starts");
+    let credentials = cloud.credentials().expect("there is an openrc file");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/openstack_commands.py");
+    let home = tempfile::tempdir().expect("a directory can be made");
+    let output = Command::new(program.with_file_name("python"))
+        .arg(script)
+        .arg(programs::guest())
+        .stdin(Stdio::null())
+        .env_clear()
+        .env("PATH", "/usr/bin:/bin")
+        .env("HOME", home.path())
+        .env("OS_AUTH_URL", credentials.auth_url)
+        .env("OS_USERNAME", credentials.username)
+        .env("OS_PASSWORD", credentials.password)
+        .env("OS_PROJECT_NAME", credentials.project)
+        .env("OS_USER_DOMAIN_NAME", credentials.user_domain)
+        .env("OS_PROJECT_DOMAIN_NAME", credentials.project_domain)
+        .env("OS_IDENTITY_API_VERSION", "3")
+        .output()
+        .expect("the client's Python starts");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    let last = said.lines().last().unwrap_or_default();
+    let commands = last.split(' ').next().and_then(|count| count.parse::<u32>().ok());
+    assert!(commands.is_some_and(|count| count >= COMMANDS), "{last}");
+}

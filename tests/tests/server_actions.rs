@@ -1,0 +1,213 @@
+//! Actions of servers that really happen: with the conformance guest in a real microVM, and what it does is looked at from
+//! its network and its disk rather than from the API alone.
+
+mod common;
+
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use common::{guest_journey, need_servers, run};
+use mote::client::{Client, Service};
+use mote_tests::{
+    cloud::Cloud,
+    journey::{self, Journey, Server},
+};
+use serde_json::{Value, json};
+
+/// A server of the conformance guest, with all that is needed to ask for things and look at them.
+struct Subject {
+    cloud: Cloud,
+    client: Client,
+    journey: Journey,
+    server: Server,
+}
+
+impl Subject {
+    async fn start(name: &str, cidr: &str) -> anyhow::Result<Self> {
+        let cloud = Cloud::start()?;
+        let client = cloud.client().await?;
+        let journey = guest_journey(&cloud, &client, "mote.serve").await?;
+        let network = journey::network(&client, name, cidr).await?;
+        let server = journey.server(&client, name, &network, json!({})).await?;
+        journey.wait_console(&client, &server).await?;
+        journey.page(&server)?;
+        Ok(Self { cloud, client, journey, server })
+    }
+
+    async fn act(&self, action: Value) -> anyhow::Result<Value> {
+        let path = format!("/servers/{}/action", self.server.id);
+        self.client.post(Service::Compute, &path, action).await
+    }
+
+    /// Waits until it has that status and nothing is going on.
+    async fn rests(&self, status: &str) -> anyhow::Result<Value> {
+        loop {
+            let server = self.journey.wait_status(&self.client, &self.server.id, status).await?;
+            if server["OS-EXT-STS:task_state"].is_null() {
+                return Ok(server);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Whether it answers one ping within a second.
+    fn answers(&self) -> anyhow::Result<bool> {
+        let place = &self.journey.place;
+        let Some(namespace) = place.namespace_of(&self.server.network_id)? else { return Ok(false) };
+        let ping = format!(
+            "ip netns exec {namespace} ping -n -c 1 -W 1 {} >/dev/null && echo yes || echo no",
+            self.server.address
+        );
+        Ok(place.sh(&ping)?.trim() == "yes")
+    }
+
+    /// Numbers of the disks that its host keeps for it, by file name.
+    fn disks(&self) -> anyhow::Result<Vec<String>> {
+        let dir = self.cloud.state_dir().join("host/servers").join(&self.server.id);
+        let mut names: Vec<String> = std::fs::read_dir(&dir)
+            .with_context(|| format!("looking into {}", dir.display()))?
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| name.ends_with(".img"))
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Waits until its host keeps exactly these.
+    async fn keeps(&self, wanted: &[&str]) -> anyhow::Result<()> {
+        for _ in 0..300 {
+            if self.disks()? == wanted {
+                return Ok(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        anyhow::bail!("its host keeps {:?}, not {wanted:?}", self.disks()?)
+    }
+
+    /// Memory that its VMM was told to give it, MiB.
+    fn memory_mib(&self) -> anyhow::Result<u64> {
+        let path = self.cloud.state_dir().join("host/servers").join(&self.server.id).join("vmm.json");
+        let config: Value = serde_json::from_slice(&std::fs::read(&path).context("reading vmm.json")?)?;
+        config["machine-config"]["mem_size_mib"].as_u64().context("vmm.json names no memory")
+    }
+
+    async fn end(self) -> anyhow::Result<()> {
+        self.journey.delete(&self.client, &self.server).await?;
+        self.client.delete(Service::Network, &format!("/v2.0/networks/{}", self.server.network_id)).await?;
+        let left = self.cloud.leftovers(&self.server.id, Some(&self.server.network_id))?;
+        ensure!(left.is_empty(), "something is left:\n{left}");
+        Ok(())
+    }
+}
+
+#[test]
+fn a_paused_guest_is_silent_and_goes_on_where_it_was() {
+    need_servers!();
+    run(async {
+        let subject = Subject::start("pause", "10.30.0.0/24").await?;
+        let vmm = Cloud::vmm(&subject.server.id);
+        ensure!(subject.answers()?, "it answers before");
+        subject.act(json!({"pause": null})).await?;
+        subject.rests("PAUSED").await?;
+        ensure!(!subject.answers()?, "a paused guest answers nothing");
+        // The agent may go down meanwhile: the guest stays as it is.
+        subject.cloud.kill9_daemon("mote-hostd")?;
+        ensure!(!subject.answers()?, "a paused guest answers nothing");
+        subject.act(json!({"unpause": null})).await?;
+        subject.rests("ACTIVE").await?;
+        subject.journey.page(&subject.server)?;
+        ensure!(Cloud::vmm(&subject.server.id) == vmm, "it is the same VMM");
+        subject.end().await
+    });
+}
+
+#[test]
+fn rebuild_resize_and_rescue_change_what_the_machine_is_made_of() {
+    need_servers!();
+    run(async {
+        let subject = Subject::start("parts", "10.31.0.0/24").await?;
+        subject.keeps(&["root.img"]).await?;
+        subject.act(json!({"rebuild": {"imageRef": subject.journey.image_id}})).await?;
+        subject.rests("ACTIVE").await?;
+        subject.journey.page(&subject.server)?;
+        subject.keeps(&["root-2.img"]).await?;
+
+        let flavor = async |name: &str| -> anyhow::Result<Value> {
+            Ok(subject.client.resolve(Service::Compute, "/flavors", "flavors", name).await?["id"].clone())
+        };
+        ensure!(subject.memory_mib()? == 64, "m1.nano");
+        subject.act(json!({"resize": {"flavorRef": flavor("m1.tiny").await?}})).await?;
+        subject.rests("VERIFY_RESIZE").await?;
+        ensure!(subject.memory_mib()? == 512, "m1.tiny");
+        subject.journey.page(&subject.server)?;
+        subject.keeps(&["root-2.img", "root-3.img"]).await?;
+        subject.act(json!({"revertResize": null})).await?;
+        subject.rests("ACTIVE").await?;
+        ensure!(subject.memory_mib()? == 64, "m1.nano again");
+        subject.keeps(&["root-2.img"]).await?;
+        subject.act(json!({"resize": {"flavorRef": flavor("m1.tiny").await?}})).await?;
+        subject.rests("VERIFY_RESIZE").await?;
+        subject.act(json!({"confirmResize": null})).await?;
+        subject.rests("ACTIVE").await?;
+        subject.keeps(&["root-4.img"]).await?;
+
+        subject.act(json!({"rescue": {"rescue_image_ref": subject.journey.image_id}})).await?;
+        subject.rests("RESCUE").await?;
+        subject.journey.page(&subject.server)?;
+        subject.keeps(&["root-4.img", "root-5.img"]).await?;
+        subject.act(json!({"unrescue": null})).await?;
+        subject.rests("ACTIVE").await?;
+        subject.journey.page(&subject.server)?;
+        subject.keeps(&["root-4.img"]).await?;
+        subject.end().await
+    });
+}
+
+#[test]
+fn an_image_of_a_server_boots_and_a_shelved_server_comes_back_at_its_address() {
+    need_servers!();
+    run(async {
+        let subject = Subject::start("shelf", "10.32.0.0/24").await?;
+        // What a guest has written is in the image: here by the hand of the test, which the guest doesn't notice.
+        let disk = subject.cloud.state_dir().join("host/servers").join(&subject.server.id).join("root.img");
+        let mark = b"written by the guest";
+        std::os::unix::fs::FileExt::write_all_at(
+            &std::fs::OpenOptions::new().write(true).open(&disk).context("opening the disk")?,
+            mark,
+            4096,
+        )?;
+        subject.act(json!({"createImage": {"name": "copy"}})).await?;
+        subject.rests("ACTIVE").await?;
+        let images = subject.client.list(Service::Image, "/v2/images?name=copy", "images").await?;
+        let image = images.first().context("there is an image")?;
+        ensure!(image["status"] == "active" && image["size"] == 1 << 20, "{image}");
+        let id = journey::id_of(image)?;
+        let request =
+            subject.client.request(reqwest::Method::GET, Service::Image, &format!("/v2/images/{id}/file"))?;
+        let bytes = request.send().await?.bytes().await?;
+        ensure!(bytes.get(4096..4096 + mark.len()) == Some(&mark[..]), "the mark is in the image");
+        ensure!(subject.answers()?, "the guest goes on");
+
+        let mut clone = subject.journey.clone();
+        clone.image_id = id.clone();
+        let second = clone.server(&subject.client, "clone", &subject.server.network_id, json!({})).await?;
+        clone.wait_console(&subject.client, &second).await?;
+        clone.page(&second)?;
+        clone.delete(&subject.client, &second).await?;
+        subject.client.delete(Service::Image, &format!("/v2/images/{id}")).await?;
+
+        subject.act(json!({"shelve": null})).await?;
+        subject.rests("SHELVED_OFFLOADED").await?;
+        ensure!(Cloud::vmm(&subject.server.id).is_none(), "no VMM is left");
+        let left = subject.cloud.leftovers(&subject.server.id, None)?;
+        ensure!(left.is_empty(), "something is left on the host:\n{left}");
+        subject.act(json!({"unshelve": null})).await?;
+        subject.rests("ACTIVE").await?;
+        subject.journey.page(&subject.server)?;
+        subject.keeps(&["root-2.img"]).await?;
+        let disk = disk.with_file_name("root-2.img");
+        let disk = std::fs::read(&disk).context("reading the disk")?;
+        ensure!(disk.get(4096..4096 + mark.len()) == Some(&mark[..]), "its disk is what it was");
+        subject.end().await
+    });
+}
