@@ -87,6 +87,7 @@ impl KernelNetworks {
     async fn pass(&self, goal: &NetworkGoal) -> Result<Converged, NetworksError> {
         let metadata: HashMap<_, _> = goal.metadata.iter().map(|(id, data)| (*id, data.clone())).collect();
         let mut services = self.services.lock().await;
+        services.set_routers(&goal.desired.routers);
         services.update(&goal.desired.networks, &metadata).await;
         let mut observed = self.executor.observe().await.map_err(|e| NetworksError::Observe(Box::new(e)))?;
         let mut existing: BTreeSet<NetworkKey> = observed.iter().map(|network| network.key).collect();

@@ -41,6 +41,7 @@ pub async fn converge(
     desired: &Desired,
     metadata: &HashMap<ServerId, InstanceMetadata>,
 ) -> Result<Converged, ExecutorError> {
+    services.set_routers(&desired.routers);
     services.update(&desired.networks, metadata).await;
     let plan = plan(desired, executor.conntrack().await, &executor.observe().await?);
     let mut stuck: BTreeSet<NetworkKey> = BTreeSet::new();

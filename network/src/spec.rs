@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use mote_host_api::{
-    AddressSetId, NetworkId, NetworkSpec, PortId, PortSpec, SecurityGroupId, SegmentSpec, SubnetId,
+    AddressSetId, Ipv6Mode, NetworkId, NetworkSpec, PortId, PortSpec, SecurityGroupId, SegmentSpec, SubnetId,
     SubnetSpec, TunnelSpec,
 };
 
@@ -115,6 +115,9 @@ pub enum SpecProblem {
         "port {0} on host {1}: no station's Ethernet address, or an address of another version than this host's"
     )]
     Remote(String, IpAddr),
+    /// QoS policy.
+    #[error("QoS policy of a port: {0}")]
+    Qos(&'static str),
     /// What this host can't do.
     #[error("{0} is not possible on this host yet")]
     NotYet(&'static str),
@@ -287,11 +290,8 @@ fn segment(spec: &NetworkSpec, tunnel: Option<TunnelSpec>) -> Result<Option<Segm
 /// What belongs to the network but isn't in its own description.
 fn surround(config: &mut NetworkConfig, spec: &NetworkSpec, desired: &Desired) -> Result<(), SpecProblem> {
     config.segment = segment(spec, desired.tunnel)?;
-    if spec.ports.iter().any(|port| port.qos.is_some()) {
-        return Err(SpecProblem::NotYet("a QoS policy of a port"));
-    }
-    if spec.subnets_v6.iter().any(|subnet| subnet.mode.is_some()) {
-        return Err(SpecProblem::NotYet("an ipv6_address_mode or ipv6_ra_mode of a subnet"));
+    if spec.subnets_v6.iter().any(|subnet| subnet.mode.is_some_and(|mode| mode != Ipv6Mode::Slaac)) {
+        return Err(SpecProblem::NotYet("an ipv6_address_mode or ipv6_ra_mode with DHCPv6"));
     }
     let local = desired.tunnel.map(|tunnel| tunnel.local_ip);
     for port in &spec.remote_ports {

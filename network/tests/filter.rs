@@ -16,8 +16,8 @@ use harness::{
     run,
 };
 use mote_host_api::{
-    AddressPair, AddressSetId, AddressSetSpec, Direction, EtherType, FixedIpV6, NetworkSpec, PortSpec,
-    Protocol, Remote, SecurityGroupId, SecurityGroupRule, SecurityGroupSpec, SubnetId,
+    AddressPair, AddressSetId, AddressSetSpec, BandwidthLimit, Direction, EtherType, FixedIpV6, NetworkSpec,
+    PortSpec, Protocol, QosSpec, Remote, SecurityGroupId, SecurityGroupRule, SecurityGroupSpec, SubnetId,
 };
 use mote_network::{Desired, names::tap_name};
 
@@ -364,6 +364,36 @@ async fn a_port_that_is_administratively_down_carries_nothing() {
         ground.desired.networks[0].ports[1].admin_state_up = true;
         ground.converge().await;
         assert!(probe::ping(ground.ns(0), v4(1), true));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bandwidth_limit_is_what_passes_in_its_direction() {
+    skip_if!(harness::skip_reason().or(harness::skip_without("nft")));
+    let open = group(&[(Protocol::Any, None)]);
+    let id = open.id;
+    let mut ground = Ground::new(vec![open], vec![], &[&[id], &[id]]).await;
+    const KBPS: u32 = 16_000;
+    let limit = Some(BandwidthLimit { max_kbps: KBPS, max_burst_kbps: 0 });
+    let out = QosSpec { egress: limit, dscp_mark: Some(10), ..QosSpec::default() };
+    let into = QosSpec { ingress: limit, ..QosSpec::default() };
+    // Sender's egress, receiver's ingress, and a port without a filter.
+    for (port, qos, security) in [(0, out.clone(), true), (1, into, true), (0, out, false)] {
+        for port in &mut ground.desired.networks[0].ports {
+            (port.qos, port.port_security) = (None, security);
+        }
+        ground.converge().await;
+        let free = probe::bytes_per_second(ground.ns(0), ground.ns(1), v4(1));
+        ground.desired.networks[0].ports[port].qos = Some(qos);
+        ground.converge().await;
+        let limited = probe::bytes_per_second(ground.ns(0), ground.ns(1), v4(1));
+        let wanted = f64::from(KBPS) * 125.0;
+        println!(
+            "port {port}, filter {security}: free {free:.0} B/s, limited {limited:.0} B/s of {wanted:.0}"
+        );
+        // Payload is 1400 of 1442 bytes that count.
+        assert!((0.9..1.05).contains(&(limited * 1442.0 / 1400.0 / wanted)), "{limited} of {wanted}");
+        assert!(free > 2.0 * wanted, "the limit is what limits: {free}");
     }
 }
 

@@ -8,8 +8,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use harness::{Client, add_port, cloud::Cloud, network, probe, run};
 use mote_host_api::{
-    FixedIpV6, FloatingIpId, FloatingIpSpec, ForwardedProtocol, GatewayPlace, HostRoute, NetworkSpec,
-    PortForwarding, PortId, RouterGateway, RouterId, RouterInterface, RouterSpec, SegmentSpec, SubnetId,
+    FixedIpV6, FloatingIpId, FloatingIpSpec, ForwardedProtocol, GatewayPlace, HostRoute, Ipv6Mode,
+    NetworkSpec, PortForwarding, PortId, RouterGateway, RouterId, RouterInterface, RouterSpec, SegmentSpec,
+    SubnetId, SubnetV6Spec,
 };
 use mote_network::{NetworkKey, namespace};
 
@@ -273,4 +274,55 @@ async fn a_gateway_moves_to_another_host_and_a_router_leaves_nothing() {
         assert_eq!(host.lab.names(), Vec::<String>::new());
     }
     assert!(NetworkKey::parse("r0123456789").is_none(), "routers' names are no networks'");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guests_of_a_slaac_subnet_configure_themselves_and_reach_the_others() {
+    skip_if!(harness::skip_reason().or(harness::skip_without("nft")).or(harness::skip_without("ping")));
+    let mut ground = Ground::new().await;
+    for (third, (network, _)) in (1..).zip(&mut ground.networks) {
+        network.subnets_v6.push(SubnetV6Spec {
+            id: SubnetId::new(),
+            cidr: format!("fd00:{third}::/64").parse().unwrap(),
+            gateway_ip: Some(format!("fd00:{third}::1").parse().unwrap()),
+            mode: Some(Ipv6Mode::Slaac),
+            dns_nameservers: vec![],
+        });
+        for (port, host) in network.ports.iter_mut().zip(10..) {
+            // RFC 4291, appendix A.
+            let ip_address = format!("fd00:{third}::f816:3eff:fe00:{third}{host:02x}").parse().unwrap();
+            port.fixed_ips_v6[0].ip_address = ip_address;
+            port.port_security = false;
+        }
+    }
+    for client in &ground.clients {
+        let name = client.namespace.as_str();
+        run("ip", ["-n", name, "-6", "address", "flush", "dev", "eth0", "scope", "global"]);
+        run("ip", ["-n", name, "-6", "route", "flush", "default"]);
+    }
+    ground.converge().await;
+    let address = |client: usize| {
+        let text = run(
+            "ip",
+            ["-n", ground.ns(client), "-6", "-o", "address", "show", "dev", "eth0", "scope", "global"],
+        );
+        let field = text.split_whitespace().find(|word| word.starts_with("fd00:"))?;
+        let tentative = text.contains("tentative");
+        field.split('/').next().filter(|_| !tentative)?.parse::<IpAddr>().ok()
+    };
+    let end = std::time::Instant::now() + 4 * probe::PATIENCE;
+    while (0..3).any(|client| address(client).is_none()) {
+        assert!(std::time::Instant::now() < end, "no address");
+        // Ask: a link that comes up does.
+        for client in 0..3 {
+            run("ip", ["-n", ground.ns(client), "link", "set", "eth0", "down"]);
+            run("ip", ["-n", ground.ns(client), "link", "set", "eth0", "up"]);
+        }
+        tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    }
+    for (from, to) in [(0, 2), (2, 1), (1, 0)] {
+        assert!(probe::ping(ground.ns(from), address(to).unwrap(), true), "{from} to {to}");
+    }
+    let routes = run("ip", ["-n", ground.ns(0), "-6", "route", "show", "default"]);
+    assert!(routes.contains("via fe80::f816:3eff:fe01:101"), "{routes}");
 }

@@ -19,6 +19,7 @@
 //! changed, the next packet of each connection is judged anew, in the direction in which the connection was opened: what
 //! is still allowed goes on, what isn't is cut, and nobody has to walk through the table of connections.
 
+mod limits;
 mod ports;
 mod rules;
 mod ruleset;

@@ -12,6 +12,7 @@ use mote_host_api::{
 };
 
 use super::{
+    limits::limits,
     rules::{View, elements, rules, set_name},
     ruleset::{Chain, Family, Ruleset},
 };
@@ -78,10 +79,15 @@ pub fn filter(network: &NetworkSpec, around: &Surroundings<'_>) -> Result<Rulese
     let ports = filtered_ports(network, around)?;
     let down = network.ports.iter().filter(|port| !port.admin_state_up);
     let down: BTreeSet<String> = down.map(|port| tap_name(port.id)).collect();
-    if ports.is_empty() && down.is_empty() {
+    let limited = limited_ports(network)?;
+    if ports.is_empty() && down.is_empty() && limited.is_empty() {
         return Ok(ruleset);
     }
     bridge_chains(&mut ruleset, &ports, &down);
+    for (tap, (out, into)) in &limited {
+        limit_port(&mut ruleset, tap, ('f', "from"), out);
+        limit_port(&mut ruleset, tap, ('t', "to"), into);
+    }
     if !ports.is_empty() {
         let stateful = match around.conntrack {
             Conntrack::BridgeNetfilter => Family::Inet,
@@ -90,12 +96,32 @@ pub fn filter(network: &NetworkSpec, around: &Surroundings<'_>) -> Result<Rulese
         stateful_chains(&mut ruleset, stateful);
         group_chains(&mut ruleset, stateful, &ports, around)?;
         for port in &ports {
-            port_chains(&mut ruleset, stateful, port);
+            let (out, into) = limited.get(&port.tap).cloned().unwrap_or_default();
+            port_chains(&mut ruleset, stateful, port, (out, into));
         }
     }
     let generation = ruleset.digest().0 as u32 | 1;
     ruleset.replace(GENERATION, &format!("0x{generation:08x}"));
     Ok(ruleset)
+}
+
+/// Rules for what a port sends, and for what it gets.
+type Limits = (Vec<String>, Vec<String>);
+
+/// The limits of those ports that have any, by the names of their taps.
+fn limited_ports(network: &NetworkSpec) -> Result<BTreeMap<String, Limits>, SpecProblem> {
+    let mut limited = BTreeMap::new();
+    for port in network.ports.iter().filter(|port| port.admin_state_up && port.qos.is_some()) {
+        limited.insert(tap_name(port.id), limits(port.qos.as_ref())?);
+    }
+    Ok(limited)
+}
+
+/// For a port without filter; one with filter gets other chains in these places.
+fn limit_port(ruleset: &mut Ruleset, tap: &str, (initial, map): (char, &str), rules: &[String]) {
+    ruleset.rules(Family::Bridge, format!("{initial}-{tap}"), rules.to_vec());
+    let elements = &mut ruleset.set(Family::Bridge, map, "type ifname : verdict;").elements;
+    elements.insert(format!("\"{tap}\""), Some(format!("jump {initial}-{tap}")));
 }
 
 fn filtered_ports<'a>(
@@ -274,13 +300,16 @@ fn group_chains(
     Ok(())
 }
 
-fn port_chains(ruleset: &mut Ruleset, family: Family, port: &FilteredPort<'_>) {
+fn port_chains(ruleset: &mut Ruleset, family: Family, port: &FilteredPort<'_>, limits: Limits) {
+    let (mut out, mut into) = limits;
     let (tap, index) = (&port.tap, u32::from(port.index));
     ruleset.counter(Family::Bridge, format!("spoofed-{tap}"));
     ruleset.counter(family, format!("denied-{tap}"));
-    ruleset.rules(Family::Bridge, format!("f-{tap}"), from_rules(port));
+    out.extend(from_rules(port));
+    ruleset.rules(Family::Bridge, format!("f-{tap}"), out);
     let mark = format!("meta mark set meta mark and 0xffff0000 or 0x{index:08x}");
-    ruleset.rules(Family::Bridge, format!("t-{tap}"), vec![mark]);
+    into.push(mark);
+    ruleset.rules(Family::Bridge, format!("t-{tap}"), into);
     let mut sources = source_rules(port);
     sources.push(format!("counter name spoofed-{tap} drop"));
     ruleset.rules(Family::Bridge, format!("s-{tap}"), sources);

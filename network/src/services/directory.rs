@@ -22,6 +22,8 @@ pub struct Directory {
     pub leases: BTreeMap<MacAddress, Lease>,
     /// Who has which address.
     pub guests: BTreeMap<Ipv4Addr, Arc<Guest>>,
+    /// The router advertisement, a whole frame.
+    pub advertisement: Option<Vec<u8>>,
 }
 
 /// The port of a server in a network.

@@ -4,6 +4,7 @@
 //! Stateless: what they answer follows from the desired state alone, so a new process that binds again goes on where the
 //! old one ended.
 
+mod advert;
 pub mod dhcp;
 mod directory;
 mod log_limit;
@@ -16,7 +17,7 @@ use std::{
     sync::Arc,
 };
 
-use mote_host_api::{InstanceMetadata, NetworkId, NetworkSpec, ServerId};
+use mote_host_api::{InstanceMetadata, NetworkId, NetworkSpec, RouterSpec, ServerId};
 use nix::net::if_::if_nametoindex;
 use tokio::{sync::watch, task::JoinHandle};
 use tracing::{info, warn};
@@ -27,6 +28,7 @@ use crate::{
     namespace::{self, NamespaceError, NamespaceIdentity},
     spec::{self, SpecError},
 };
+pub use advert::RouterPort;
 pub use directory::Directory;
 
 /// State after [`Services::update`].
@@ -63,6 +65,7 @@ pub enum ServiceError {
 #[derive(Debug)]
 pub struct Services {
     config: Config,
+    routers: HashMap<NetworkId, RouterPort>,
     running: BTreeMap<NetworkKey, Running>,
 }
 
@@ -75,7 +78,7 @@ struct Running {
     tasks: Tasks,
 }
 
-type Tasks = [JoinHandle<io::Result<()>>; 2];
+type Tasks = [JoinHandle<io::Result<()>>; 3];
 
 impl Running {
     /// Tells the tasks to end.
@@ -107,7 +110,23 @@ struct Identity {
 impl Services {
     /// No services yet.
     pub fn new(config: Config) -> Self {
-        Self { config, running: BTreeMap::new() }
+        Self { config, routers: HashMap::new(), running: BTreeMap::new() }
+    }
+
+    /// Who routes for which network, from the next update on.
+    pub fn set_routers(&mut self, routers: &[RouterSpec]) {
+        self.routers.clear();
+        for router in routers.iter().filter(|router| router.admin_state_up) {
+            for interface in &router.interfaces {
+                let Ok(mac) = interface.mac_address.parse() else { continue };
+                let port = RouterPort { mac, addresses: interface.addresses.clone() };
+                // A network can have interfaces of several routers, and several of one: any IPv6 one will do.
+                let has_v6 = port.addresses.iter().any(|address| address.addr().is_ipv6());
+                if has_v6 {
+                    self.routers.entry(interface.network_id).or_insert(port);
+                }
+            }
+        }
     }
 
     /// Makes the running services those of `desired`: stops the others (their sockets are closed when this returns),
@@ -124,7 +143,9 @@ impl Services {
         let ports = directory::ports_by_server(desired);
         let mut outcome = UpdateOutcome::default();
         for network in desired.iter().filter(|network| valid.contains(&network.id.into())) {
-            let directory = Arc::new(Directory::new(network, &ports, metadata));
+            let mut directory = Directory::new(network, &ports, metadata);
+            directory.advertisement = advert::frame(network, self.routers.get(&network.id));
+            let directory = Arc::new(directory);
             match self.update_network(network.id, directory).await {
                 Ok(()) => outcome.serving.push(network.id),
                 Err(error) if is_not_there(&error) => outcome.waiting.push(network.id),
@@ -216,7 +237,8 @@ async fn start(
         sockets.map_err(|source| ServiceError::Sockets { namespace: namespace.to_owned(), source })?;
     let (sender, receiver) = watch::channel(directory);
     let dhcp = tokio::spawn(dhcp::serve(key, bridge_mac(network), sockets.dhcp, receiver.clone()));
-    let metadata = tokio::spawn(metadata::serve(key, sockets.metadata, receiver));
+    let metadata = tokio::spawn(metadata::serve(key, sockets.metadata, receiver.clone()));
+    let advert = tokio::spawn(advert::serve(key, sockets.advert, receiver));
     let identity = Identity { namespace: identity, bridge: sockets.bridge };
-    Ok(Running { identity, directory: sender, tasks: [dhcp, metadata] })
+    Ok(Running { identity, directory: sender, tasks: [dhcp, metadata, advert] })
 }

@@ -4,18 +4,19 @@
 use std::{
     ffi::OsString,
     io,
-    net::{Ipv4Addr, SocketAddrV4, TcpListener, UdpSocket},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, TcpListener, UdpSocket},
     os::fd::{AsRawFd, OwnedFd},
 };
 
 use nix::{
     net::if_::if_nametoindex,
     sys::socket::{
-        AddressFamily, SockFlag, SockType, SockaddrIn, bind, setsockopt, socket, sockopt::BindToDevice,
+        AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, setsockopt, socket,
+        sockopt::BindToDevice,
     },
 };
 
-use super::dhcp;
+use super::{advert, dhcp};
 use crate::names::{BRIDGE, METADATA_IP};
 
 const DHCP_PORT: u16 = 67;
@@ -29,6 +30,8 @@ pub(super) struct ServiceSockets {
     pub(super) dhcp: dhcp::Sockets,
     /// Metadata.
     pub(super) metadata: TcpListener,
+    /// Router advertisements.
+    pub(super) advert: advert::Sockets,
 }
 
 /// Opens all sockets in the calling thread's namespace.
@@ -38,7 +41,21 @@ pub(super) fn open() -> io::Result<ServiceSockets> {
     let replies = open_packet(bridge)?;
     let metadata = TcpListener::bind(SocketAddrV4::new(METADATA_IP, METADATA_PORT))?;
     metadata.set_nonblocking(true)?;
-    Ok(ServiceSockets { bridge, dhcp: dhcp::Sockets { requests, replies }, metadata })
+    // Without IPv6 (a small MTU, a kernel without it) there is nobody who could ask.
+    let solicitations = open_solicitations(bridge).ok();
+    let advert = advert::Sockets { solicitations, adverts: open_packet(bridge)? };
+    Ok(ServiceSockets { bridge, dhcp: dhcp::Sockets { requests, replies }, metadata, advert })
+}
+
+/// Gets what is sent to all routers.
+fn open_solicitations(bridge: u32) -> io::Result<UdpSocket> {
+    const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let fd = socket(AddressFamily::Inet6, SockType::Raw, flags, SockProtocol::IcmpV6)?;
+    setsockopt(&fd, BindToDevice, &OsString::from(BRIDGE))?;
+    let socket = UdpSocket::from(fd);
+    socket.join_multicast_v6(&ALL_ROUTERS, bridge)?;
+    Ok(socket)
 }
 
 fn open_dhcp() -> io::Result<UdpSocket> {

@@ -70,6 +70,39 @@ pub fn udp(from: &str, to: &str, address: SocketAddr, answer: bool, expected: bo
     client.recv(&mut buffer).is_ok()
 }
 
+/// What of a flood of UDP arrives, once the bucket of a limit is empty.
+pub fn bytes_per_second(from: &str, to: &str, ip: IpAddr) -> f64 {
+    let address = SocketAddr::new(ip, 5001);
+    let server = in_namespace(to, || UdpSocket::bind(address)).unwrap().unwrap();
+    let client = in_namespace(from, || UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+    client.connect(address).unwrap();
+    server.set_read_timeout(Some(PATIENCE)).unwrap();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                // At most about 100 Mbit/s, so that the receiver loses nothing.
+                for _ in 0..10 {
+                    let _ = client.send(&[0; 1400]);
+                }
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let mut buffer = [0; 2048];
+        let count_for = |duration: Duration, buffer: &mut [u8]| {
+            let (start, mut bytes) = (Instant::now(), 0);
+            while start.elapsed() < duration {
+                bytes += server.recv(buffer).unwrap();
+            }
+            bytes as f64 / start.elapsed().as_secs_f64()
+        };
+        count_for(Duration::from_millis(1500), &mut buffer);
+        let rate = count_for(Duration::from_secs(2), &mut buffer);
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        rate
+    })
+}
+
 /// By ping(8).
 pub fn ping(from: &str, to: IpAddr, expected: bool) -> bool {
     let seconds = if expected { "5" } else { "0.3" };
