@@ -235,7 +235,7 @@ fn check_port(listen: SocketAddr) -> anyhow::Result<()> {
 }
 
 /// A program of ours, beside this one.
-fn program(name: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn program(name: &str) -> anyhow::Result<PathBuf> {
     let path = std::env::current_exe().context("finding this program")?.with_file_name(name);
     if !path.exists() {
         bail!("{} is missing: it belongs beside mote", path.display());

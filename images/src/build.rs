@@ -5,6 +5,7 @@
 //! renamed. A bundle made by the same recipe is left as it is.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::Write as _,
     path::{Path, PathBuf},
@@ -126,15 +127,20 @@ pub fn build_debian(out: &Path, mut progress: impl FnMut(&str)) -> Result<Bundle
     Ok(bundle)
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
     fs::write(path, bytes).map_err(|e| BuildError::File(path.into(), e))
 }
 
 /// Runs one step of the script.
 fn step(step: &'static str, work: &Path, out: &Path) -> Result<(), BuildError> {
+    run_step(SCRIPT, step, &[work.as_os_str(), out.as_os_str()])
+}
+
+/// Runs one step of a script with these arguments.
+pub(crate) fn run_step(script: &str, step: &'static str, arguments: &[&OsStr]) -> Result<(), BuildError> {
     let run = Command::new("sh")
-        .args(["-c", SCRIPT, "build.sh", step])
-        .args([work, out])
+        .args(["-c", script, "build.sh", step])
+        .args(arguments)
         .env("DEBIAN_FRONTEND", "noninteractive")
         .stdin(Stdio::null())
         .output()

@@ -6,11 +6,13 @@
 //! - [`kernel`]: whether a file is an x86-64 kernel that the VMM can start.
 //! - [`disk`]: a server's own disk from an image, sharing or skipping what it can.
 //! - [`build`]: guest images made on this machine from Debian packages.
+//! - [`build_kernel`]: a kernel for microVMs from Debian's source package.
 //!
 //! Everything here is synchronous: asynchronous programs call it inside `spawn_blocking`. Content is hostile until it
 //! was checked: nothing in this crate panics on, or grows with, the bytes that it reads.
 
 pub mod build;
+pub mod build_kernel;
 pub mod digest;
 pub mod disk;
 pub mod format;

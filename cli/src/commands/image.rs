@@ -27,12 +27,26 @@ pub enum ImageCommand {
     },
     /// Upload a file as an image.
     Create(CreateArgs),
+    /// Make a small Debian image on this machine (arguments go to `mote-image build-debian`; --help tells them).
+    #[command(disable_help_flag = true)]
+    BuildDebian(BuildArgs),
+    /// Make a kernel for microVMs on this machine (arguments go to `mote-image build-kernel`; --help tells them).
+    #[command(disable_help_flag = true)]
+    BuildKernel(BuildArgs),
     /// Delete images.
     Delete {
         /// Names or ids.
         #[arg(required = true)]
         images: Vec<String>,
     },
+}
+
+/// What the program that builds is given.
+#[derive(Args)]
+pub struct BuildArgs {
+    /// Its arguments.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENT")]
+    arguments: Vec<String>,
 }
 
 /// What an image is made of.
@@ -62,8 +76,14 @@ pub struct CreateArgs {
 
 /// `mote image …`.
 pub async fn run(global: &Global, command: ImageCommand) -> anyhow::Result<()> {
+    match &command {
+        ImageCommand::BuildDebian(args) => return build("build-debian", args),
+        ImageCommand::BuildKernel(args) => return build("build-kernel", args),
+        _ => {}
+    }
     let client = Client::connect(&global.state_dir).await?;
     match command {
+        ImageCommand::BuildDebian(_) | ImageCommand::BuildKernel(_) => {}
         ImageCommand::List => {
             let rows = client.list(Service::Image, "/v2/images?limit=1000", "images").await?;
             let columns = [
@@ -86,6 +106,14 @@ pub async fn run(global: &Global, command: ImageCommand) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Building needs no cloud: becomes `mote-image`.
+fn build(what: &str, args: &BuildArgs) -> anyhow::Result<()> {
+    use std::os::unix::process::CommandExt as _;
+    let program = crate::up::program("mote-image")?;
+    let error = std::process::Command::new(&program).arg(what).args(&args.arguments).exec();
+    Err(error).with_context(|| format!("running {}", program.display()))
 }
 
 async fn resolve(client: &Client, image: &str) -> anyhow::Result<Value> {

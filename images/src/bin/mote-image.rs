@@ -1,10 +1,15 @@
 //! `mote-image`: makes guest images from Debian packages and tells what a file is.
 #![forbid(unsafe_code)]
 
-use std::{path::PathBuf, process::ExitCode, time::Instant};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::Instant,
+};
 
 use anyhow::Context as _;
 use clap::Parser;
+use mote_images::{build::BuildError, build_kernel::Variant};
 
 /// Make guest images, and tell what a file is.
 #[derive(Parser)]
@@ -15,6 +20,15 @@ enum Args {
         /// Directory to make; one that is up to date is left as it is.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
+    },
+    /// A small kernel for microVMs (no modules, no initial ramdisk needed) from Debian's linux-source-6.12; takes minutes.
+    BuildKernel {
+        /// Directory to make (vmlinux, config); one that is up to date is left as it is.
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// For one processor only: smaller and quicker.
+        #[arg(long)]
+        uniprocessor: bool,
     },
     /// Tell what a file is by its content.
     Probe {
@@ -36,11 +50,11 @@ fn main() -> ExitCode {
 fn run(args: Args) -> anyhow::Result<()> {
     match args {
         Args::BuildDebian { out } => {
-            let started = Instant::now();
-            mote_images::build::build_debian(&out, |step| {
-                eprintln!("{:>7.1} s  {step}", started.elapsed().as_secs_f64());
-            })?;
-            eprintln!("{:>7.1} s  {} is ready", started.elapsed().as_secs_f64(), out.display());
+            build(&out, |progress| mote_images::build::build_debian(&out, progress).map(drop))?;
+        }
+        Args::BuildKernel { out, uniprocessor } => {
+            let variant = if uniprocessor { Variant::Uniprocessor } else { Variant::Smp };
+            build(&out, |progress| mote_images::build_kernel::build_kernel(&out, variant, progress))?;
         }
         Args::Probe { file } => {
             let format = mote_images::format::probe_file(&file)
@@ -48,5 +62,17 @@ fn run(args: Args) -> anyhow::Result<()> {
             println!("{format:?}");
         }
     }
+    Ok(())
+}
+
+/// Runs a build whose steps are printed with their times.
+fn build(
+    out: &Path,
+    run: impl FnOnce(&mut dyn FnMut(&str)) -> Result<(), BuildError>,
+) -> Result<(), BuildError> {
+    let started = Instant::now();
+    let mut say = |step: &str| eprintln!("{:>7.1} s  {step}", started.elapsed().as_secs_f64());
+    run(&mut say)?;
+    say(&format!("{} is ready", out.display()));
     Ok(())
 }
