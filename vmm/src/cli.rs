@@ -1,21 +1,25 @@
 //! The command line, with Firecracker's names for what Firecracker has.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use clap::Parser;
-use mote_vmm_api::{ExitReason, ExitReport, VmConfig};
+use mote_vmm_api::{ExitReason, ExitReport, Logger, Metrics};
+use nix::time::ClockId;
 
 use crate::api::requests;
 use crate::api::server::Server;
-use crate::config::{ConfigError, Origin};
 use crate::controller::{ActionError, Controller};
 use crate::error_chain;
 use crate::event_loop::{self, EventLoop};
 use crate::log::{self, Level};
+use crate::metrics;
 use crate::outcome::Outcome;
+use crate::snapshot::{self, FormatError};
 
 /// Where Firecracker has its socket when nothing is said.
 const DEFAULT_API_SOCKET: &str = "/run/firecracker.socket";
@@ -48,6 +52,33 @@ pub struct Options {
     /// Append the log to this file instead of stderr
     #[arg(long, value_name = "PATH")]
     log_path: Option<PathBuf>,
+    /// Name the level in each line of the log
+    #[arg(long)]
+    show_level: bool,
+    /// Name the source line in each line of the log
+    #[arg(long)]
+    show_log_origin: bool,
+    /// Log only lines from source modules whose path starts with this, as mote_vmm::snapshot
+    #[arg(long, value_name = "PREFIX")]
+    module: Option<String>,
+    /// Append metrics (a line of JSON each minute and at the end) to this file
+    #[arg(long, value_name = "PATH")]
+    metrics_path: Option<PathBuf>,
+    /// When the process was started, in microseconds of the monotonic clock: metrics tell how long that took
+    #[arg(long, value_name = "US")]
+    start_time_us: Option<u64>,
+    /// The same in CPU time of the process
+    #[arg(long, value_name = "US")]
+    start_time_cpu_us: Option<u64>,
+    /// CPU time of the parent that belongs to the start
+    #[arg(long, value_name = "US", requires = "start_time_cpu_us")]
+    parent_cpu_time_us: Option<u64>,
+    /// Print the version of the snapshot format that is written, and end
+    #[arg(long)]
+    snapshot_version: bool,
+    /// Print the format version of a snapshot's state file, and end
+    #[arg(long, value_name = "PATH")]
+    describe_snapshot: Option<PathBuf>,
     /// Log the time from the start of the VM until the guest writes 123 to the first page of the device hole
     #[arg(long)]
     boot_timer: bool,
@@ -71,6 +102,10 @@ fn parse_id(id: &str) -> Result<String, String> {
 enum RunError {
     #[error("cannot open the log {}", .0.display())]
     Log(PathBuf, #[source] io::Error),
+    #[error(transparent)]
+    LogLook(log::LogError),
+    #[error(transparent)]
+    Metrics(ActionError),
     #[error("cannot set up signals and events")]
     Events(#[source] io::Error),
     #[error("cannot read the config file {}", .0.display())]
@@ -89,6 +124,8 @@ impl RunError {
     fn reason(&self) -> ExitReason {
         match self {
             Self::Log(..)
+            | Self::LogLook(_)
+            | Self::Metrics(_)
             | Self::ReadConfig(..)
             | Self::ParseConfig(..)
             | Self::Config(..)
@@ -110,6 +147,9 @@ pub fn main() -> u8 {
             return if error.use_stderr() { ExitReason::BadArguments.code() } else { 0 };
         }
     };
+    if let Some(code) = print_versions(&options) {
+        return code;
+    }
     let report = run(&options).unwrap_or_else(|error| {
         let message = error_chain(&error);
         eprintln!("mote-vmm: {message}");
@@ -122,6 +162,43 @@ pub fn main() -> u8 {
         eprintln!("mote-vmm: cannot write the exit report {}: {error}", path.display());
     }
     report.reason.code()
+}
+
+/// Answers `--snapshot-version` and `--describe-snapshot`: the exit code, if one of them was there.
+fn print_versions(options: &Options) -> Option<u8> {
+    if options.snapshot_version {
+        let (major, minor) = snapshot::VERSION;
+        println!("v{major}.{minor}");
+        return Some(0);
+    }
+    let path = options.describe_snapshot.as_ref()?;
+    let version = std::fs::File::open(path).map_err(FormatError::Read).and_then(snapshot::version);
+    match version {
+        Ok((major, minor)) => {
+            println!("v{major}.{minor}");
+            Some(0)
+        }
+        Err(error) => {
+            eprintln!("mote-vmm: the snapshot {}: {}", path.display(), error_chain(&error));
+            Some(ExitReason::BadConfig.code())
+        }
+    }
+}
+
+/// How long the process took to start, from what its parent says.
+fn note_startup_time(options: &Options) {
+    let since = |start: Option<u64>, clock: ClockId| {
+        let now = clock.now().ok()?;
+        let now = now.tv_sec() as u64 * 1_000_000 + now.tv_nsec() as u64 / 1000;
+        Some(now.saturating_sub(start?))
+    };
+    if let Some(took) = since(options.start_time_us, ClockId::CLOCK_MONOTONIC) {
+        metrics::PROCESS_STARTUP_TIME_US.store(took, Ordering::Relaxed);
+    }
+    if let Some(took) = since(options.start_time_cpu_us, ClockId::CLOCK_PROCESS_CPUTIME_ID) {
+        let took = took.saturating_add(options.parent_cpu_time_us.unwrap_or(0));
+        metrics::PROCESS_STARTUP_TIME_CPU_US.store(took, Ordering::Relaxed);
+    }
 }
 
 /// Threads here seldom allocate: an arena for each would only cost memory and time to start.
@@ -137,24 +214,35 @@ fn run(options: &Options) -> Result<ExitReport, RunError> {
     } else {
         log::set_up(&options.id, options.level, None).map_err(RunError::Events)?;
     }
+    let look = Logger {
+        show_level: Some(options.show_level),
+        show_log_origin: Some(options.show_log_origin),
+        module: options.module.clone(),
+        ..Logger::default()
+    };
+    log::configure(&look).map_err(RunError::LogLook)?;
+    note_startup_time(options);
     // Before any thread is made: they inherit the mask.
     let signals: OwnedFd = event_loop::block_signals().map_err(RunError::Events)?;
     let outcome = Arc::new(Outcome::new().map_err(RunError::Events)?);
     let mut controller = Controller::new(options.id.clone(), options.boot_timer, outcome.clone());
     controller.set_enable_pci(options.enable_pci);
+    if let Some(path) = &options.metrics_path {
+        let metrics = Metrics {
+            metrics_path: path.clone(),
+            emit_id: false,
+            properties: BTreeMap::new(),
+            prometheus_path: None,
+        };
+        controller.set_metrics(metrics).map_err(RunError::Metrics)?;
+    }
     // Listening comes before the start: whoever waits for the socket can connect while the VM is put together.
     let server = if options.no_api { None } else { Some(Server::bind(&options.api_sock)?) };
     if let Some(path) = &options.config_file {
         let config = requests::parse_config_file(&read_config(path)?)
             .map_err(|error| RunError::ParseConfig(path.clone(), error))?;
-        let failed = |error| RunError::Config(path.clone(), error);
-        if let VmConfig { snapshot_load: Some(from), .. } = &config {
-            if (VmConfig { snapshot_load: None, ..config.clone() }) != VmConfig::default() {
-                return Err(failed(ConfigError::SnapshotLoad.into()));
-            }
-            controller.load_snapshot(from, Origin::File).map_err(failed)?;
-        } else {
-            controller.configure(config).map_err(failed)?;
+        controller.configure(config).map_err(|error| RunError::Config(path.clone(), error))?;
+        if controller.machine_mut().is_none() {
             controller.start()?;
         }
     }

@@ -6,13 +6,13 @@
 //! Before the start everything can be configured; afterwards the machine can be looked at, paused and sent keys.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use mote_vmm_api::{
     Balloon, BalloonHintingStart, BalloonHintingStatus, BalloonPatch, BalloonStats, BalloonStatsPatch,
-    BootSource, Drive, DrivePatch, Entropy, FIRECRACKER_API_VERSION, InstanceInfo, InstanceState,
-    MachineConfig, MachineConfigPatch, NetworkInterface, NetworkInterfacePatch, Serial, SnapshotCreate,
-    SnapshotLoad, Version, VmConfig, Vsock,
+    BootSource, Drive, DrivePatch, Entropy, FIRECRACKER_API_VERSION, InstanceInfo, InstanceState, Logger,
+    MachineConfig, MachineConfigPatch, Metrics, NetworkInterface, NetworkInterfacePatch, Serial,
+    SnapshotCreate, SnapshotLoad, Version, VmConfig, Vsock,
 };
 
 use crate::boot::{self, BootError, BootOptions};
@@ -22,6 +22,7 @@ use crate::devices::i8042::KeyboardBusy;
 use crate::devices::virtio::balloon::{BalloonError, HintingOff};
 use crate::log;
 use crate::machine::Machine;
+use crate::metrics::{self, Sink};
 use crate::outcome::Outcome;
 use crate::snapshot::{self, CreateError, LoadError};
 
@@ -84,7 +85,11 @@ pub enum VmmAction {
     CreateSnapshot(SnapshotCreate),
     /// Makes the machine from files; before anything is configured.
     LoadSnapshot(SnapshotLoad),
-    /// Writes metrics; there are none yet.
+    /// Sets the log; before the start only.
+    SetLogger(Logger),
+    /// Sets where metrics go; before the start only, and once.
+    SetMetrics(Metrics),
+    /// Writes metrics now; after the start only.
     FlushMetrics,
 }
 
@@ -163,9 +168,18 @@ pub enum ActionError {
     /// A snapshot brings its own configuration.
     #[error("Loading a microVM snapshot not allowed after configuring boot-specific resources.")]
     LoadSnapshotNotAllowed,
-    /// No metrics yet.
-    #[error("action_type FlushMetrics is not supported: this version keeps no metrics")]
-    Metrics,
+    /// The log can't be as wanted.
+    #[error("Cannot set up the log")]
+    Logger(#[source] log::LogError),
+    /// Metrics can't go there.
+    #[error("Cannot set up metrics")]
+    Metrics(#[source] metrics::OpenError),
+    /// Metrics twice.
+    #[error("Reinitialization of metrics not allowed.")]
+    MetricsTwice,
+    /// Metrics can't be written.
+    #[error("Cannot write metrics")]
+    FlushMetrics(#[source] std::io::Error),
 }
 
 enum Phase {
@@ -181,6 +195,7 @@ pub struct Controller {
     boot_timer: bool,
     enable_pci: bool,
     outcome: Arc<Outcome>,
+    metrics: Option<Sink>,
 }
 
 impl Controller {
@@ -193,6 +208,7 @@ impl Controller {
             boot_timer,
             enable_pci: false,
             outcome,
+            metrics: None,
         }
     }
 
@@ -201,15 +217,28 @@ impl Controller {
         self.enable_pci = enable_pci;
     }
 
-    /// Takes the configuration from the config file.
+    /// Takes the configuration from the config file. One that names a snapshot is a machine when this returns.
     ///
     /// # Errors
     /// It is wrong, or the machine runs already.
-    pub fn configure(&mut self, config: VmConfig) -> Result<(), ActionError> {
-        match self.phase {
-            Phase::Configuring => self.config = config::validate(config)?,
-            Phase::Started(_) => return Err(ActionError::NotSupportedPostBoot),
+    pub fn configure(&mut self, mut config: VmConfig) -> Result<(), ActionError> {
+        if matches!(self.phase, Phase::Started(_)) {
+            return Err(ActionError::NotSupportedPostBoot);
         }
+        if let Some(logger) = config.logger.take() {
+            self.set_logger(logger)?;
+        }
+        if let Some(metrics) = config.metrics.take() {
+            self.set_metrics(metrics)?;
+        }
+        if let Some(from) = config.snapshot_load.take() {
+            if config != VmConfig::default() {
+                return Err(ConfigError::SnapshotLoad.into());
+            }
+            return self.load_snapshot(&from, Origin::File);
+        }
+        let (logger, metrics) = (self.config.logger.take(), self.config.metrics.take());
+        self.config = VmConfig { logger, metrics, ..config::validate(config)? };
         Ok(())
     }
 
@@ -231,7 +260,11 @@ impl Controller {
             VmmAction::GetVersion => Ok(Answer::Version(version())),
             VmmAction::GetVmConfig => Ok(Answer::VmConfig(Box::new(self.config.clone()))),
             VmmAction::GetMachineConfig => Ok(Answer::MachineConfig(self.config.machine_config.clone())),
-            VmmAction::FlushMetrics => Err(ActionError::Metrics),
+            VmmAction::FlushMetrics => match (&self.phase, &mut self.metrics) {
+                (Phase::Configuring, _) => Err(ActionError::NotSupportedPreBoot),
+                (_, Some(sink)) => sink.flush().map(|()| Answer::Empty).map_err(ActionError::FlushMetrics),
+                (_, None) => Ok(Answer::Empty),
+            },
             VmmAction::GetBalloon => {
                 self.config.balloon.clone().map(Answer::Balloon).ok_or(ActionError::NoBalloon)
             }
@@ -247,6 +280,11 @@ impl Controller {
     }
 
     fn execute_before_start(&mut self, action: VmmAction) -> Result<(), ActionError> {
+        let action = match action {
+            VmmAction::SetLogger(logger) => return self.set_logger(logger),
+            VmmAction::SetMetrics(metrics) => return self.set_metrics(metrics),
+            action => action,
+        };
         let config = &mut self.config;
         match action {
             VmmAction::SetMachineConfig(machine) => config::set_machine(config, machine)?,
@@ -293,23 +331,71 @@ impl Controller {
         Ok(Answer::BalloonStatistics(Box::new(control.statistics())))
     }
 
+    /// Sets the log.
+    ///
+    /// # Errors
+    /// No such level, or the file can't be opened.
+    pub fn set_logger(&mut self, logger: Logger) -> Result<(), ActionError> {
+        log::configure(&logger).map_err(ActionError::Logger)?;
+        self.config.logger = Some(logger);
+        Ok(())
+    }
+
+    /// Sets where metrics go.
+    ///
+    /// # Errors
+    /// They go somewhere already, or the file can't be opened.
+    pub fn set_metrics(&mut self, metrics: Metrics) -> Result<(), ActionError> {
+        if self.metrics.is_some() {
+            return Err(ActionError::MetricsTwice);
+        }
+        self.metrics = Some(Sink::open(&self.id, metrics.clone()).map_err(ActionError::Metrics)?);
+        self.config.metrics = Some(metrics);
+        Ok(())
+    }
+
+    /// Time until metrics are to be written, if they are.
+    pub fn metrics_due_in(&self) -> Option<Duration> {
+        self.metrics.as_ref().map(Sink::due_in)
+    }
+
+    /// Writes metrics, if they go anywhere; a failure is counted.
+    pub fn flush_metrics(&mut self) {
+        if let Some(sink) = &mut self.metrics {
+            let _ = sink.flush();
+        }
+    }
+
     /// Makes the machine from a snapshot.
     ///
     /// # Errors
     /// It can't be made, or something has been configured or started already.
     pub fn load_snapshot(&mut self, from: &SnapshotLoad, origin: Origin) -> Result<(), ActionError> {
         match self.phase {
-            Phase::Configuring if self.config == VmConfig::default() => {}
+            Phase::Configuring if self.is_unconfigured() => {}
             Phase::Configuring => return Err(ActionError::LoadSnapshotNotAllowed),
             Phase::Started(_) => return Err(ActionError::NotSupportedPostBoot),
         }
         let start = Instant::now();
-        let (machine, config) = snapshot::load(from, origin, &self.outcome)
+        let load = || snapshot::load(from, origin, &self.outcome);
+        let (machine, config) = metrics::timed(&metrics::LOAD_SNAPSHOT_US, load)
             .map_err(|error| ActionError::LoadSnapshot(Box::new(error)))?;
         self.phase = Phase::Started(machine);
-        self.config = config;
+        let (logger, metrics) = (self.config.logger.take(), self.config.metrics.take());
+        self.config = VmConfig { logger, metrics, ..config };
         log::info!("microVM loaded from a snapshot in {} us", start.elapsed().as_micros());
         Ok(())
+    }
+
+    /// Whether nothing but logger and metrics was configured.
+    fn is_unconfigured(&self) -> bool {
+        let config = &self.config;
+        let logger_and_metrics = VmConfig {
+            logger: config.logger.clone(),
+            metrics: config.metrics.clone(),
+            ..VmConfig::default()
+        };
+        *config == logger_and_metrics
     }
 
     fn instance_info(&self) -> InstanceInfo {
@@ -345,11 +431,20 @@ fn execute_after_start(
         | VmmAction::PatchBalloonStatistics(_)
         | VmmAction::StartBalloonHinting(_)
         | VmmAction::StopBalloonHinting => change_balloon(machine, config, action)?,
-        VmmAction::Pause => machine.pause(),
-        VmmAction::Resume => machine.resume(),
+        VmmAction::Pause => metrics::timed(&metrics::PAUSE_VM_US, || {
+            machine.pause();
+            Ok::<_, ActionError>(())
+        })?,
+        VmmAction::Resume => metrics::timed(&metrics::RESUME_VM_US, || {
+            machine.resume();
+            Ok::<_, ActionError>(())
+        })?,
         VmmAction::SendCtrlAltDel => machine.send_ctrl_alt_del().map_err(ActionError::Keyboard)?,
-        VmmAction::CreateSnapshot(to) => snapshot::create(machine, config, to)
-            .map_err(|error| ActionError::CreateSnapshot(Box::new(error)))?,
+        VmmAction::CreateSnapshot(to) => {
+            let create = || snapshot::create(machine, config, to);
+            metrics::timed(&metrics::FULL_CREATE_SNAPSHOT_US, create)
+                .map_err(|error| ActionError::CreateSnapshot(Box::new(error)))?;
+        }
         _ => return Err(ActionError::NotSupportedPostBoot),
     }
     Ok(())

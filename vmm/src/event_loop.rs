@@ -14,6 +14,7 @@ use crate::api::server::{Interest, Server};
 use crate::controller::Controller;
 use crate::devices::EventSource;
 use crate::log;
+use crate::metrics;
 use crate::outcome::Outcome;
 
 /// Events taken at a time.
@@ -101,14 +102,22 @@ impl EventLoop {
         loop {
             if let Some(report) = self.outcome.report() {
                 self.sources.iter_mut().for_each(|source| source.finish());
+                self.controller.flush_metrics();
                 return Ok(report);
             }
-            let count = match self.epoll.wait(&mut events, EpollTimeout::NONE) {
+            let timeout = match self.controller.metrics_due_in() {
+                Some(due) => EpollTimeout::try_from(due).unwrap_or(EpollTimeout::MAX),
+                None => EpollTimeout::NONE,
+            };
+            let count = match self.epoll.wait(&mut events, timeout) {
                 Err(nix::errno::Errno::EINTR) => continue,
                 result => result?,
             };
             for event in &events[..count] {
                 self.dispatch(event.data() as RawFd)?;
+            }
+            if self.controller.metrics_due_in().is_some_and(|due| due.is_zero()) {
+                self.controller.flush_metrics();
             }
         }
     }
@@ -185,6 +194,7 @@ fn handle(controller: &mut Controller, request: &Request) -> Response {
         Err(error) => Response::fault(400, error.to_string()),
     };
     let (method, path, status) = (&request.method, &request.path, response.status);
+    metrics::count_request(method, path, status >= 400);
     match (status, method.as_str()) {
         (200, _) => log::debug!("{method} {path:?}: {status}"),
         (204, _) => log::info!("{method} {path:?}: {status}"),

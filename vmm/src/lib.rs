@@ -15,6 +15,7 @@
 //! | [`controller`], [`config`] | one command enum, the phases before and after the start, and the configuration's rules |
 //! | [`snapshot`] | a machine in two files, and back |
 //! | [`api`] | Firecracker's REST API |
+//! | [`metrics`], `log` | what the process tells about itself |
 //! | [`event_loop`] | the main thread |
 //! | [`cli`] | the command line |
 //!
@@ -40,6 +41,7 @@ mod loader;
 mod log;
 pub mod machine;
 pub mod memory;
+pub mod metrics;
 pub mod outcome;
 mod power;
 pub mod rate_limiter;

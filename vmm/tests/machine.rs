@@ -267,10 +267,67 @@ fn a_machine_configured_started_and_paused_by_the_api() {
     }
     assert_eq!(ask("PATCH", "/vm", r#"{"state":"Resumed"}"#).0, 204);
     state("Running");
-    assert_eq!(ask("PUT", "/actions", r#"{"action_type":"FlushMetrics"}"#).0, 400);
+    assert_eq!(ask("PUT", "/actions", r#"{"action_type":"FlushMetrics"}"#).0, 204, "they go nowhere");
     assert!(ask("GET", "/vm/config", "").1.contains("\"vcpu_count\":2"));
 
     terminate(&child);
     assert_eq!(finish(child).status.code(), Some(5));
     assert!(!socket.exists(), "the socket is removed");
+}
+
+#[test]
+fn log_and_metrics_go_where_the_flags_say() {
+    let Some(vm) = Vm::new(&say_then(b'A', &out(0x600, 5 << 2 | 1 << 5)), true) else { return };
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mote-vmm"));
+    command.args(["--no-api", "--show-level", "--show-log-origin", "--module", "mote_vmm::cli"]);
+    command.args(["--start-time-us", "1", "--config-file"]).arg(vm.path("config"));
+    command.arg("--log-path").arg(vm.path("log")).arg("--metrics-path").arg(vm.path("metrics"));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let output = finish(command.spawn().unwrap());
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let log = fs::read_to_string(vm.path("log")).unwrap();
+    assert_eq!(log.lines().count(), 1, "one module only: {log}");
+    assert!(log.contains("[anonymous-instance:Info:vmm/src/cli.rs:") && log.contains("exiting"), "{log}");
+    let metrics = fs::read_to_string(vm.path("metrics")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(metrics.trim()).unwrap();
+    assert!(line["api_server"]["process_startup_time_us"].as_u64() > Some(0), "{metrics}");
+}
+
+#[test]
+fn logger_and_metrics_are_set_by_the_api_before_the_start_and_flushed_after_it() {
+    let Some(vm) = Vm::new(&HALT, true) else { return };
+    let child = vm.command(&["--api-sock"]).arg(vm.path("socket")).spawn().unwrap();
+    wait_for(&vm.path("socket"));
+    let log = format!(r#"{{"log_path":{:?},"level":"debug","show_level":true}}"#, vm.path("log"));
+    assert_eq!(ask(&vm.path("socket"), "PUT", "/logger", &log).0, 204);
+    let (status, answer) = ask(&vm.path("socket"), "PUT", "/logger", r#"{"level":"loud"}"#);
+    assert!(status == 400 && answer.contains("loud"), "{answer}");
+    let metrics = format!(r#"{{"metrics_path":{:?}}}"#, vm.path("metrics"));
+    assert_eq!(ask(&vm.path("socket"), "PUT", "/metrics", &metrics).0, 204);
+    assert!(ask(&vm.path("socket"), "PUT", "/metrics", &metrics).1.contains("Reinitialization"));
+    let flush = r#"{"action_type":"FlushMetrics"}"#;
+    assert!(ask(&vm.path("socket"), "PUT", "/actions", flush).1.contains("before starting"));
+    let boot = format!(r#"{{"kernel_image_path":{:?}}}"#, vm.path("kernel"));
+    assert_eq!(ask(&vm.path("socket"), "PUT", "/boot-source", &boot).0, 204);
+    assert_eq!(ask(&vm.path("socket"), "PUT", "/actions", r#"{"action_type":"InstanceStart"}"#).0, 204);
+    assert_eq!(ask(&vm.path("socket"), "PUT", "/actions", flush).0, 204);
+    assert!(ask(&vm.path("socket"), "PUT", "/logger", &log).1.contains("after starting"));
+    let line = fs::read_to_string(vm.path("metrics")).unwrap();
+    let line: serde_json::Value = serde_json::from_str(line.trim()).unwrap();
+    assert_eq!(line["put_api_requests"]["boot_source_count"], 1);
+    assert_eq!(line["put_api_requests"]["metrics_fails"], 1);
+    assert!(fs::read_to_string(vm.path("log")).unwrap().contains(":Info] "));
+    terminate(&child);
+    finish(child);
+}
+
+#[test]
+fn snapshot_versions_are_told() {
+    let run = |arguments: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_mote-vmm")).args(arguments).stdin(Stdio::null()).output().unwrap()
+    };
+    assert_eq!(run(&["--snapshot-version"]).stdout, b"v1.0\n");
+    let output = run(&["--describe-snapshot", "/dev/null"]);
+    assert_eq!(output.status.code(), Some(152));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("/dev/null"), "{output:?}");
 }

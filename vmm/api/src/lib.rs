@@ -11,12 +11,14 @@ use serde::{Deserialize, Serialize};
 
 mod balloon;
 mod exit;
+mod observe;
 mod rate_limiter;
 pub use balloon::{
     Balloon, BalloonHintingStart, BalloonHintingStatus, BalloonPatch, BalloonStats, BalloonStatsPatch,
 };
 mod snapshot;
 pub use exit::{ExitReason, ExitReport};
+pub use observe::{Logger, Metrics};
 pub use rate_limiter::{RateLimiter, TokenBucket};
 pub use snapshot::{
     DriveOverride, MemoryBackend, MemoryBackendType, NetworkOverride, SnapshotCreate, SnapshotHugePages,
@@ -387,7 +389,14 @@ pub struct VmConfig {
     /// First serial port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<Serial>,
-    /// *Mote*: make the VM from a snapshot. Config file only, and nothing else may be configured beside it.
+    /// The process's log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logger: Option<Logger>,
+    /// The process's metrics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metrics: Option<Metrics>,
+    /// *Mote*: make the VM from a snapshot. Config file only, and nothing else but logger and
+    /// metrics may be configured beside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub snapshot_load: Option<SnapshotLoad>,
 }

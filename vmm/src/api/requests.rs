@@ -37,6 +37,9 @@ pub enum RequestError {
     /// A feature of Firecracker that is not there.
     #[error("The field `{0}` is not supported by mote-vmm; leave it out.")]
     Unsupported(&'static str),
+    /// A path of Firecracker that is not there.
+    #[error("{0} is not supported by this version of mote-vmm.")]
+    Missing(&'static str),
     /// No id in the path.
     #[error("The ID cannot be empty.")]
     EmptyId,
@@ -58,14 +61,8 @@ const DRIVE: &[Neutral] = &[("socket", None)];
 /// Fields of ours that may be null.
 const SNAPSHOT_LOAD: &[Neutral] = &[("vsock_override", None)];
 const LIMITED: &[Neutral] = &[("rate_limiter", None)];
-const CONFIG: &[Neutral] = &[
-    ("cpu-config", None),
-    ("logger", None),
-    ("memory-hotplug", None),
-    ("metrics", None),
-    ("mmds-config", None),
-    ("pmem", None),
-];
+const CONFIG: &[Neutral] =
+    &[("cpu-config", None), ("memory-hotplug", None), ("mmds-config", None), ("pmem", None)];
 /// Fields of ours that Firecracker allows to be null.
 const NULLABLE: [&str; 2] = ["is_read_only", "io_engine"];
 
@@ -140,6 +137,9 @@ pub fn parse(request: &Request) -> Result<VmmAction, RequestError> {
     let method = request.method.as_str();
     let no_route =
         || RequestError::InvalidPathMethod { method: method.to_owned(), path: request.path.clone() };
+    if let Some(missing) = missing(method, resource, &rest) {
+        return Err(RequestError::Missing(missing));
+    }
     match (method, request.body.is_empty()) {
         ("GET", true) => match (resource, rest.as_slice()) {
             ("", []) => Ok(VmmAction::GetInstanceInfo),
@@ -187,11 +187,25 @@ pub fn parse(request: &Request) -> Result<VmmAction, RequestError> {
     }
 }
 
+/// The paths that Firecracker has and this program has not.
+fn missing(method: &str, resource: &str, rest: &[&str]) -> Option<&'static str> {
+    match (method, resource, rest) {
+        ("GET" | "PUT" | "PATCH", "mmds", []) => Some("/mmds"),
+        ("PUT", "mmds", ["config"]) => Some("/mmds/config"),
+        ("PUT", "cpu-config", []) => Some("/cpu-config"),
+        ("PUT" | "PATCH", "pmem", [_]) => Some("/pmem"),
+        ("GET" | "PUT" | "PATCH", "hotplug", ["memory"]) => Some("/hotplug/memory"),
+        _ => None,
+    }
+}
+
 /// PUT of a resource without id.
 fn put(request: &Request, resource: &str) -> Option<Result<VmmAction, RequestError>> {
     Some(match resource {
         "machine-config" => body(request, MACHINE).map(VmmAction::SetMachineConfig),
         "boot-source" => body(request, &[]).map(VmmAction::SetBootSource),
+        "logger" => body(request, &[]).map(VmmAction::SetLogger),
+        "metrics" => body(request, &[]).map(VmmAction::SetMetrics),
         "entropy" => body::<Entropy>(request, &[]).map(VmmAction::SetEntropy),
         "balloon" => body(request, &[]).map(VmmAction::SetBalloon),
         "vsock" => body(request, &[]).map(VmmAction::SetVsock),
@@ -291,6 +305,20 @@ mod tests {
         assert_eq!(fault("DELETE", "/x", ""), "Invalid request method and/or path: DELETE /x.");
         let drive = r#"{"drive_id":"b","path_on_host":"/x","is_root_device":false}"#;
         assert!(fault("PUT", "/drives/a", drive).contains("does not match the id from the body"));
+    }
+
+    #[test]
+    fn paths_of_firecracker_that_do_not_exist_are_refused_by_name() {
+        for (method, path) in [
+            ("GET", "/mmds"),
+            ("PUT", "/mmds/config"),
+            ("PUT", "/cpu-config"),
+            ("PUT", "/pmem/a"),
+            ("PATCH", "/hotplug/memory"),
+        ] {
+            let text = fault(method, path, if method == "GET" { "" } else { "{}" });
+            assert!(text.contains("is not supported by this version"), "{method} {path}: {text}");
+        }
     }
 
     #[test]

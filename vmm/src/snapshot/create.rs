@@ -129,7 +129,7 @@ pub fn create(machine: &Machine, config: &VmConfig, to: &SnapshotCreate) -> Resu
     let state = MachineState {
         written_by: env!("CARGO_PKG_VERSION").to_owned(),
         kind: to.snapshot_type,
-        config: VmConfig { boot_source: None, ..config.clone() },
+        config: VmConfig { boot_source: None, logger: None, metrics: None, ..config.clone() },
         memory,
         vcpus,
         clock,

@@ -1,0 +1,306 @@
+//! Counters, in Firecracker's JSON layout (one line for each flush, each counter with what it grew by since the last one)
+//! and in Prometheus' text format (totals).
+//!
+//! Only what is really counted is there: a group of Firecracker's that is missing here has no numbers, rather than zeros.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use mote_vmm_api::Metrics as MetricsConfig;
+use serde_json::{Map, Value, json};
+
+/// Time between two lines, as Firecracker has it.
+pub const INTERVAL: Duration = Duration::from_secs(60);
+
+/// A number that only grows.
+#[derive(Debug)]
+pub struct Counter {
+    total: AtomicU64,
+    flushed: AtomicU64,
+}
+
+impl Counter {
+    const fn new() -> Self {
+        Self { total: AtomicU64::new(0), flushed: AtomicU64::new(0) }
+    }
+
+    /// One more.
+    pub fn add_one(&self) {
+        self.total.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// What it grew by since the last call.
+    fn take_growth(&self) -> u64 {
+        let total = self.total.load(Ordering::Relaxed);
+        total.wrapping_sub(self.flushed.swap(total, Ordering::Relaxed))
+    }
+}
+
+/// A number that is set.
+pub type Gauge = AtomicU64;
+
+/// Requests of one kind.
+struct Requests {
+    method: &'static str,
+    /// First part of the path.
+    resource: &'static str,
+    /// Firecracker's name for it.
+    name: &'static str,
+    count: Counter,
+    fails: Counter,
+}
+
+const fn requests(method: &'static str, resource: &'static str, name: &'static str) -> Requests {
+    Requests { method, resource, name, count: Counter::new(), fails: Counter::new() }
+}
+
+static REQUESTS: [Requests; 18] = [
+    requests("GET", "", "instance_info"),
+    requests("GET", "machine-config", "machine_cfg"),
+    requests("GET", "mmds", "mmds"),
+    requests("GET", "version", "vmm_version"),
+    requests("PUT", "actions", "actions"),
+    requests("PUT", "boot-source", "boot_source"),
+    requests("PUT", "drives", "drive"),
+    requests("PUT", "logger", "logger"),
+    requests("PUT", "machine-config", "machine_cfg"),
+    requests("PUT", "metrics", "metrics"),
+    requests("PUT", "mmds", "mmds"),
+    requests("PUT", "network-interfaces", "network"),
+    requests("PUT", "serial", "serial"),
+    requests("PUT", "vsock", "vsock"),
+    requests("PATCH", "drives", "drive"),
+    requests("PATCH", "machine-config", "machine_cfg"),
+    requests("PATCH", "mmds", "mmds"),
+    requests("PATCH", "network-interfaces", "network"),
+];
+
+/// Log lines that could not be written.
+pub static MISSED_LOG_COUNT: Counter = Counter::new();
+/// Metrics that could not be written.
+static MISSED_METRICS_COUNT: Counter = Counter::new();
+
+/// How long the last of each operation took, in microseconds; 0 if there was none.
+pub static PAUSE_VM_US: Gauge = Gauge::new(0);
+/// See [`PAUSE_VM_US`].
+pub static RESUME_VM_US: Gauge = Gauge::new(0);
+/// See [`PAUSE_VM_US`].
+pub static FULL_CREATE_SNAPSHOT_US: Gauge = Gauge::new(0);
+/// See [`PAUSE_VM_US`].
+pub static LOAD_SNAPSHOT_US: Gauge = Gauge::new(0);
+/// From `--start-time-us` to the command line's end; 0 without it.
+pub static PROCESS_STARTUP_TIME_US: Gauge = Gauge::new(0);
+/// The same in CPU time, from `--start-time-cpu-us` with `--parent-cpu-time-us` added.
+pub static PROCESS_STARTUP_TIME_CPU_US: Gauge = Gauge::new(0);
+
+static LATENCIES: [(&str, &Gauge); 4] = [
+    ("full_create_snapshot", &FULL_CREATE_SNAPSHOT_US),
+    ("load_snapshot", &LOAD_SNAPSHOT_US),
+    ("pause_vm", &PAUSE_VM_US),
+    ("resume_vm", &RESUME_VM_US),
+];
+static STARTUP: [(&str, &Gauge); 2] = [
+    ("process_startup_time_us", &PROCESS_STARTUP_TIME_US),
+    ("process_startup_time_cpu_us", &PROCESS_STARTUP_TIME_CPU_US),
+];
+
+/// Runs `operation` and remembers how long it took, if it was successful.
+pub fn timed<T, E>(gauge: &Gauge, operation: impl FnOnce() -> Result<T, E>) -> Result<T, E> {
+    let start = Instant::now();
+    let result = operation()?;
+    gauge.store(start.elapsed().as_micros() as u64, Ordering::Relaxed);
+    Ok(result)
+}
+
+/// A request was answered.
+pub fn count_request(method: &str, path: &str, failed: bool) {
+    let resource = path.trim_start_matches('/').split('/').next().unwrap_or("");
+    let kind = REQUESTS.iter().find(|kind| (kind.method, kind.resource) == (method, resource));
+    let Some(kind) = kind else { return };
+    kind.count.add_one();
+    if failed {
+        kind.fails.add_one();
+    }
+}
+
+/// Everything since the last call, in Firecracker's layout.
+fn growth() -> Map<String, Value> {
+    let mut groups = Map::new();
+    let mut set = |group: &str, name: String, value: u64| {
+        let group = groups.entry(group).or_insert_with(|| Value::Object(Map::new()));
+        if let Value::Object(group) = group {
+            group.insert(name, value.into());
+        }
+    };
+    for (name, gauge) in &STARTUP {
+        set("api_server", (*name).to_owned(), gauge.load(Ordering::Relaxed));
+    }
+    for kind in &REQUESTS {
+        let group = format!("{}_api_requests", kind.method.to_ascii_lowercase());
+        set(&group, format!("{}_count", kind.name), kind.count.take_growth());
+        if kind.method != "GET" {
+            set(&group, format!("{}_fails", kind.name), kind.fails.take_growth());
+        }
+    }
+    for (name, gauge) in &LATENCIES {
+        set("latencies_us", (*name).to_owned(), gauge.load(Ordering::Relaxed));
+    }
+    set("logger", "missed_log_count".to_owned(), MISSED_LOG_COUNT.take_growth());
+    set("logger", "missed_metrics_count".to_owned(), MISSED_METRICS_COUNT.take_growth());
+    groups
+}
+
+/// Prometheus' text format 0.0.4: the totals.
+fn prometheus(id: &str) -> String {
+    // An id has letters, digits and hyphens only.
+    let vm = format!("vm=\"{id}\"");
+    let mut text = String::new();
+    let mut family = |name: &str, kind: &str, help: &str, samples: Vec<(String, u64)>| {
+        text.push_str(&format!("# HELP {name} {help}\n# TYPE {name} {kind}\n"));
+        for (labels, value) in samples {
+            text.push_str(&format!("{name}{{{vm}{labels}}} {value}\n"));
+        }
+    };
+    let load = |counter: &Counter| counter.total.load(Ordering::Relaxed);
+    let labels = |kind: &Requests| format!(",method=\"{}\",resource=\"{}\"", kind.method, kind.name);
+    let each = |value: fn(&Requests) -> &Counter| {
+        REQUESTS.iter().map(|kind| (labels(kind), load(value(kind)))).collect::<Vec<_>>()
+    };
+    family("mote_vmm_api_requests_total", "counter", "API requests.", each(|kind| &kind.count));
+    family("mote_vmm_api_failures_total", "counter", "API requests that failed.", each(|kind| &kind.fails));
+    let latencies = LATENCIES
+        .iter()
+        .map(|(name, gauge)| (format!(",operation=\"{name}\""), gauge.load(Ordering::Relaxed)));
+    let help = "How long the last such operation took; 0 before the first.";
+    family("mote_vmm_operation_microseconds", "gauge", help, latencies.collect());
+    let missed = vec![(String::new(), load(&MISSED_LOG_COUNT))];
+    family("mote_vmm_missed_log_lines_total", "counter", "Log lines that could not be written.", missed);
+    text
+}
+
+/// Where the numbers go.
+#[derive(Debug)]
+pub struct Sink {
+    id: String,
+    config: MetricsConfig,
+    file: File,
+    last: Instant,
+}
+
+/// The file can't be used.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot open metrics_path {}", .path.display())]
+pub struct OpenError {
+    path: PathBuf,
+    #[source]
+    source: io::Error,
+}
+
+/// Opens a file or named pipe to append to. Read access keeps a pipe without a reader from being refused; nothing blocks.
+pub fn open_appending(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).append(true).create(true).custom_flags(libc::O_NONBLOCK).open(path)
+}
+
+impl Sink {
+    /// Opens the file.
+    ///
+    /// # Errors
+    /// It can't be opened.
+    pub fn open(id: &str, config: MetricsConfig) -> Result<Self, OpenError> {
+        let file = open_appending(&config.metrics_path)
+            .map_err(|source| OpenError { path: config.metrics_path.clone(), source })?;
+        Ok(Self { id: id.to_owned(), config, file, last: Instant::now() })
+    }
+
+    /// Time until the next line is due.
+    pub fn due_in(&self) -> Duration {
+        INTERVAL.saturating_sub(self.last.elapsed())
+    }
+
+    /// Writes a line now.
+    ///
+    /// # Errors
+    /// It could not be written; the numbers are lost for the JSON lines and kept in the totals.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.last = Instant::now();
+        let written = self.write();
+        if written.is_err() {
+            MISSED_METRICS_COUNT.add_one();
+        }
+        written
+    }
+
+    fn write(&mut self) -> io::Result<()> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_millis() as u64);
+        let mut line = growth();
+        line.insert("utc_timestamp_ms".to_owned(), now.into());
+        if self.config.emit_id {
+            line.insert("id".to_owned(), self.id.clone().into());
+        }
+        if !self.config.properties.is_empty() {
+            line.insert("properties".to_owned(), json!(self.config.properties));
+        }
+        let mut line = Value::Object(line).to_string();
+        line.push('\n');
+        self.file.write_all(line.as_bytes())?;
+        if let Some(path) = &self.config.prometheus_path {
+            let mut temporary = path.as_os_str().to_owned();
+            temporary.push(".tmp");
+            std::fs::write(&temporary, prometheus(&self.id))?;
+            std::fs::rename(&temporary, path)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_has_what_was_counted_since_the_last_one_and_prometheus_the_totals() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, prometheus) = (directory.path().join("m"), directory.path().join("p"));
+        let config = serde_json::from_value(json!({
+            "metrics_path": path, "emit_id": true, "properties": {"a": "b"}, "prometheus_path": prometheus,
+        }));
+        let mut sink = Sink::open("vm-1", config.unwrap()).unwrap();
+        count_request("PUT", "/vsock", false);
+        count_request("PUT", "/vsock", true);
+        count_request("PUT", "/no-such-thing", true);
+        sink.flush().unwrap();
+        sink.flush().unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 2);
+        let requests = |line: &Value| {
+            let group = &line["put_api_requests"];
+            (group["vsock_count"].as_u64(), group["vsock_fails"].as_u64())
+        };
+        assert_eq!((requests(&lines[0]), requests(&lines[1])), ((Some(2), Some(1)), (Some(0), Some(0))));
+        assert_eq!((&lines[0]["id"], &lines[0]["properties"]["a"]), (&json!("vm-1"), &json!("b")));
+        assert!(lines[0]["utc_timestamp_ms"].as_u64() > Some(0));
+        let totals = std::fs::read_to_string(&prometheus).unwrap();
+        let sample = r#"mote_vmm_api_requests_total{vm="vm-1",method="PUT",resource="vsock"} 2"#;
+        assert!(totals.contains(sample), "{totals}");
+    }
+
+    #[test]
+    fn only_success_is_timed() {
+        let gauge = Gauge::new(7);
+        assert_eq!(timed(&gauge, || Err::<(), _>("no")), Err("no"));
+        assert_eq!(gauge.load(Ordering::Relaxed), 7);
+        timed::<_, ()>(&gauge, || Ok(std::thread::sleep(Duration::from_millis(1)))).unwrap();
+        assert!(gauge.load(Ordering::Relaxed) >= 1000);
+    }
+
+    #[test]
+    fn a_path_that_cannot_be_opened_is_named() {
+        let config = serde_json::from_value(json!({"metrics_path": "/no/such/place"})).unwrap();
+        assert!(Sink::open("x", config).unwrap_err().to_string().contains("/no/such/place"));
+    }
+}
