@@ -4,7 +4,7 @@
 //! |---|---|
 //! | [`lifecycle`] | the state machine every transport shares: status, features, queue set-up, activation, reset |
 //! | [`mmio`], [`pci`] | the transports: registers only |
-//! | [`queue`], [`buffers`] | a running virtqueue, and guest buffers as I/O vectors (the only unsafe part of the data path) |
+//! | [`queue`], [`buffers`] | a running virtqueue, and guest buffers as I/O vectors (with `block`'s io_uring the only unsafe part of the data path) |
 //! | [`worker`], [`polling`] | a device's thread, and how long it looks for work before it sleeps |
 //! | [`balloon`], [`block`], [`net`], [`rng`], [`vsock`] | the devices |
 

@@ -570,6 +570,52 @@ fn several_queues_are_served_side_by_side_and_those_left_out_are_not_missed() {
     }
 }
 
+/// Processor time of this process's block workers so far: thread and nanoseconds.
+fn workers() -> Vec<(PathBuf, u64)> {
+    let threads = fs::read_dir("/proc/self/task").unwrap().map(|entry| entry.unwrap().path());
+    let is_worker =
+        |thread: &PathBuf| fs::read_to_string(thread.join("comm")).is_ok_and(|name| name.trim() == "block");
+    threads
+        .filter(is_worker)
+        .filter_map(|thread| {
+            let times = fs::read_to_string(thread.join("schedstat")).ok()?;
+            Some((thread, times.split(' ').next()?.parse().ok()?))
+        })
+        .collect()
+}
+
+#[test]
+fn an_idle_worker_uses_no_processor() {
+    if !Path::new("/proc/self/schedstat").exists() {
+        println!("SKIPPED: the kernel has no schedstat");
+        return;
+    }
+    for engine in ENGINES {
+        let others: Vec<PathBuf> = workers().into_iter().map(|(thread, _)| thread).collect();
+        let file = disk(SECTORS);
+        let mut rig = Rig::over(&file, engine);
+        // Busy enough that it has begun to look for work.
+        for round in 0..2000 {
+            assert_eq!(rig.read(round % SECTORS, 512).0, OK);
+        }
+        let own = || -> u64 {
+            workers().iter().filter(|(thread, _)| !others.contains(thread)).map(|(_, nanos)| nanos).sum()
+        };
+        let start = Instant::now();
+        let mut before = own();
+        assert!(before > 0, "the worker's thread was not found");
+        loop {
+            std::thread::sleep(Duration::from_millis(50));
+            let now = own();
+            if now == before {
+                break;
+            }
+            assert!(start.elapsed() < Duration::from_secs(30), "the worker never sleeps");
+            before = now;
+        }
+    }
+}
+
 /// A drive with a qcow2 image over a raw file, made by qemu-img.
 fn layered(directory: &Path) -> Option<Drive> {
     let (base, top) = (directory.join("base"), directory.join("top"));
