@@ -115,6 +115,11 @@ pub enum SpecProblem {
         "port {0} on host {1}: no station's Ethernet address, or an address of another version than this host's"
     )]
     Remote(String, IpAddr),
+    /// The kernel can't do it.
+    #[error(
+        "its ports shall be filtered, and this kernel's conntrack doesn't see bridged packets: it needs the module nf_conntrack_bridge or br_netfilter"
+    )]
+    NoConntrack,
     /// QoS policy.
     #[error("QoS policy of a port: {0}")]
     Qos(&'static str),

@@ -60,6 +60,15 @@ fn an_overlay_needs_a_tunnel_address_only_when_it_is_on_other_hosts() {
 }
 
 #[test]
+fn filtered_ports_are_refused_where_the_kernel_cannot_filter_them() {
+    let mut spec = network();
+    let configured = |spec: &NetworkSpec| configure(&Desired::from(&[spec.clone()][..]), Conntrack::Missing);
+    assert_eq!(configured(&spec).1, vec![]);
+    spec.ports[0].port_security = true;
+    assert_eq!(configured(&spec).1[0].problem, SpecProblem::NoConntrack);
+}
+
+#[test]
 fn bad_networks_are_refused_by_name() {
     type Change = fn(&mut NetworkSpec);
     type Expected = fn(&SpecProblem) -> bool;

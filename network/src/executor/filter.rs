@@ -3,6 +3,7 @@
 use std::{
     io::{self, Write},
     os::fd::AsRawFd,
+    path::Path,
     process::{Command, Stdio},
 };
 
@@ -16,6 +17,8 @@ use crate::{
     namespace,
 };
 
+/// There when br_netfilter is.
+const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 /// Bytes of nft's complaints that are kept.
 const COMPLAINT_MAX: usize = 500;
 
@@ -58,7 +61,18 @@ pub(super) async fn loaded(namespace: &str) -> Result<Option<Digest>, ExecutorEr
 pub(super) async fn conntrack() -> Conntrack {
     const SCRIPT: &str = "table bridge mote-probe { chain probe { type filter hook forward priority 0; ct state new accept; }; }\n";
     let probed = tokio::task::spawn_blocking(|| run_nft(SCRIPT, &["-c"])).await;
-    if matches!(probed, Ok(Ok(()))) { Conntrack::Bridge } else { Conntrack::BridgeNetfilter }
+    if matches!(probed, Ok(Ok(()))) {
+        return Conntrack::Bridge;
+    }
+    let there = || Path::new(BRIDGE_NETFILTER).exists();
+    let loaded = tokio::task::spawn_blocking(move || {
+        if !there() {
+            // Whether it worked is what is looked at next.
+            let _ = Command::new("modprobe").arg("br_netfilter").stderr(Stdio::null()).status();
+        }
+        there()
+    });
+    if matches!(loaded.await, Ok(true)) { Conntrack::BridgeNetfilter } else { Conntrack::Missing }
 }
 
 // linux/netfilter/nfnetlink.h, nf_tables.h

@@ -29,6 +29,8 @@ pub enum Conntrack {
     BridgeNetfilter,
     /// In the bridge family.
     Bridge,
+    /// Nowhere: ports can't be filtered, and so networks with ports that shall be are refused.
+    Missing,
 }
 
 /// What the ports of networks refer to, by id.
@@ -92,6 +94,7 @@ pub fn filter(network: &NetworkSpec, around: &Surroundings<'_>) -> Result<Rulese
         let stateful = match around.conntrack {
             Conntrack::BridgeNetfilter => Family::Inet,
             Conntrack::Bridge => Family::Bridge,
+            Conntrack::Missing => return Err(SpecProblem::NoConntrack),
         };
         stateful_chains(&mut ruleset, stateful);
         group_chains(&mut ruleset, stateful, &ports, around)?;
