@@ -61,7 +61,7 @@ pub struct Row {
 }
 
 /// Numbers of one case of one run.
-type Measurement = BTreeMap<String, f64>;
+pub type Measurement = BTreeMap<String, f64>;
 
 /// Measures.
 pub fn run(arguments: &BlockArguments) -> Result<Vec<Case>> {
@@ -185,7 +185,7 @@ impl Candidate {
 }
 
 /// One run: the cases and their numbers.
-fn measure(command: &mut Command) -> Result<Vec<(String, Measurement)>> {
+pub fn measure(command: &mut Command) -> Result<Vec<(String, Measurement)>> {
     command.stdin(Stdio::null());
     let output = command.output().with_context(|| format!("start {}", command.get_program().display()))?;
     let text = String::from_utf8_lossy(&output.stdout);

@@ -10,6 +10,7 @@ mod api;
 mod block;
 mod candidate;
 mod measure;
+mod net;
 mod startup;
 mod table;
 
@@ -40,6 +41,38 @@ enum Command {
     /// Bootstraps a controller in a temporary directory, fills its database, and asks: tokens, validation, one server, a
     /// page of servers. Prints requests per second and latencies.
     Api(api::ApiArguments),
+    /// Frames of a network interface
+    ///
+    /// Starts the guest's `mote.bench=net` under each monitor in turn, on a tap in a network namespace made for it: 64-byte
+    /// frames sent and received, 60 KiB frames to be segmented, and echo round trips answered by the host's network
+    /// stack. Prints min / median / max of the rounds, and how mote-vmm compares to the best of the peers.
+    Net(NetArguments),
+}
+
+/// What `net` measures.
+#[derive(Debug, clap::Args)]
+struct NetArguments {
+    /// mote-vmm
+    #[arg(long, value_name = "PATH")]
+    vmm: Option<PathBuf>,
+    /// Firecracker
+    #[arg(long, value_name = "PATH")]
+    firecracker: Option<PathBuf>,
+    /// Cloud Hypervisor
+    #[arg(long, value_name = "PATH")]
+    cloud_hypervisor: Option<PathBuf>,
+    /// The conformance guest
+    #[arg(long, value_name = "PATH")]
+    guest: PathBuf,
+    /// Runs of each
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    rounds: u32,
+    /// Milliseconds of each measurement
+    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(10..=20_000))]
+    ms: u32,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// What `block` measures.
@@ -112,6 +145,10 @@ fn main() -> Result<()> {
         Command::Api(arguments) => {
             let report = api::run(&arguments)?;
             print(&report, arguments.json, api::render)
+        }
+        Command::Net(arguments) => {
+            let cases = net::run(&arguments)?;
+            print(&cases, arguments.json, |cases| net::render(cases))
         }
         Command::Block(arguments) => {
             let cases = block::run(&arguments)?;

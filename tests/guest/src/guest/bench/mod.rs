@@ -1,10 +1,11 @@
-//! `mote.bench=block`: how fast a device is, with queue code of the guest's own and without interrupts, so that what is
+//! `mote.bench=block`, `mote.bench=net`: how fast a device is, with queue code of the guest's own and without interrupts, so that what is
 //! measured is the device. Prints `bench NAME key=value …` lines, between measurements only: each byte is an exit.
 //!
 //! - `mote.bench_ms=N`: how long each measurement runs.
 //! - `mote.bench_case=NAME`: only this one, for a profile.
 
 mod block;
+mod net;
 mod queue;
 
 use alloc::vec::Vec;
@@ -23,6 +24,7 @@ pub fn run(boot: &Boot) {
     let ms = boot.command_line.number("mote.bench_ms").unwrap_or(DEFAULT_MS);
     let done = match boot.command_line.value("mote.bench") {
         Some("block") => block::run(boot, ms),
+        Some("net") => net::run(boot, ms),
         other => Err(alloc::format!("no benchmark {other:?}")),
     };
     match done {
