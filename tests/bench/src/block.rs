@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use mote_guest::host::{self, Monitor};
@@ -185,9 +185,14 @@ impl Candidate {
 }
 
 /// One run: the cases and their numbers.
-pub fn measure(command: &mut Command) -> Result<Vec<(String, Measurement)>> {
+fn measure(command: &mut Command) -> Result<Vec<(String, Measurement)>> {
     command.stdin(Stdio::null());
     let output = command.output().with_context(|| format!("start {}", command.get_program().display()))?;
+    measurements(&output)
+}
+
+/// The cases and their numbers in what a run has printed.
+pub fn measurements(output: &Output) -> Result<Vec<(String, Measurement)>> {
     let text = String::from_utf8_lossy(&output.stdout);
     let lines = || text.lines().filter_map(|line| line.trim().strip_prefix("bench "));
     if !lines().any(|line| line == "done") {

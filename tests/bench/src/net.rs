@@ -5,17 +5,19 @@ use std::fmt::Write as _;
 use std::fs;
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use mote_guest::host::{self, Monitor};
+use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::socket::{setsockopt, sockopt::UdpGsoSegment};
+use nix::unistd::Pid;
 use serde::Serialize;
 
 use crate::NetArguments;
-use crate::block::{Measurement, measure};
+use crate::block::{Measurement, measurements};
 use crate::startup::{Spread, spread};
 
 /// Guest memory.
@@ -28,6 +30,8 @@ const FLOOD: &str = "10.77.0.1:7777";
 const DATAGRAM: usize = 22;
 /// Datagrams that the kernel makes of one call.
 const SEGMENTS: usize = 64;
+/// For how long after its start new threads of a program are looked for.
+const PIN_TIME: Duration = Duration::from_millis(60);
 /// No flood lasts longer, whatever is asked for.
 const MAX_FLOOD: Duration = Duration::from_secs(60);
 
@@ -197,6 +201,31 @@ fn case(
     let best = if less { peers.min_by(f64::total_cmp) } else { peers.max_by(f64::total_cmp) };
     let ratio = ours.first().zip(best).map(|(ours, best)| ours.value.median / best);
     Ok(Case { name, unit, rows, ratio })
+}
+
+/// One run. The processor's thread has CPU 0 and all others have CPU 1, for every program alike: whether the host's
+/// scheduler happens to put the two busiest threads on one processor would otherwise decide.
+fn measure(command: &mut Command) -> Result<Vec<(String, Measurement)>> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().with_context(|| format!("start {}", command.get_program().display()))?;
+    let end = Instant::now() + PIN_TIME;
+    while Instant::now() < end {
+        pin(child.id());
+        thread::sleep(Duration::from_millis(1));
+    }
+    measurements(&child.wait_with_output().context("wait")?)
+}
+
+/// Pins the threads that are there. A thread that ends meanwhile, or a machine with one processor, is left alone.
+fn pin(process: u32) {
+    let Ok(threads) = fs::read_dir(format!("/proc/{process}/task")) else { return };
+    for thread in threads.flatten() {
+        let name = fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
+        let Some(id) = thread.file_name().to_str().and_then(|id| id.parse().ok()) else { continue };
+        let mut set = CpuSet::new();
+        let set_up = set.set(usize::from(!name.contains("vcpu")));
+        let _ = set_up.and_then(|()| sched_setaffinity(Pid::from_raw(id), &set));
+    }
 }
 
 /// A table for each case: min/median/max.

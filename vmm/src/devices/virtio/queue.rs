@@ -73,6 +73,34 @@ impl Chain {
         self.faulty = false;
         self.tail_valid = false;
     }
+
+    /// Takes over a chain of the ring.
+    fn fill(&mut self, descriptors: virtio_queue::DescriptorChain<&GuestMemory>) {
+        self.clear(descriptors.head_index());
+        // The crate's iterator ends silently on a loop, a bad index or a bad table: an orderly chain's last descriptor
+        // has no NEXT.
+        let (mut ended, mut count) = (false, 0);
+        for descriptor in descriptors {
+            count += 1;
+            if count > MAX_SEGMENTS {
+                ended = false;
+                break;
+            }
+            ended = !descriptor.has_next();
+            let (buffers, access) = if descriptor.is_write_only() {
+                (&mut self.writable, Permissions::Write)
+            } else {
+                // virtio 1.2 §2.7.4.2: device-writable buffers come after all device-readable ones.
+                self.faulty |= self.writable.segments() > 0;
+                (&mut self.readable, Permissions::Read)
+            };
+            let pushed = buffers.push(descriptor.addr(), descriptor.len(), access);
+            self.faulty |= pushed.is_err();
+            self.tail_valid = pushed.is_ok() && descriptor.is_write_only() && descriptor.len() > 0;
+        }
+        self.faulty |= !ended;
+        self.tail_valid &= ended;
+    }
 }
 
 /// How far a queue has come: what [`VirtQueue`] leaves behind when it is dropped, for the queue that continues.
@@ -165,33 +193,24 @@ impl VirtQueue {
     /// # Errors
     /// The available ring is broken.
     pub fn pop(&mut self, chain: &mut Chain) -> Result<bool, QueueError> {
+        Ok(self.pop_many(std::slice::from_mut(chain))? == 1)
+    }
+
+    /// Takes as many available chains as there are and as `chains` has room for; returns how many. The driver's index is
+    /// read once: each read of it costs a cache miss while the driver is busy.
+    ///
+    /// # Errors
+    /// The available ring is broken.
+    pub fn pop_many(&mut self, chains: &mut [Chain]) -> Result<usize, QueueError> {
         let broken = self.broken();
-        let Some(descriptors) = self.queue.iter(&self.mem).map_err(broken)?.next() else { return Ok(false) };
-        chain.clear(descriptors.head_index());
-        // The crate's iterator ends silently on a loop, a bad index or a bad table: an orderly chain's last descriptor
-        // has no NEXT.
-        let (mut ended, mut count) = (false, 0);
-        for descriptor in descriptors {
+        let available = self.queue.iter(&self.mem).map_err(broken)?;
+        let mut count = 0;
+        // The slot comes first, so that no chain is taken that finds none.
+        for (chain, descriptors) in chains.iter_mut().zip(available) {
+            chain.fill(descriptors);
             count += 1;
-            if count > MAX_SEGMENTS {
-                ended = false;
-                break;
-            }
-            ended = !descriptor.has_next();
-            let (buffers, access) = if descriptor.is_write_only() {
-                (&mut chain.writable, Permissions::Write)
-            } else {
-                // virtio 1.2 §2.7.4.2: device-writable buffers come after all device-readable ones.
-                chain.faulty |= chain.writable.segments() > 0;
-                (&mut chain.readable, Permissions::Read)
-            };
-            let pushed = buffers.push(descriptor.addr(), descriptor.len(), access);
-            chain.faulty |= pushed.is_err();
-            chain.tail_valid = pushed.is_ok() && descriptor.is_write_only() && descriptor.len() > 0;
         }
-        chain.faulty |= !ended;
-        chain.tail_valid &= ended;
-        Ok(true)
+        Ok(count)
     }
 
     /// Whether the driver has made chains available that were not popped yet.

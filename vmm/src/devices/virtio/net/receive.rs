@@ -7,6 +7,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::server::ServeError;
@@ -19,6 +20,8 @@ use crate::rate_limiter::RateLimiter;
 const NUM_BUFFERS_AT: usize = 10;
 /// Window while frames are short: a frame of the usual MTU with its headers.
 const SHORT_WINDOW: usize = 2048;
+/// Chains that are taken from the ring, and given back, together.
+const BATCH: usize = 16;
 /// Short frames in a row after which the window is short again.
 const SHORT_FRAMES: u32 = 64;
 
@@ -55,7 +58,11 @@ struct Spilled {
 pub struct Receiver {
     queue: VirtQueue,
     mergeable: bool,
-    chain: Chain,
+    /// Chains that were taken together, and which of them are not in the window yet.
+    chains: Vec<Chain>,
+    ahead: Range<usize>,
+    /// What is the driver's again, to be told to it together.
+    used: Vec<(u16, u32)>,
     window: GuestBuffers,
     slots: VecDeque<Slot>,
     /// Host memory behind the window.
@@ -73,7 +80,7 @@ pub struct Receiver {
 /// that waits is lost, as on a wire.
 impl Drop for Receiver {
     fn drop(&mut self) {
-        for _ in 0..self.slots.len() {
+        for _ in 0..self.slots.len() + self.ahead.len() {
             self.queue.undo_pop();
         }
     }
@@ -83,7 +90,9 @@ impl Receiver {
     /// Over `queue`; `mergeable` if VIRTIO_NET_F_MRG_RXBUF was agreed on.
     pub fn new(queue: VirtQueue, mergeable: bool) -> Self {
         Self {
-            chain: queue.new_chain(),
+            chains: (0..BATCH).map(|_| queue.new_chain()).collect(),
+            ahead: 0..0,
+            used: Vec::with_capacity(2 * BATCH),
             window: queue.new_buffers(),
             queue,
             mergeable,
@@ -103,7 +112,7 @@ impl Receiver {
 
     /// Whether the driver has made buffers available that are not in the window.
     pub fn has_buffers(&self) -> Result<bool, ServeError> {
-        Ok(self.queue.has_available()?)
+        Ok(!self.ahead.is_empty() || self.queue.has_available()?)
     }
 
     /// Moves frames from the tap to the guest (without a link: to nowhere), in at most `budget` steps, and interrupts as
@@ -120,8 +129,22 @@ impl Receiver {
         }
         self.queue.disable_notification()?;
         let received = self.move_frames(tap, limiter, budget);
+        self.publish()?;
         self.queue.signal()?;
         received
+    }
+
+    /// Tells the driver of what is its own again.
+    fn publish(&mut self) -> Result<(), ServeError> {
+        Ok(self.queue.push_used_together(self.used.drain(..))?)
+    }
+
+    /// The next chain of the ring that is not in the window, by its number in `chains`.
+    fn next_chain(&mut self) -> Result<Option<usize>, ServeError> {
+        if self.ahead.is_empty() {
+            self.ahead = 0..self.queue.pop_many(&mut self.chains)?;
+        }
+        Ok((!self.ahead.is_empty()).then_some(self.ahead.start))
     }
 
     fn drop_frames(&mut self, tap: &mut Tap, budget: usize) -> Received {
@@ -197,26 +220,28 @@ impl Receiver {
             None => self.window_wanted,
         };
         for _ in 0..self.queue.size() {
-            if self.window.bytes() >= enough || !self.queue.pop(&mut self.chain)? {
+            if self.window.bytes() >= enough {
                 break;
             }
-            if self.chain.faulty {
+            let Some(number) = self.next_chain()? else { break };
+            let chain = &mut self.chains[number];
+            if chain.faulty {
                 return Err(ServeError::FaultyChain { direction: "receive" });
             }
-            let head = self.chain.head;
-            let (segments, bytes) = (self.chain.writable.segments(), self.chain.writable.bytes());
+            let head = chain.head;
+            let (segments, bytes) = (chain.writable.segments(), chain.writable.bytes());
             if bytes < HEADER_BYTES {
                 // Can't even hold a header: back, with nothing in it.
-                self.queue.push_used(head, 0)?;
+                self.used.push((head, 0));
             } else if segments + self.window.segments() >= MAX_SEGMENTS {
                 // One vector of each read is the spill buffer.
-                self.queue.undo_pop();
                 self.window_full = true;
                 break;
             } else {
-                self.window.append(&mut self.chain.writable);
+                self.window.append(&mut chain.writable);
                 self.slots.push_back(Slot { head, segments, bytes });
             }
+            self.ahead.start += 1;
         }
         Ok(())
     }
@@ -253,12 +278,12 @@ impl Receiver {
         self.window.drop_segments(segments);
         self.window_full = false;
         let mut left = len;
-        let used = self.slots.drain(..count).map(|slot| {
+        self.used.extend(self.slots.drain(..count).map(|slot| {
             let written = slot.bytes.min(left);
             left -= written;
             (slot.head, written as u32)
-        });
-        self.queue.push_used_together(used)?;
-        Ok(())
+        }));
+        // The buffers of one frame appear together (virtio 1.2 §5.1.6.4), and so do those of a batch.
+        if self.used.len() >= BATCH { self.publish() } else { Ok(()) }
     }
 }

@@ -237,6 +237,7 @@ impl Server {
             let now = Instant::now();
             self.waits.end_limits(now);
             if self.waits.can_go_on() || poller.stopped() {
+                self.window.found();
                 return Ok(true);
             }
             if now - before > DISTURBED {

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::server::ServeError;
 use super::{ETHERNET_HEADER_BYTES, HEADER_BYTES, MAX_FRAME, Tap};
+use crate::devices::virtio::buffers::GuestBuffers;
 use crate::devices::virtio::queue::{Chain, VirtQueue};
 use crate::rate_limiter::RateLimiter;
 
@@ -12,6 +13,9 @@ use crate::rate_limiter::RateLimiter;
 const HEADERS: usize = HEADER_BYTES + ETHERNET_HEADER_BYTES;
 /// Where the source address is.
 const SOURCE_AT: std::ops::Range<usize> = HEADER_BYTES + 6..HEADER_BYTES + 12;
+
+/// Frames that are taken from the ring, and given back, together.
+const BATCH: usize = 16;
 
 /// Why [`Transmitter::serve`] ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,7 +33,10 @@ pub enum Transmitted {
 /// The transmit queue.
 pub struct Transmitter {
     queue: VirtQueue,
-    chain: Chain,
+    /// Chains that are taken together; empty between two calls.
+    chains: Vec<Chain>,
+    /// Heads of those that are done with, to be told to the driver together.
+    done: Vec<u16>,
     /// The one source address that frames may have.
     source: Option<[u8; 6]>,
     /// Frames taken from the ring by the last [`Transmitter::serve`].
@@ -39,7 +46,8 @@ pub struct Transmitter {
 impl Transmitter {
     /// Over `queue`; with `source`, frames from another source address are dropped.
     pub fn new(queue: VirtQueue, source: Option<[u8; 6]>) -> Self {
-        Self { chain: queue.new_chain(), queue, source, taken: 0 }
+        let chains = (0..BATCH).map(|_| queue.new_chain()).collect();
+        Self { chains, done: Vec::with_capacity(BATCH), queue, source, taken: 0 }
     }
 
     /// For DEVICE_NEEDS_RESET.
@@ -84,57 +92,75 @@ impl Transmitter {
         limiter: &mut RateLimiter,
         budget: usize,
     ) -> Result<Transmitted, ServeError> {
-        let limited = !limiter.is_unlimited();
         while self.taken < budget {
-            if !self.queue.pop(&mut self.chain)? {
+            let count = self.queue.pop_many(&mut self.chains)?;
+            let sent = self.send_batch(count, tap, link_up, limiter);
+            for _ in self.done.len()..count {
+                self.queue.undo_pop();
+            }
+            self.taken += self.done.len();
+            self.queue.push_used_together(self.done.drain(..).map(|head| (head, 0)))?;
+            if let Some(ended) = sent? {
+                return Ok(ended);
+            }
+            if count < BATCH && !self.queue.has_available()? {
                 return Ok(Transmitted::Empty);
             }
-            if self.chain.faulty {
+        }
+        Ok(Transmitted::Budget)
+    }
+
+    /// Sends the first `count` of the chains; why not all of them are done, if so.
+    fn send_batch(
+        &mut self,
+        count: usize,
+        tap: &mut Tap,
+        link_up: bool,
+        limiter: &mut RateLimiter,
+    ) -> Result<Option<Transmitted>, ServeError> {
+        let limited = !limiter.is_unlimited();
+        for chain in &mut self.chains[..count] {
+            if chain.faulty {
                 return Err(ServeError::FaultyChain { direction: "transmit" });
             }
-            let bytes = self.chain.readable.bytes();
+            let bytes = chain.readable.bytes();
             if link_up && (HEADER_BYTES..=MAX_FRAME).contains(&bytes) {
                 let now = limited.then(Instant::now);
                 let frame = (bytes - HEADER_BYTES) as u64;
                 if let Some(wait) = now.map(|now| limiter.wait(frame, 1, now)).filter(|wait| !wait.is_zero())
                 {
-                    self.queue.undo_pop();
-                    return Ok(Transmitted::Limited(wait));
+                    return Ok(Some(Transmitted::Limited(wait)));
                 }
-                if self.send(tap) == Sent::Blocked {
-                    self.queue.undo_pop();
-                    return Ok(Transmitted::Blocked);
+                if send(&mut chain.readable, self.source, tap) == Sent::Blocked {
+                    return Ok(Some(Transmitted::Blocked));
                 }
                 if let Some(now) = now {
                     limiter.take(frame, 1, now);
                 }
             }
-            self.taken += 1;
-            self.queue.push_used(self.chain.head, 0)?;
+            self.done.push(chain.head);
         }
-        Ok(Transmitted::Budget)
+        Ok(None)
     }
+}
 
-    /// Sends the frame in `chain`. What the tap refuses (a nonsensical header, a tap that is down or gone) is lost on
-    /// the wire.
-    fn send(&mut self, tap: &mut Tap) -> Sent {
-        let frame = &mut self.chain.readable;
-        let result = match self.source {
-            None => tap.send(&[], frame),
-            Some(source) => {
-                // The headers are sent from a copy of ours: the guest could change its own after the check.
-                let mut headers = [0; HEADERS];
-                if frame.read_at(0, &mut headers) < HEADERS || headers[SOURCE_AT] != source {
-                    return Sent::Gone;
-                }
-                frame.skip_front(HEADERS);
-                tap.send(&headers, frame)
+/// Sends a frame. What the tap refuses (a nonsensical header, a tap that is down or gone) is lost on the wire.
+fn send(frame: &mut GuestBuffers, source: Option<[u8; 6]>, tap: &mut Tap) -> Sent {
+    let result = match source {
+        None => tap.send(&[], frame),
+        Some(source) => {
+            // The headers are sent from a copy of ours: the guest could change its own after the check.
+            let mut headers = [0; HEADERS];
+            if frame.read_at(0, &mut headers) < HEADERS || headers[SOURCE_AT] != source {
+                return Sent::Gone;
             }
-        };
-        match result {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Sent::Blocked,
-            _ => Sent::Gone,
+            frame.skip_front(HEADERS);
+            tap.send(&headers, frame)
         }
+    };
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Sent::Blocked,
+        _ => Sent::Gone,
     }
 }
 
