@@ -224,8 +224,12 @@ impl GuestBuffers {
     /// # Errors
     /// As readv(2).
     pub fn readv(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        // Not by way of the C library, whose function can be cancelled and for that does more than call the kernel.
         // SAFETY: the vectors describe mappings that `self.mem` keeps alive; the kernel checks the access.
-        result(unsafe { libc::readv(fd.as_raw_fd(), self.iovecs.as_ptr(), self.iov_count()) })
+        result(unsafe {
+            libc::syscall(libc::SYS_readv, fd.as_raw_fd(), self.iovecs.as_ptr(), self.iov_count())
+                as libc::ssize_t
+        })
     }
 
     /// One `writev`.
@@ -233,8 +237,18 @@ impl GuestBuffers {
     /// # Errors
     /// As writev(2).
     pub fn writev(&self, fd: BorrowedFd<'_>) -> io::Result<usize> {
+        // One segment needs no vectors, which the kernel would copy and check first.
+        if let [iovec] = self.iovecs[..] {
+            // SAFETY: as in `readv`; the kernel only reads.
+            return result(unsafe {
+                libc::syscall(libc::SYS_write, fd.as_raw_fd(), iovec.iov_base, iovec.iov_len) as libc::ssize_t
+            });
+        }
         // SAFETY: as in `readv`; the kernel only reads.
-        result(unsafe { libc::writev(fd.as_raw_fd(), self.iovecs.as_ptr(), self.iov_count()) })
+        result(unsafe {
+            libc::syscall(libc::SYS_writev, fd.as_raw_fd(), self.iovecs.as_ptr(), self.iov_count())
+                as libc::ssize_t
+        })
     }
 
     /// One `readv` to all segments and then to `tail`. There must be fewer than [`MAX_SEGMENTS`] segments.
