@@ -149,6 +149,11 @@ impl VirtioDevice for Balloon {
         Ok(())
     }
 
+    /// The guest keeps its balloon: only the thread ends.
+    fn pause(&mut self) {
+        self.worker = None;
+    }
+
     fn reset(&mut self) {
         self.shared.set_interrupt(None);
         self.worker = None;

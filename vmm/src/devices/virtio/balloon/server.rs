@@ -69,6 +69,15 @@ impl Discard {
     }
 }
 
+/// The statistics' buffer goes back to the ring, for a queue that continues after a pause.
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let (Some(_), Some(queue)) = (self.statistics_head.take(), &mut self.queues.statistics) {
+            queue.undo_pop();
+        }
+    }
+}
+
 impl Server {
     pub fn new(queues: Queues, shared: Arc<Shared>) -> Self {
         Self {
