@@ -11,6 +11,10 @@ use crate::{
     identity::{self, principal::AccessRule},
 };
 
+/// The version of identity that a request's token was checked at: an extension of each request with a token.
+#[derive(Debug, Clone, Copy)]
+pub struct SeenVersion(pub i64);
+
 /// The authenticated asker of a request, from `X-Auth-Token`. As an argument of a handler it makes the route require a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ctx {
@@ -106,6 +110,7 @@ impl FromRequestParts<App> for Ctx {
         if let Some(matched) = parts.extensions.get::<MatchedPath>() {
             identity::policy::check(&ctx, &parts.method, matched.as_str(), path)?;
         }
+        parts.extensions.insert(SeenVersion(principal.version));
         Ok(ctx)
     }
 }

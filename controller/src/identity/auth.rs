@@ -4,7 +4,7 @@ use crate::db::Conn;
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
-    Json, Router,
+    Extension, Json, Router,
     extract::State,
     response::{IntoResponse, Response},
     routing::get,
@@ -22,7 +22,12 @@ use super::{
 use crate::{
     app::App,
     db,
-    http::{context::Ctx, error::ApiError, json::JsonBody, query::Params},
+    http::{
+        context::{Ctx, SeenVersion},
+        error::ApiError,
+        json::JsonBody,
+        query::Params,
+    },
 };
 
 /// Routes.
@@ -145,10 +150,12 @@ async fn issue(
         None => default_scope(&mut conn, &authenticated.user_id).await?,
     };
     let claims = new_claims(&app, authenticated, scope);
+    let version = super::version(&mut conn).await?;
     // The same check that each later use makes: enabled, and at least one role there.
-    let principal = principal::load(&mut conn, claims).await?.ok_or(ApiError::Unauthorized)?;
+    let principal = principal::load(&mut conn, claims, version).await?.ok_or(ApiError::Unauthorized)?;
+    drop(conn);
     let token = app.identity.keys.tokens.seal(&principal.claims)?;
-    let body = token_body(&app, &mut conn, &principal, !params.flag("nocatalog")).await?;
+    let body = token_body(&app, &principal, !params.flag("nocatalog")).await?;
     Ok((StatusCode::CREATED, [("x-subject-token", token)], vary(), Json(body)).into_response())
 }
 
@@ -166,19 +173,14 @@ fn vary() -> [(header::HeaderName, &'static str); 1] {
     [(header::VARY, "X-Auth-Token")]
 }
 
-async fn token_body(
-    app: &App,
-    conn: &mut Conn,
-    principal: &Principal,
-    with_catalog: bool,
-) -> Result<Value, ApiError> {
+async fn token_body(app: &App, principal: &Principal, with_catalog: bool) -> Result<Value, ApiError> {
     let mut token = principal.token_json();
     if with_catalog && principal.target != Target::Unscoped {
         let project = match &principal.target {
             Target::Project(project, _) => Some(project.id.as_str()),
             _ => None,
         };
-        token["catalog"] = catalog::catalog(app, conn, project).await?;
+        token["catalog"] = catalog::catalog(app, principal.version, project).await?;
     }
     Ok(json!({ "token": token }))
 }
@@ -499,16 +501,24 @@ async fn default_scope(conn: &mut Conn, user_id: &str) -> Result<Scope, ApiError
 }
 
 /// The token of `X-Subject-Token`; 404 if it is not valid, or the asker may not know.
-async fn subject(app: &App, ctx: &Ctx, headers: &HeaderMap) -> Result<(Arc<Principal>, String), ApiError> {
+async fn subject(
+    app: &App,
+    ctx: &Ctx,
+    asker: SeenVersion,
+    headers: &HeaderMap,
+) -> Result<(Arc<Principal>, String), ApiError> {
     let token = headers
         .get("x-subject-token")
         .ok_or_else(|| ApiError::BadRequest("The header X-Subject-Token is missing.".into()))?
         .to_str()
         .unwrap_or_default();
-    let principal = super::principal_of(app, token).await.map_err(|error| match error {
-        ApiError::Unauthorized => ApiError::NotFound("Could not find token.".into()),
-        other => other,
-    })?;
+    let principal = match super::principal_at(app, token, asker.0) {
+        Some(principal) => principal,
+        None => super::principal_of(app, token).await.map_err(|error| match error {
+            ApiError::Unauthorized => ApiError::NotFound("Could not find token.".into()),
+            other => other,
+        })?,
+    };
     if principal.user.id != ctx.user_id && !ctx.is_admin && !ctx.has_role(&["service"]) {
         return Err(ApiError::Forbidden(
             "Policy does not allow this: it is the token of another user.".into(),
@@ -520,20 +530,25 @@ async fn subject(app: &App, ctx: &Ctx, headers: &HeaderMap) -> Result<(Arc<Princ
 async fn validate(
     State(app): State<App>,
     ctx: Ctx,
+    Extension(seen): Extension<SeenVersion>,
     params: Params,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     if params.flag("allow_expired") {
         return Err(ApiError::BadRequest("allow_expired is not supported: an expired token is none.".into()));
     }
-    let (principal, token) = subject(&app, &ctx, &headers).await?;
-    let mut conn = app.db.acquire().await?;
-    let body = token_body(&app, &mut conn, &principal, !params.flag("nocatalog")).await?;
+    let (principal, token) = subject(&app, &ctx, seen, &headers).await?;
+    let body = token_body(&app, &principal, !params.flag("nocatalog")).await?;
     Ok(([("x-subject-token", token)], vary(), Json(body)).into_response())
 }
 
-async fn revoke(State(app): State<App>, ctx: Ctx, headers: HeaderMap) -> Result<StatusCode, ApiError> {
-    let (principal, _) = subject(&app, &ctx, &headers).await?;
+async fn revoke(
+    State(app): State<App>,
+    ctx: Ctx,
+    Extension(seen): Extension<SeenVersion>,
+    headers: HeaderMap,
+) -> Result<StatusCode, ApiError> {
+    let (principal, _) = subject(&app, &ctx, seen, &headers).await?;
     let mut tx = super::begin(&app).await?;
     sqlx::query("DELETE FROM revoked_tokens WHERE expires_us < $1")
         .bind(db::now_us())

@@ -3,7 +3,7 @@
 //! In an endpoint's URL `$(public_url)s` stands for the controller's own address (what it is made with at first), and
 //! `$(project_id)s` or `$(tenant_id)s` for the project of the token; an endpoint that needs a project isn't shown without.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -138,22 +138,33 @@ impl RegionRow {
 }
 
 /// Type, id and name of a service; id, interface, region and URL of an endpoint.
-type CatalogRow = (String, String, String, String, String, Option<String>, String);
+pub type CatalogRow = (String, String, String, String, String, Option<String>, String);
 
-/// The `catalog` of a token, by type of service.
-///
-/// # Errors
-/// Of the database.
-pub async fn catalog(app: &App, conn: &mut Conn, project: Option<&str>) -> Result<Value, ApiError> {
+/// What the catalog is made of, as remembered under this version of identity.
+async fn rows(app: &App, version: i64) -> Result<Arc<Vec<CatalogRow>>, ApiError> {
+    if let Some(rows) = &app.identity.at(version).catalog {
+        return Ok(rows.clone());
+    }
     let rows: Vec<CatalogRow> = sqlx::query_as(
         "SELECT s.type, s.id, s.name, e.id, e.interface, e.region_id, e.url
          FROM services s JOIN endpoints e ON e.service_id = s.id WHERE s.enabled AND e.enabled
          ORDER BY s.type, s.id, e.id",
     )
-    .fetch_all(conn)
+    .fetch_all(&app.db)
     .await?;
+    let rows = Arc::new(rows);
+    app.identity.at(version).catalog = Some(rows.clone());
+    Ok(rows)
+}
+
+/// The `catalog` of a token, by type of service.
+///
+/// # Errors
+/// Of the database.
+pub async fn catalog(app: &App, version: i64, project: Option<&str>) -> Result<Value, ApiError> {
+    let rows = rows(app, version).await?;
     let mut services: BTreeMap<(String, String), (String, Vec<Value>)> = BTreeMap::new();
-    for (kind, service, name, id, interface, region, url) in rows {
+    for (kind, service, name, id, interface, region, url) in rows.iter().cloned() {
         let mut url = url.replace("$(public_url)s", &app.config.public_url);
         for word in ["$(project_id)s", "$(tenant_id)s"] {
             url = project.map_or(url.clone(), |project| url.replace(word, project));
@@ -178,8 +189,8 @@ pub async fn of_asker(State(app): State<App>, ctx: Ctx) -> Result<Json<Value>, A
     if ctx.project_id.is_none() && ctx.domain_id.is_none() && !ctx.system {
         return Err(ApiError::Forbidden("A token without scope has no catalog.".into()));
     }
-    let mut conn = app.db.acquire().await?;
-    let items = match catalog(&app, &mut conn, ctx.project_id.as_deref()).await? {
+    let version = super::version(&mut *app.db.acquire().await?).await?;
+    let items = match catalog(&app, version, ctx.project_id.as_deref()).await? {
         Value::Array(items) => items,
         _ => Vec::new(),
     };
@@ -227,7 +238,7 @@ async fn create_service(
     let (name, description) = (String::new(), String::new());
     let mut row = ServiceRow { id: new_id(), r#type: String::new(), name, description, enabled: true };
     row.apply(Fields::of(body, "service")?)?;
-    let mut tx = app.begin().await?;
+    let mut tx = super::begin(&app).await?;
     sqlx::query("INSERT INTO services (id, type, name, description, enabled) VALUES ($1, $2, $3, $4, $5)")
         .bind(&row.id)
         .bind(&row.r#type)
@@ -246,7 +257,7 @@ async fn update_service(
     Path(id): Path<String>,
     JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<Value>, ApiError> {
-    let mut tx = app.begin().await?;
+    let mut tx = super::begin(&app).await?;
     let mut row = find_service(&mut tx, &id).await?;
     row.apply(Fields::of(body, "service")?)?;
     sqlx::query("UPDATE services SET type = $2, name = $3, description = $4, enabled = $5 WHERE id = $1")
@@ -267,7 +278,7 @@ async fn delete_service(
     _ctx: Ctx,
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    let mut tx = app.begin().await?;
+    let mut tx = super::begin(&app).await?;
     find_service(&mut tx, &id).await?;
     sqlx::query("DELETE FROM services WHERE id = $1").bind(&id).execute(&mut *tx).await?;
     tx.commit().await?;
@@ -306,7 +317,7 @@ async fn create_endpoint(
     let (service_id, interface, url) = (String::new(), String::new(), String::new());
     let mut row = EndpointRow { id: new_id(), service_id, region_id: None, interface, url, enabled: true };
     row.apply(Fields::of(body, "endpoint")?)?;
-    let mut tx = app.begin().await?;
+    let mut tx = super::begin(&app).await?;
     row.check(&mut tx).await?;
     sqlx::query(
         "INSERT INTO endpoints (id, service_id, region_id, interface, url, enabled)
@@ -330,7 +341,7 @@ async fn update_endpoint(
     Path(id): Path<String>,
     JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<Value>, ApiError> {
-    let mut tx = app.begin().await?;
+    let mut tx = super::begin(&app).await?;
     let mut row = find_endpoint(&mut tx, &id).await?;
     row.apply(Fields::of(body, "endpoint")?)?;
     row.check(&mut tx).await?;
@@ -354,7 +365,7 @@ async fn delete_endpoint(
     _ctx: Ctx,
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    let mut tx = app.begin().await?;
+    let mut tx = super::begin(&app).await?;
     find_endpoint(&mut tx, &id).await?;
     sqlx::query("DELETE FROM endpoints WHERE id = $1").bind(&id).execute(&mut *tx).await?;
     tx.commit().await?;
@@ -412,7 +423,7 @@ async fn insert_region(
     if row.id.is_empty() || row.id.len() > super::fields::MAX_NAME_CHARS {
         return Err(invalid("id", "must have 1 to 255 characters"));
     }
-    let mut tx = app.begin().await?;
+    let mut tx = super::begin(app).await?;
     if let Some(parent) = &row.parent_region_id {
         find_region(&mut tx, parent).await?;
     }
@@ -437,7 +448,7 @@ async fn update_region(
     JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<Value>, ApiError> {
     let mut fields = Fields::of(body, "region")?;
-    let mut tx = app.begin().await?;
+    let mut tx = super::begin(&app).await?;
     let mut row = find_region(&mut tx, &id).await?;
     row.description = fields.text("description")?.unwrap_or(row.description);
     if let Some(parent) = fields.nullable_text("parent_region_id")? {
@@ -467,7 +478,7 @@ async fn delete_region(
     _ctx: Ctx,
     Path(id): Path<String>,
 ) -> Result<StatusCode, ApiError> {
-    let mut tx = app.begin().await?;
+    let mut tx = super::begin(&app).await?;
     find_region(&mut tx, &id).await?;
     let used: bool = sqlx::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM regions WHERE parent_region_id = $1)

@@ -71,6 +71,7 @@ pub struct Identity {
 struct Remembered {
     version: i64,
     principals: std::collections::HashMap<String, Arc<Principal>>,
+    catalog: Option<Arc<Vec<catalog::CatalogRow>>>,
 }
 
 impl Identity {
@@ -105,11 +106,19 @@ impl Identity {
         (!over).then(|| found.clone())
     }
 
-    fn remember(&self, token: &str, version: i64, principal: &Arc<Principal>) {
+    /// What is remembered under this version; whatever was under another one is forgotten.
+    fn at(&self, version: i64) -> std::sync::MutexGuard<'_, Remembered> {
         let mut remembered = self.remembered.lock().unwrap_or_else(PoisonError::into_inner);
-        if remembered.version != version || remembered.principals.len() >= MAX_REMEMBERED {
+        if remembered.version != version {
+            *remembered = Remembered { version, ..Remembered::default() };
+        }
+        remembered
+    }
+
+    fn remember(&self, token: &str, principal: &Arc<Principal>) {
+        let mut remembered = self.at(principal.version);
+        if remembered.principals.len() >= MAX_REMEMBERED {
             remembered.principals.clear();
-            remembered.version = version;
         }
         remembered.principals.insert(token.to_owned(), principal.clone());
     }
@@ -146,6 +155,19 @@ async fn claims_of(app: &App, conn: &mut Conn, token: &str) -> Result<Claims, Ap
     .map_err(|_| ApiError::Unauthorized)
 }
 
+/// The number that grows with each change of identity.
+///
+/// # Errors
+/// Of the database.
+async fn version(conn: &mut Conn) -> Result<i64, sqlx::Error> {
+    sqlx::query_scalar("SELECT version FROM identity_version").fetch_one(conn).await
+}
+
+/// Who a token speaks for at this version (which the request has just read), if that is remembered.
+fn principal_at(app: &App, token: &str, version: i64) -> Option<Arc<Principal>> {
+    app.identity.remembered(token, version, db::now_us())
+}
+
 /// Who a token speaks for, now: one query if nothing in identity changed since this controller last saw the token.
 ///
 /// # Errors
@@ -153,15 +175,14 @@ async fn claims_of(app: &App, conn: &mut Conn, token: &str) -> Result<Claims, Ap
 pub async fn principal_of(app: &App, token: &str) -> Result<Arc<Principal>, ApiError> {
     let mut conn = app.db.acquire().await?;
     // Before the rest is read: if that is newer, the version is too old and the next use reads again.
-    let version: i64 =
-        sqlx::query_scalar("SELECT version FROM identity_version").fetch_one(&mut *conn).await?;
+    let version = version(&mut conn).await?;
     if let Some(principal) = app.identity.remembered(token, version, db::now_us()) {
         return Ok(principal);
     }
     let claims = claims_of(app, &mut conn, token).await?;
-    let principal = principal::load(&mut conn, claims).await?.ok_or(ApiError::Unauthorized)?;
+    let principal = principal::load(&mut conn, claims, version).await?.ok_or(ApiError::Unauthorized)?;
     let principal = Arc::new(principal);
-    app.identity.remember(token, version, &principal);
+    app.identity.remember(token, &principal);
     Ok(principal)
 }
 

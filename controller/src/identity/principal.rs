@@ -76,6 +76,8 @@ pub struct Principal {
     pub target: Target,
     /// Roles on the target with those that they imply, ordered by name.
     pub roles: Vec<Named>,
+    /// `identity_version` when all this was found.
+    pub version: i64,
     /// Of the application credential, if it was had with one.
     pub restriction: Option<Restriction>,
 }
@@ -147,7 +149,7 @@ impl Principal {
 ///
 /// # Errors
 /// Of the database.
-pub async fn load(conn: &mut Conn, claims: Claims) -> Result<Option<Principal>, sqlx::Error> {
+pub async fn load(conn: &mut Conn, claims: Claims, version: i64) -> Result<Option<Principal>, sqlx::Error> {
     let Some((user, user_domain)) = load_user(conn, &claims).await? else { return Ok(None) };
     let target = match &claims.scope {
         Scope::Unscoped => Some(Target::Unscoped),
@@ -174,7 +176,7 @@ pub async fn load(conn: &mut Conn, claims: Claims) -> Result<Option<Principal>, 
     if roles.is_empty() && target != Target::Unscoped {
         return Ok(None);
     }
-    Ok(Some(Principal { claims, user, user_domain, target, roles, restriction }))
+    Ok(Some(Principal { claims, user, user_domain, target, roles, version, restriction }))
 }
 
 /// The credential, and the ids of the roles that it gives with those that they imply; `None` when it is over or gone.
