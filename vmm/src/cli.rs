@@ -19,6 +19,7 @@ use crate::event_loop::{self, EventLoop};
 use crate::log::{self, Level};
 use crate::metrics;
 use crate::outcome::Outcome;
+use crate::seccomp::{self, SeccompError};
 use crate::snapshot::{self, FormatError};
 
 /// Where Firecracker has its socket when nothing is said.
@@ -85,6 +86,12 @@ pub struct Options {
     /// Put the devices on a PCI bus, with MSI-X interrupts, instead of behind virtio-mmio registers
     #[arg(long)]
     enable_pci: bool,
+    /// Do not restrict the system calls of this process: for debugging only
+    #[arg(long, conflicts_with = "seccomp_filter")]
+    no_seccomp: bool,
+    /// Take the seccomp filters from this JSON file (seccompiler's format) with filters named main, setup, worker, vcpu
+    #[arg(long, value_name = "PATH")]
+    seccomp_filter: Option<PathBuf>,
     /// Write why the process ended to this file (JSON, by way of PATH.tmp) just before it does
     #[arg(long, value_name = "PATH")]
     exit_report: Option<PathBuf>,
@@ -117,6 +124,8 @@ enum RunError {
     #[error("cannot start the VM")]
     Boot(#[from] crate::boot::BootError),
     #[error(transparent)]
+    Seccomp(#[from] SeccompError),
+    #[error(transparent)]
     Bind(#[from] crate::api::server::BindError),
 }
 
@@ -129,6 +138,7 @@ impl RunError {
             | Self::ReadConfig(..)
             | Self::ParseConfig(..)
             | Self::Config(..)
+            | Self::Seccomp(_)
             | Self::Bind(_) => ExitReason::BadConfig,
             Self::Boot(error) => error.reason(),
             Self::Events(_) => ExitReason::HostError,
@@ -222,6 +232,9 @@ fn run(options: &Options) -> Result<ExitReport, RunError> {
     };
     log::configure(&look).map_err(RunError::LogLook)?;
     note_startup_time(options);
+    if !options.no_seccomp {
+        seccomp::prepare(options.seccomp_filter.as_deref())?;
+    }
     // Before any thread is made: they inherit the mask.
     let signals: OwnedFd = event_loop::block_signals().map_err(RunError::Events)?;
     let outcome = Arc::new(Outcome::new().map_err(RunError::Events)?);

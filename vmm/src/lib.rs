@@ -14,6 +14,7 @@
 //! | [`disk`] | formats of disk images |
 //! | [`controller`], [`config`] | one command enum, the phases before and after the start, and the configuration's rules |
 //! | [`snapshot`] | a machine in two files, and back |
+//! | [`seccomp`] | a filter for each kind of thread |
 //! | [`api`] | Firecracker's REST API |
 //! | [`metrics`], `log` | what the process tells about itself |
 //! | [`event_loop`] | the main thread |
@@ -45,6 +46,7 @@ pub mod metrics;
 pub mod outcome;
 mod power;
 pub mod rate_limiter;
+pub mod seccomp;
 pub mod snapshot;
 
 /// An error with all its causes in one line.

@@ -25,6 +25,7 @@ use crate::error_chain;
 use crate::kvm::{Clock, Kick, KvmError, Stop, Vcpu, VcpuState};
 use crate::memory::GuestMemory;
 use crate::outcome::Outcome;
+use crate::seccomp::{self, ThreadKind};
 use crate::snapshot::{CreateError, DeviceState, Stateful};
 
 /// A vCPU thread needs little: the device code it runs keeps its buffers elsewhere.
@@ -143,7 +144,10 @@ impl Machine {
             parking: Mutex::new(Parking { paused: parts.paused, ..Parking::default() }),
             changed: Condvar::new(),
         });
+        seccomp::start_set_up_thread().map_err(io::Error::other)?;
         let mut vcpus = Vec::with_capacity(parts.vcpus.len());
+        // No vCPU enters the guest while this is locked: every thread is restricted before the first instruction.
+        let parking = shared.parking();
         // The boot processor last: until it runs, the others only wait for it.
         for vcpu in parts.vcpus.into_iter().rev() {
             let shared = shared.clone();
@@ -158,6 +162,8 @@ impl Machine {
                 })?;
             vcpus.push(VcpuThread { handle, kick });
         }
+        seccomp::enter(ThreadKind::Main).map_err(io::Error::other)?;
+        drop(parking);
         Ok(Self {
             vcpus,
             shared,
@@ -273,6 +279,10 @@ impl Machine {
 
 fn run_vcpu(mut vcpu: Vcpu, shared: &Shared) -> Vcpu {
     let outcome = &shared.outcome;
+    if let Err(error) = seccomp::enter(ThreadKind::Vcpu) {
+        outcome.decide(ExitReason::HostError, error_chain(&error));
+        return vcpu;
+    }
     let Buses { ports, mmio } = &shared.buses;
     loop {
         shared.park(&vcpu);

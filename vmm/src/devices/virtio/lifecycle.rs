@@ -21,6 +21,7 @@ use super::queue::{Progress, VirtQueue};
 use super::{Activation, COMMON_FEATURES, F_EVENT_IDX, F_VERSION_1, Interrupt, VirtioDevice};
 use crate::devices::{DeviceError, report};
 use crate::memory::GuestMemory;
+use crate::seccomp;
 use crate::snapshot::{DeviceState, StateError};
 
 /// Bits of the device status field (virtio 1.2 §2.1).
@@ -100,9 +101,13 @@ struct QueueState {
     next_used: u16,
 }
 
+/// See [`Lifecycle::in_set_up_thread`].
+const PRESENT: &str = "the device is given back by the set-up thread, or the process ends";
+
 /// A device and where it is in its life.
 pub struct Lifecycle {
-    device: Box<dyn VirtioDevice>,
+    /// Away only while the set-up thread has it, and then nobody else can get at this.
+    device: Option<Box<dyn VirtioDevice>>,
     mem: GuestMemory,
     interrupt: Arc<Interrupt>,
     /// One per queue, whether or not the device serves inline.
@@ -134,7 +139,7 @@ impl Lifecycle {
         let queues: Vec<_> = device.queue_max_sizes().iter().map(|&max| QueueSetup::new(max)).collect();
         let progress = queues.iter().map(|_| Arc::default()).collect();
         Ok(Self {
-            device,
+            device: Some(device),
             mem,
             interrupt,
             notifiers,
@@ -150,12 +155,12 @@ impl Lifecycle {
 
     /// The device.
     pub fn device(&self) -> &dyn VirtioDevice {
-        self.device.as_ref()
+        self.device.as_deref().expect(PRESENT)
     }
 
     /// The device, for writes to its configuration space.
     pub fn device_mut(&mut self) -> &mut dyn VirtioDevice {
-        self.device.as_mut()
+        self.device.as_deref_mut().expect(PRESENT)
     }
 
     /// An eventfd for each queue, in order; none if the device serves its queues inline.
@@ -165,7 +170,7 @@ impl Lifecycle {
 
     /// Every feature on offer.
     pub fn offered_features(&self) -> u64 {
-        self.device.features() | COMMON_FEATURES
+        self.device().features() | COMMON_FEATURES
     }
 
     /// Sets half of the features the driver wants; ignored once they are agreed on (virtio 1.2 §3.1.1).
@@ -235,8 +240,8 @@ impl Lifecycle {
         if usize::from(index) >= self.queues.len() {
             return;
         }
-        if self.device.serves_inline() {
-            self.device.notify(index);
+        if self.device().serves_inline() {
+            self.device_mut().notify(index);
         } else if let Some(notifier) = self.notifiers.get(usize::from(index)) {
             // Fails only if the counter is full, and then the worker is being notified anyway.
             let _ = notifier.write(1);
@@ -247,9 +252,9 @@ impl Lifecycle {
     pub fn pause(&mut self) {
         if !self.paused {
             self.paused = true;
-            self.paused_generation = self.device.config_generation();
+            self.paused_generation = self.device().config_generation();
             if self.active {
-                self.device.pause();
+                self.device_mut().pause();
             }
         }
     }
@@ -265,7 +270,7 @@ impl Lifecycle {
         for queue in 0..self.queues.len() {
             self.interrupt.used_buffers(queue as u16);
         }
-        if self.device.config_generation() != self.paused_generation {
+        if self.device().config_generation() != self.paused_generation {
             self.interrupt.config_changed();
         }
     }
@@ -280,13 +285,13 @@ impl Lifecycle {
             QueueState { setup: *setup, next_avail, next_used }
         });
         Ok(LifecycleState {
-            device_type: self.device.device_type(),
+            device_type: self.device().device_type(),
             status: self.status,
             driver_features: self.driver_features,
             needs_reset: self.interrupt.needs_reset(),
             active: self.active,
             queues: queues.collect(),
-            device: self.device.save()?,
+            device: self.device().save()?,
         })
     }
 
@@ -295,7 +300,7 @@ impl Lifecycle {
     /// # Errors
     /// It is the state of another device, of one with features that this one hasn't, or of queues that are not in memory.
     pub fn restore(&mut self, state: &LifecycleState) -> Result<(), StateError> {
-        let (kind, queues) = (self.device.device_type(), self.queues.len());
+        let (kind, queues) = (self.device().device_type(), self.queues.len());
         if (state.device_type, state.queues.len()) != (kind, queues) {
             return Err(StateError::new(format!(
                 "it is a virtio device of type {kind} with {queues} queues, the snapshot has one of type {} with {}",
@@ -303,7 +308,7 @@ impl Lifecycle {
                 state.queues.len()
             )));
         }
-        self.device.restore(&state.device)?;
+        self.device_mut().restore(&state.device)?;
         let missing = state.driver_features & !self.offered_features();
         if state.status & status::FEATURES_OK != 0 && missing != 0 {
             return Err(StateError::new(format!(
@@ -314,7 +319,7 @@ impl Lifecycle {
         self.driver_features = state.driver_features;
         self.active = state.active;
         self.paused = true;
-        self.paused_generation = self.device.config_generation();
+        self.paused_generation = self.device().config_generation();
         for ((queue, progress), saved) in self.queues.iter_mut().zip(&self.progress).zip(&state.queues) {
             *queue = saved.setup;
             progress.set(saved.next_avail, saved.next_used);
@@ -336,8 +341,8 @@ impl Lifecycle {
                 queues,
                 interrupt: self.interrupt.clone(),
             };
-            self.device.activate(activation).map_err(|error| {
-                report(&format!("virtio device of type {}", self.device.device_type()), &error);
+            self.in_set_up_thread(|device| device.activate(activation)).map_err(|error| {
+                report(&format!("virtio device of type {}", self.device().device_type()), &error);
             })
         });
         match activated {
@@ -346,11 +351,30 @@ impl Lifecycle {
         }
     }
 
+    /// Lets the set-up thread do what a vCPU may not: start and stop threads, open and close. Waits for it.
+    fn in_set_up_thread<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut dyn VirtioDevice) -> T + Send + 'static,
+    ) -> T {
+        let mut device = self.device.take().expect(PRESENT);
+        let done = seccomp::set_up(move || {
+            let result = work(device.as_mut());
+            (device, result)
+        });
+        let Some((device, result)) = done else {
+            // The thread ends only by a panic or with the process; without the device nothing here can go on.
+            crate::log::error!("the set-up thread of the devices is gone");
+            std::process::abort();
+        };
+        self.device = Some(device);
+        result
+    }
+
     /// The queues as the driver set them up; None unless every one of them that it uses is usable.
     fn running_queues(&self) -> Option<Vec<VirtQueue>> {
         let event_idx = self.driver_features & F_EVENT_IDX != 0;
-        let max_sizes = self.device.queue_max_sizes();
-        let used = self.device.queues_used(self.driver_features);
+        let max_sizes = self.device().queue_max_sizes();
+        let used = self.device().queues_used(self.driver_features);
         let mut running = Vec::with_capacity(used);
         for (index, (setup, max_size)) in self.queues.iter().zip(max_sizes).take(used).enumerate() {
             if !setup.ready && index > 0 && !self.device.needs_all_queues() {
@@ -376,14 +400,12 @@ impl Lifecycle {
 
     fn reset(&mut self) {
         // Also a device whose activation failed may hold something.
-        self.device.reset();
+        self.in_set_up_thread(|device| device.reset());
         self.active = false;
         self.interrupt.clear_needs_reset();
         self.status = 0;
         self.driver_features = 0;
-        for (queue, max) in self.queues.iter_mut().zip(self.device.queue_max_sizes()) {
-            *queue = QueueSetup::new(*max);
-        }
+        self.queues = self.device().queue_max_sizes().iter().map(|&max| QueueSetup::new(max)).collect();
         // After the device's queues are gone: they have left their last positions here.
         self.progress.iter().for_each(|progress| progress.set(0, 0));
     }
@@ -391,7 +413,7 @@ impl Lifecycle {
 
 impl Drop for Lifecycle {
     fn drop(&mut self) {
-        self.device.reset();
+        self.in_set_up_thread(|device| device.reset());
     }
 }
 

@@ -6,11 +6,12 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use nix::sys::signal::{SigSet, SigmaskHow, pthread_sigmask};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
-use crate::devices::DeviceError;
+use crate::devices::{DeviceError, report};
+use crate::seccomp::{self, ThreadKind};
 
 /// Stack of a worker: its loops are flat and its buffers on the heap.
 const STACK_BYTES: usize = 128 << 10;
@@ -35,8 +36,15 @@ impl Worker {
             .name(name.to_owned())
             .stack_size(STACK_BYTES)
             .spawn(move || {
+                let mut blocked = SigSet::all();
+                // Its handler tells which system call was refused.
+                blocked.remove(Signal::SIGSYS);
                 // Can't fail: the arguments are constants.
-                let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None);
+                let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&blocked), None);
+                if let Err(error) = seccomp::enter(ThreadKind::Worker) {
+                    // Nothing of a guest is served without a filter: its requests stay unanswered.
+                    return report("a device's thread", &error);
+                }
                 // SAFETY: `stop_seen` lives until this closure ends.
                 run(unsafe { BorrowedFd::borrow_raw(stop_seen.as_raw_fd()) });
             })

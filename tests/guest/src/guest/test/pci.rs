@@ -11,7 +11,7 @@ use crate::ensure;
 use crate::heap::Identity;
 use crate::pci::Function;
 use crate::report::Report;
-use crate::virtio::{Kind, StatusWrites, register};
+use crate::virtio::{EVENT_IDX, Kind, StatusWrites, register};
 
 const COMMAND: u64 = 0x04;
 const REGISTERS: u64 = 0x10;
@@ -111,7 +111,8 @@ fn window(function: &Function) -> TestResult {
 
 /// An interrupt while the messages are masked is pending, and comes when they no longer are.
 fn pending(subject: &Subject<'_>, function: &Function) -> TestResult {
-    let transport = subject.window.transport(0, StatusWrites::Single)?;
+    // With EVENT_IDX a driver that polls may have told the device that it needs no interrupt (virtio 1.2 §2.7.10).
+    let transport = subject.window.transport(EVENT_IDX, StatusWrites::Single)?;
     let mut rng = VirtIORng::<Identity, _>::new(transport).map_err(|error| error.to_string())?;
     let before = subject.route_irq();
     function.mask_messages(true);

@@ -1,0 +1,306 @@
+//! What each kind of thread may ask of the kernel, in groups, each with its reason.
+//!
+//! **To add a call:** put it in the group whose reason is its reason, or make a new group with a reason and name it in
+//! [`of`]. A worker's call must be in the list of the set-up thread, too, which makes workers; [`SET_UP`] holds all of
+//! [`WORKER`]. Prefer a restriction of an argument (`ioctl` always has one).
+
+use libc::{
+    SYS_accept4, SYS_access, SYS_arch_prctl, SYS_bind, SYS_brk, SYS_clock_gettime, SYS_clock_nanosleep,
+    SYS_clone, SYS_clone3, SYS_close, SYS_connect, SYS_dup, SYS_epoll_create1, SYS_epoll_ctl,
+    SYS_epoll_pwait, SYS_epoll_wait, SYS_eventfd2, SYS_exit, SYS_exit_group, SYS_fallocate, SYS_fcntl,
+    SYS_fdatasync, SYS_flock, SYS_fstat, SYS_fstatfs, SYS_fsync, SYS_ftruncate, SYS_futex, SYS_getpid,
+    SYS_getrandom, SYS_getsockname, SYS_getsockopt, SYS_gettid, SYS_io_uring_enter, SYS_io_uring_register,
+    SYS_io_uring_setup, SYS_ioctl, SYS_listen, SYS_lseek, SYS_madvise, SYS_memfd_create, SYS_mmap,
+    SYS_mprotect, SYS_mremap, SYS_munmap, SYS_nanosleep, SYS_newfstatat, SYS_openat, SYS_poll, SYS_ppoll,
+    SYS_prctl, SYS_pread64, SYS_preadv, SYS_preadv2, SYS_prlimit64, SYS_pwrite64, SYS_pwritev, SYS_pwritev2,
+    SYS_read, SYS_readlink, SYS_readlinkat, SYS_readv, SYS_recvfrom, SYS_recvmsg, SYS_rename, SYS_renameat2,
+    SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn,
+    SYS_sched_getaffinity, SYS_sched_yield, SYS_seccomp, SYS_sendmsg, SYS_sendto, SYS_set_robust_list,
+    SYS_setsockopt, SYS_shutdown, SYS_sigaltstack, SYS_signalfd4, SYS_socket, SYS_statx, SYS_tgkill,
+    SYS_timerfd_create, SYS_timerfd_settime, SYS_unlink, SYS_unlinkat, SYS_write, SYS_writev, c_long,
+};
+
+use super::ThreadKind;
+
+/// Which arguments a call may have.
+#[derive(Debug, Clone, Copy)]
+pub enum Arguments {
+    /// Any.
+    All,
+    /// Argument `.0` (from 0) is one of these 32-bit values.
+    OneOf(usize, &'static [u64]),
+    /// Argument 1 (the request of an ioctl) has one of these types, its bits 8 to 15.
+    IoctlTypes(&'static [u64]),
+}
+
+impl Arguments {
+    /// The argument, its values and the bits that count.
+    pub(super) const fn condition(&self) -> Option<(u8, &'static [u64], u64)> {
+        match self {
+            Self::All => None,
+            Self::OneOf(index, values) => Some((*index as u8, values, 0xffff_ffff)),
+            Self::IoctlTypes(values) => Some((1, values, 0xff00)),
+        }
+    }
+}
+
+/// Calls with one reason.
+#[derive(Debug)]
+pub struct Group {
+    /// Why threads of this kind make them.
+    pub reason: &'static str,
+    /// Number and arguments.
+    pub calls: &'static [(c_long, Arguments)],
+}
+
+use Arguments::{All, IoctlTypes, OneOf};
+
+const MEMORY: Group = Group {
+    reason: "the allocator, and stacks that go with their threads",
+    calls: &[
+        (SYS_brk, All),
+        (SYS_madvise, All),
+        (SYS_mmap, All),
+        (SYS_mprotect, All),
+        (SYS_mremap, All),
+        (SYS_munmap, All),
+    ],
+};
+
+const THREADS: Group = Group {
+    reason: "locks, clocks where the vDSO has none, signals, and the end of a thread or the process",
+    calls: &[
+        (SYS_clock_gettime, All),
+        (SYS_clock_nanosleep, All),
+        (SYS_exit, All),
+        (SYS_exit_group, All),
+        (SYS_futex, All),
+        (SYS_gettid, All),
+        (SYS_nanosleep, All),
+        (SYS_restart_syscall, All),
+        (SYS_rt_sigprocmask, All),
+        (SYS_rt_sigreturn, All),
+        (SYS_sched_getaffinity, All),
+        (SYS_sched_yield, All),
+        (SYS_sigaltstack, All),
+    ],
+};
+
+const DESCRIPTORS: Group = Group {
+    reason: "eventfds, the log, and looking whether something is ready",
+    calls: &[(SYS_close, All), (SYS_poll, All), (SYS_ppoll, All), (SYS_read, All), (SYS_write, All)],
+};
+
+/// `KVM_RUN`, `KVM_KVMCLOCK_CTRL`, what a crash report reads (`KVM_GET_REGS`, `KVM_GET_SREGS`), and what a write to the
+/// I/O APIC or to a PCI function changes (`KVM_SET_GSI_ROUTING`, `KVM_IRQFD`, `KVM_IOEVENTFD`).
+const VCPU_IOCTLS: &[u64] =
+    &[0xae80, 0xaead, 0x8090_ae81, 0x8138_ae83, 0x4008_ae6a, 0x4020_ae76, 0x4040_ae79];
+
+const RUN: Group = Group {
+    reason: "running the guest, and the interrupts and notifications that it moves",
+    calls: &[(SYS_ioctl, OneOf(1, VCPU_IOCTLS))],
+};
+
+/// `KVM_GET_` `MP_STATE`, `XSAVE`, `XSAVE2`, `XCRS`, `DEBUGREGS`, `LAPIC`, `VCPU_EVENTS`, `TSC_KHZ`, `MSRS`,
+/// `MSR_INDEX_LIST`, `CPUID2`, `FPU`; `KVM_CHECK_EXTENSION`.
+const STATE_IOCTLS: &[u64] = &[
+    0x8004_ae98,
+    0x9000_aea4,
+    0x9000_aecf,
+    0x8188_aea6,
+    0x8080_aea1,
+    0x8400_ae8e,
+    0x8040_ae9f,
+    0xaea3,
+    0xc008_ae88,
+    0xc004_ae02,
+    0xc008_ae91,
+    0x81a0_ae8c,
+    0xae03,
+];
+
+const STATE: Group = Group {
+    reason: "the processor's state for a snapshot, which its own thread reads",
+    calls: &[(SYS_ioctl, OneOf(1, STATE_IOCTLS))],
+};
+
+/// `O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NONBLOCK`.
+const LOG_FLAGS: &[u64] = &[0o2_006_101];
+
+const SERIAL: Group = Group {
+    reason: "the serial port's output: a bounded file is renamed and started anew, clients of the socket are sent it",
+    calls: &[
+        (SYS_openat, OneOf(2, LOG_FLAGS)),
+        (SYS_rename, All),
+        (SYS_statx, All),
+        (SYS_lseek, All),
+        (SYS_sendto, All),
+        (SYS_timerfd_settime, All),
+    ],
+};
+
+const WAIT: Group = Group {
+    reason: "waiting for queues, taps, sockets and timers",
+    calls: &[
+        (SYS_epoll_create1, All),
+        (SYS_epoll_ctl, All),
+        (SYS_epoll_pwait, All),
+        (SYS_epoll_wait, All),
+        (SYS_eventfd2, All),
+        (SYS_timerfd_create, All),
+        (SYS_timerfd_settime, All),
+    ],
+};
+
+const DISK: Group = Group {
+    reason: "drives: data, flush, discard, write-zeroes, and the size after a change of the file",
+    calls: &[
+        (SYS_fallocate, All),
+        (SYS_fdatasync, All),
+        (SYS_fstat, All),
+        (SYS_fsync, All),
+        (SYS_ftruncate, All),
+        (SYS_lseek, All),
+        (SYS_pread64, All),
+        (SYS_preadv, All),
+        (SYS_preadv2, All),
+        (SYS_pwrite64, All),
+        (SYS_pwritev, All),
+        (SYS_pwritev2, All),
+        (SYS_statx, All),
+    ],
+};
+
+const IO_URING: Group = Group {
+    reason: "drives with io_engine Async; the file and the guest's memory are registered, nothing is opened through it",
+    calls: &[(SYS_io_uring_enter, All), (SYS_io_uring_register, All), (SYS_io_uring_setup, All)],
+};
+
+const NETWORK: Group = Group {
+    reason: "taps and sockets that are open already, and connections of vsock",
+    calls: &[
+        (SYS_accept4, All),
+        (SYS_connect, All),
+        (SYS_getsockopt, All),
+        (SYS_readv, All),
+        (SYS_recvfrom, All),
+        (SYS_recvmsg, All),
+        (SYS_sendmsg, All),
+        (SYS_sendto, All),
+        (SYS_setsockopt, All),
+        (SYS_shutdown, All),
+        (SYS_socket, OneOf(0, &[libc::AF_UNIX as u64])),
+        (SYS_writev, All),
+    ],
+};
+
+/// Taps: `TUNSETIFF`, `TUNGETIFF`, `TUNGETFEATURES`, `TUNSETOFFLOAD`, `TUNSETVNETHDRSZ`, `TUNSETQUEUE`, `TUNSETVNETLE`.
+/// Descriptors: `FIONBIO`, `FIONREAD`, `FIOCLEX`. The terminal of the serial port: `TCGETS`, `TCSETS`, `TCSETSW`.
+const DEVICE_IOCTLS: &[u64] = &[
+    0x4004_54ca,
+    0x8004_54d2,
+    0x8004_54cf,
+    0x4004_54d0,
+    0x4004_54d8,
+    0x4004_54d9,
+    0x4004_54dc,
+    0x5421,
+    0x541b,
+    0x5451,
+    0x5401,
+    0x5402,
+    0x5403,
+];
+
+/// Block devices and vhost.
+const DEVICE_IOCTL_TYPES: &[u64] = &[0x1200, 0xaf00];
+
+const DEVICES: Group = Group {
+    reason: "queues, offloads and link of a tap, size of and discard on a block device, vhost",
+    calls: &[
+        (SYS_ioctl, OneOf(1, DEVICE_IOCTLS)),
+        (SYS_ioctl, IoctlTypes(DEVICE_IOCTL_TYPES)),
+        (SYS_getrandom, All),
+        (SYS_fcntl, All),
+    ],
+};
+
+const MAKE_THREADS: Group = Group {
+    reason: "making threads, with their names and their own filters",
+    calls: &[
+        (SYS_clone, All),
+        (SYS_clone3, All),
+        (SYS_prctl, All),
+        (SYS_rseq, All),
+        (SYS_seccomp, All),
+        (SYS_set_robust_list, All),
+    ],
+};
+
+const FILES: Group = Group {
+    reason: "what API requests name: drives, logs, metrics, snapshots; the exit report; sockets that are removed",
+    calls: &[
+        (SYS_access, All),
+        (SYS_dup, All),
+        (SYS_flock, All),
+        (SYS_fstatfs, All),
+        (SYS_memfd_create, All),
+        (SYS_newfstatat, All),
+        (SYS_openat, All),
+        (SYS_readlink, All),
+        (SYS_readlinkat, All),
+        (SYS_rename, All),
+        (SYS_renameat2, All),
+        (SYS_unlink, All),
+        (SYS_unlinkat, All),
+    ],
+};
+
+const SERVER: Group = Group {
+    reason: "the API's socket, the console's, and those of vsock and vhost-user",
+    calls: &[(SYS_bind, All), (SYS_getsockname, All), (SYS_listen, All), (SYS_signalfd4, All)],
+};
+
+/// KVM: interrupts of devices that are added, and the state of the machine.
+const MAIN_IOCTLS: &[u64] = &[0xae00];
+
+const MACHINE: Group = Group {
+    reason: "devices that come and go, pause, snapshots; kicks to the vCPUs",
+    calls: &[
+        (SYS_ioctl, IoctlTypes(MAIN_IOCTLS)),
+        (SYS_arch_prctl, All),
+        (SYS_getpid, All),
+        (SYS_prlimit64, All),
+        (SYS_rt_sigaction, All),
+        (SYS_tgkill, All),
+    ],
+};
+
+const VCPU: &[&Group] = &[&MEMORY, &THREADS, &DESCRIPTORS, &RUN, &STATE, &SERIAL];
+const WORKER: &[&Group] = &[&MEMORY, &THREADS, &DESCRIPTORS, &WAIT, &DISK, &IO_URING, &NETWORK, &DEVICES];
+const SET_UP: &[&Group] =
+    &[&MEMORY, &THREADS, &DESCRIPTORS, &WAIT, &DISK, &IO_URING, &NETWORK, &DEVICES, &MAKE_THREADS];
+const MAIN: &[&Group] = &[
+    &MEMORY,
+    &THREADS,
+    &DESCRIPTORS,
+    &WAIT,
+    &DISK,
+    &IO_URING,
+    &NETWORK,
+    &DEVICES,
+    &MAKE_THREADS,
+    &FILES,
+    &SERVER,
+    &MACHINE,
+];
+
+/// The groups of a kind of thread.
+pub const fn of(kind: ThreadKind) -> &'static [&'static Group] {
+    match kind {
+        ThreadKind::Main => MAIN,
+        ThreadKind::SetUp => SET_UP,
+        ThreadKind::Worker => WORKER,
+        ThreadKind::Vcpu => VCPU,
+    }
+}
