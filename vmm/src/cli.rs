@@ -1,6 +1,7 @@
 //! The command line, with Firecracker's names for what Firecracker has.
 
 use std::collections::BTreeMap;
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,7 @@ use crate::api::server::Server;
 use crate::controller::{ActionError, Controller};
 use crate::error_chain;
 use crate::event_loop::{self, EventLoop};
+use crate::jail::{self, JailOptions, Next};
 use crate::log::{self, Level};
 use crate::metrics;
 use crate::outcome::Outcome;
@@ -30,8 +32,9 @@ const MAX_CONFIG_FILE: u64 = 1 << 20;
 /// Runs one microVM on KVM.
 ///
 /// The VM is configured and started through Firecracker's REST API on a Unix socket, or from one JSON file with
-/// --config-file. The process ends with its VM; the exit code says why: 0 the guest switched itself off, 1 the host
-/// failed, 3 the guest rebooted, 4 the guest crashed, 5 ended by a signal, 152 bad configuration, 153 bad arguments.
+/// --config-file. `mote-vmm jail` does the same in a jail. The process ends with its VM; the exit code says why: 0 the
+/// guest switched itself off, 1 the host failed, 3 the guest rebooted, 4 the guest crashed, 5 ended by a signal, 148 a
+/// system call was refused, 152 bad configuration, 153 bad arguments.
 #[derive(Debug, Parser)]
 #[command(name = "mote-vmm", version, max_term_width = 100)]
 pub struct Options {
@@ -98,7 +101,7 @@ pub struct Options {
 }
 
 /// Firecracker's rule for ids.
-fn parse_id(id: &str) -> Result<String, String> {
+pub(crate) fn parse_id(id: &str) -> Result<String, String> {
     let valid =
         (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
     if valid { Ok(id.to_owned()) } else { Err("1 to 64 letters, digits and hyphens".to_owned()) }
@@ -149,13 +152,16 @@ impl RunError {
 /// The whole program: reads the command line, runs the VM, and returns the exit code.
 pub fn main() -> u8 {
     one_malloc_arena();
-    let options = match Options::try_parse() {
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    if arguments.get(1).is_some_and(|word| word == "jail") {
+        arguments = match enter_jail(arguments.split_off(1)) {
+            Ok(inside) => inside,
+            Err(code) => return code,
+        };
+    }
+    let options = match Options::try_parse_from(arguments) {
         Ok(options) => options,
-        Err(error) => {
-            // `--help` and `--version` come here, too.
-            let _ = error.print();
-            return if error.use_stderr() { ExitReason::BadArguments.code() } else { 0 };
-        }
+        Err(error) => return usage(&error),
     };
     if let Some(code) = print_versions(&options) {
         return code;
@@ -191,6 +197,26 @@ fn print_versions(options: &Options) -> Option<u8> {
         Err(error) => {
             eprintln!("mote-vmm: the snapshot {}: {}", path.display(), error_chain(&error));
             Some(ExitReason::BadConfig.code())
+        }
+    }
+}
+
+/// Prints what clap has to say: also `--help` and `--version` come here.
+fn usage(error: &clap::Error) -> u8 {
+    let _ = error.print();
+    if error.use_stderr() { ExitReason::BadArguments.code() } else { 0 }
+}
+
+/// Makes the jail that `mote-vmm jail` asks for (the arguments start with that word). Returns the command line that goes
+/// on inside of it, or the exit code.
+fn enter_jail(arguments: Vec<OsString>) -> Result<Vec<OsString>, u8> {
+    let options = JailOptions::try_parse_from(arguments).map_err(|error| usage(&error))?;
+    match jail::enter(&options) {
+        Ok(Next::Run(inside)) => Ok(std::iter::once("mote-vmm".into()).chain(inside).collect()),
+        Ok(Next::Exit) => Err(0),
+        Err(error) => {
+            eprintln!("mote-vmm jail: {}", error_chain(&error));
+            Err(ExitReason::BadConfig.code())
         }
     }
 }

@@ -14,6 +14,7 @@
 //! | [`disk`] | formats of disk images |
 //! | [`controller`], [`config`] | one command enum, the phases before and after the start, and the configuration's rules |
 //! | [`snapshot`] | a machine in two files, and back |
+//! | [`jail`] | `mote-vmm jail`: chroot, namespaces, cgroups, limits, an unprivileged user |
 //! | [`seccomp`] | a filter for each kind of thread |
 //! | [`api`] | Firecracker's REST API |
 //! | [`metrics`], `log` | what the process tells about itself |
@@ -36,6 +37,7 @@ pub mod devices;
 pub mod disk;
 pub mod event_loop;
 mod ioapic;
+pub mod jail;
 mod kvm;
 mod layout;
 mod loader;

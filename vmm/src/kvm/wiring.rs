@@ -275,8 +275,8 @@ mod tests {
 
     #[test]
     fn the_table_has_inputs_and_vectors_with_the_whole_address() {
-        let mut routes = Routes::default();
-        routes.inputs = vec![None, Some(Message { address: 0xfee0_0000, data: 1 })];
+        let inputs = vec![None, Some(Message { address: 0xfee0_0000, data: 1 })];
+        let mut routes = Routes { inputs, ..Routes::default() };
         routes.vectors.insert(30, Message { address: 0x1_fee0_0000, data: 2 });
         let entries = routes.entries();
         assert_eq!(entries.iter().map(|entry| entry.gsi).collect::<Vec<_>>(), [1, 30]);

@@ -68,8 +68,9 @@ const MEMORY: Group = Group {
 };
 
 const THREADS: Group = Group {
-    reason: "locks, clocks where the vDSO has none, signals, and the end of a thread or the process",
+    reason: "locks, clocks where the vDSO has none, seeds of hash maps, signals, and the end of a thread or the process",
     calls: &[
+        (SYS_getrandom, All),
         (SYS_clock_gettime, All),
         (SYS_clock_nanosleep, All),
         (SYS_exit, All),
@@ -220,7 +221,6 @@ const DEVICES: Group = Group {
     calls: &[
         (SYS_ioctl, OneOf(1, DEVICE_IOCTLS)),
         (SYS_ioctl, IoctlTypes(DEVICE_IOCTL_TYPES)),
-        (SYS_getrandom, All),
         (SYS_fcntl, All),
     ],
 };

@@ -1,0 +1,217 @@
+//! `mote-vmm jail`: what Firecracker's jailer does, with its options.
+//!
+//! ```text
+//!   as root                                                                       as --uid and --gid
+//!   close descriptors, clear the environment                                      start the VM in this process,
+//!   limits ─► cgroups ─► network namespace ─► directory, devices ─► mount         or replace it by --exec-file
+//!   namespace, pivot_root ─► session, /dev/null ─► pid namespace ─► privileges ─►
+//! ```
+//!
+//! The order matters: cgroups, network namespace and device nodes are made where the host's files can still be seen;
+//! nothing of them can be reached after [`chroot::enter`].
+//!
+//! If `--exec-file` is this very program, nothing is copied or executed: the VM is started in this process, so that it
+//! needs no dynamic linker or libraries in the jail. Another file is copied into the jail and executed; it must be
+//! linked statically.
+
+mod cgroup;
+mod chroot;
+mod identity;
+mod limits;
+
+use std::ffi::{CString, OsString};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use nix::errno::Errno;
+
+pub use cgroup::CgroupError;
+pub use limits::Limit;
+
+/// Where jails are made when nothing is said, as Firecracker's.
+const DEFAULT_BASE: &str = "/srv/jailer";
+
+/// Starts one microVM in a jail: chroot, namespaces, cgroups, limits, without privileges.
+///
+/// What follows -- is for the VM (see mote-vmm --help); its paths are those inside of the jail, whose root is
+/// BASE/FILE/ID/root.
+#[derive(Debug, Parser)]
+#[command(name = "mote-vmm jail", version, max_term_width = 100)]
+pub struct JailOptions {
+    /// Name of the VM: 1 to 64 letters, digits and hyphens
+    #[arg(long, value_name = "ID", value_parser = crate::cli::parse_id)]
+    id: String,
+    /// Program to run in the jail [default: this program]
+    #[arg(long, value_name = "PATH")]
+    exec_file: Option<PathBuf>,
+    /// User to run it as
+    #[arg(long)]
+    uid: u32,
+    /// Group to run it as
+    #[arg(long)]
+    gid: u32,
+    /// Directory of the jails
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_BASE)]
+    chroot_base_dir: PathBuf,
+    /// Network namespace to join, a file like /run/netns/NAME
+    #[arg(long, value_name = "PATH")]
+    netns: Option<PathBuf>,
+    /// Value of a cgroup's file, like cpu.shares=10; may be given several times
+    #[arg(long = "cgroup", value_name = "FILE=VALUE", value_parser = cgroup::parse_setting)]
+    cgroups: Vec<cgroup::Setting>,
+    /// Version of the host's cgroups: 1 or 2
+    #[arg(long, value_name = "1|2", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=2))]
+    cgroup_version: u8,
+    /// Cgroup below which the VM's is made [default: the name of the program]
+    #[arg(long, value_name = "NAME", value_parser = cgroup::parse_parent)]
+    parent_cgroup: Option<PathBuf>,
+    /// Limit of a resource: fsize=BYTES (largest file) or no-file=NUMBER (open descriptors, 2048 if not given)
+    #[arg(long = "resource-limit", value_name = "NAME=VALUE")]
+    limits: Vec<Limit>,
+    /// Leave the terminal's session; standard streams become /dev/null
+    #[arg(long)]
+    daemonize: bool,
+    /// Run in a pid namespace of its own; this process ends, and the pid is left in FILE.pid in the jail
+    #[arg(long)]
+    new_pid_ns: bool,
+    /// Arguments for the program in the jail
+    #[arg(last = true, value_name = "ARGUMENTS")]
+    arguments: Vec<OsString>,
+}
+
+/// The jail could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum JailError {
+    /// Not root.
+    #[error("mote-vmm jail has to be started by root; it gives up what it doesn't need")]
+    NotRoot,
+    /// A file could not be used or made.
+    #[error("{what} {}", .path.display())]
+    Path {
+        /// What was done.
+        what: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+    /// A system call failed.
+    #[error("{0}")]
+    Call(&'static str, #[source] Errno),
+    /// Cgroups.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// A file that cannot run where there are no libraries.
+    #[error("{} is linked dynamically and could not run in the jail; it must be linked statically", .0.display())]
+    Dynamic(PathBuf),
+    /// A name that can't be that of a directory.
+    #[error("--exec-file {} has no file name", .0.display())]
+    Name(PathBuf),
+    /// An argument for the program.
+    #[error("an argument contains a zero byte")]
+    Argument,
+}
+
+/// A failed step with a path.
+fn at<'a, E: Into<io::Error>>(what: &'static str, path: &'a Path) -> impl Fn(E) -> JailError + 'a {
+    move |source| JailError::Path { what, path: path.to_owned(), source: source.into() }
+}
+
+/// What goes on after the jail was made.
+#[derive(Debug)]
+pub enum Next {
+    /// The VM is to be started in this process with these arguments (without the name of the program).
+    Run(Vec<OsString>),
+    /// This process's work is done: the jail goes on in its child.
+    Exit,
+}
+
+/// Makes the jail around this process. What it returns runs inside of it.
+///
+/// # Errors
+/// See [`JailError`]. What was made so far (directory, cgroup) stays, as the caller's to remove.
+pub fn enter(options: &JailOptions) -> Result<Next, JailError> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(JailError::NotRoot);
+    }
+    let program = Program::find(options.exec_file.as_deref())?;
+    identity::close_descriptors().map_err(|error| JailError::Call("close inherited descriptors", error))?;
+    identity::clear_environment();
+    limits::apply(&options.limits).map_err(|error| JailError::Call("set resource limits", error))?;
+
+    let parent = options.parent_cgroup.clone().unwrap_or_else(|| PathBuf::from(&program.name));
+    cgroup::enter(options.cgroup_version, &parent, &options.id, &options.cgroups)?;
+    if let Some(path) = &options.netns {
+        identity::join_network(path)?;
+    }
+
+    let root = options.chroot_base_dir.join(&program.name).join(&options.id).join("root");
+    chroot::make(&root, options.uid, options.gid)?;
+    let executable = program.copy_into(&root, options.uid, options.gid)?;
+    let null = if options.daemonize { Some(identity::open_null()?) } else { None };
+    chroot::enter(&root)?;
+    if let Some(null) = null {
+        identity::daemonize(&null).map_err(|error| JailError::Call("leave the session", error))?;
+    }
+    if options.new_pid_ns && identity::fork_into_pid_namespace(&program.name, options.uid, options.gid)? {
+        return Ok(Next::Exit);
+    }
+    identity::drop_privileges(options.uid, options.gid)
+        .map_err(|error| JailError::Call("give up privileges", error))?;
+
+    let mut arguments = vec![OsString::from("--id"), OsString::from(&options.id)];
+    arguments.extend(options.arguments.iter().cloned());
+    match executable {
+        None => Ok(Next::Run(arguments)),
+        Some(path) => execute(&path, arguments),
+    }
+}
+
+/// Replaces this process by another program.
+fn execute(path: &Path, arguments: Vec<OsString>) -> Result<Next, JailError> {
+    use std::os::unix::ffi::OsStringExt;
+    let words = std::iter::once(path.as_os_str().to_owned()).chain(arguments);
+    let words: Vec<CString> = words
+        .map(|word| CString::new(word.into_vec()).map_err(|_| JailError::Argument))
+        .collect::<Result<_, _>>()?;
+    let Err(error) = nix::unistd::execve(&words[0], &words, &[] as &[&std::ffi::CStr]);
+    Err(at("execute", path)(error))
+}
+
+/// What will run in the jail.
+struct Program {
+    /// Its file name, which names directories and cgroups.
+    name: OsString,
+    /// The file, unless it is this program.
+    other: Option<PathBuf>,
+}
+
+impl Program {
+    fn find(file: Option<&Path>) -> Result<Self, JailError> {
+        const SELF: &str = "/proc/self/exe";
+        let this = Path::new(SELF);
+        let real = |path: &Path| path.canonicalize().map_err(at::<io::Error>("find", path));
+        let (given, own) = (real(file.unwrap_or(this))?, real(this)?);
+        let name = given.file_name().ok_or_else(|| JailError::Name(given.clone()))?.to_owned();
+        let is_own = given == own;
+        if !is_own && chroot::is_dynamic(&given).map_err(at::<io::Error>("read", &given))? {
+            return Err(JailError::Dynamic(given));
+        }
+        Ok(Self { name, other: (!is_own).then_some(given) })
+    }
+
+    /// Copies the file, if it is another one; returns its path inside of the jail.
+    fn copy_into(&self, root: &Path, uid: u32, gid: u32) -> Result<Option<PathBuf>, JailError> {
+        let Some(file) = &self.other else { return Ok(None) };
+        let target = root.join(&self.name);
+        std::fs::copy(file, &target).map_err(at::<io::Error>("copy the program to", &target))?;
+        std::os::unix::fs::chown(&target, Some(uid), Some(gid))
+            .map_err(at::<io::Error>("give away", &target))?;
+        Ok(Some(Path::new("/").join(&self.name)))
+    }
+}
+
+#[cfg(test)]
+mod tests;
