@@ -377,7 +377,7 @@ impl Lifecycle {
         let used = self.device().queues_used(self.driver_features);
         let mut running = Vec::with_capacity(used);
         for (index, (setup, max_size)) in self.queues.iter().zip(max_sizes).take(used).enumerate() {
-            if !setup.ready && index > 0 && !self.device.needs_all_queues() {
+            if !setup.ready && index > 0 && !self.device().needs_all_queues() {
                 continue;
             }
             let mut queue = Queue::new(*max_size).ok()?;
