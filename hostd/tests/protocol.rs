@@ -107,7 +107,7 @@ async fn joining_stores_a_private_identity_and_joining_again_keeps_the_host() {
     let refused = identity::join(join(None)).await.unwrap_err();
     assert_eq!(
         mote_hostd::errors::one_line(&refused),
-        "cannot join: the controller refuses this host: The join token is wrong."
+        "cannot join: the controller does not take this join token: it is wrong, expired or used up; make a new one with `mote host join-token`"
     );
     assert_eq!(identity::load(&state).unwrap(), again, "nothing has changed");
 
