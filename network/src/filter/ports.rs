@@ -191,6 +191,8 @@ fn stations(spec: &PortSpec) -> Result<BTreeMap<MacAddress, Vec<IpNet>>, SpecPro
 fn input(ruleset: &mut Ruleset) {
     let rules = vec![
         format!("iifname != \"{BRIDGE}\" accept"),
+        // Answers to what was begun on the host (an operator's ping or curl inside the namespace).
+        "ct state established ct direction reply accept".to_owned(),
         "udp dport { 53, 67, 547 } accept".to_owned(),
         "tcp dport 53 accept".to_owned(),
         format!("ip daddr {METADATA_IP} tcp dport 80 accept"),
