@@ -22,6 +22,8 @@ use crate::{
     requests::Requests,
 };
 
+/// How often a copy of a root disk that is wanted is looked for.
+const CAPTURE_LOOK: Duration = Duration::from_millis(250);
 /// First and longest pause after a failed call.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// Shortest time from one long poll to the next when the answer brings nothing new, so that a controller that does not wait
@@ -179,6 +181,7 @@ impl Connection {
                 .flat_map(|server| server.captures.iter().map(|capture| (server.id, capture.image_id)))
                 .collect();
             sent.retain(|image| wanted.iter().any(|(_, wanted)| wanted == image));
+            let waiting = wanted.iter().any(|(_, image)| !sent.contains(image));
             let next = wanted.into_iter().find(|(server, image)| {
                 !sent.contains(image) && self.state.server(*server).capture(*image).exists()
             });
@@ -186,6 +189,8 @@ impl Connection {
                 tokio::select! {
                     changed = desired.changed() => if changed.is_err() { return },
                     changed = snapshots.changed() => if changed.is_err() { return },
+                    // A copy that is finished changes nothing of what is reported.
+                    () = tokio::time::sleep(CAPTURE_LOOK), if waiting => {}
                 }
                 continue;
             };
