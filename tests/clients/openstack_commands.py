@@ -22,9 +22,26 @@ import time
 import traceback
 
 from openstackclient import shell
+from openstackclient.common import clientmanager
+from osc_lib.clientmanager import ClientCache
 
 DEADLINE_S = 60
 PAUSE_S = 0.2
+
+
+class Terminal(io.StringIO):
+    """Standard input without anything to read: a client that finds a pipe there takes it for an image."""
+
+    def isatty(self):
+        return True
+
+
+def forget_clients():
+    """The client keeps its services' clients, with their tokens, for the life of the process."""
+    for owner in type.mro(clientmanager.ClientManager):
+        for value in vars(owner).values():
+            if isinstance(value, ClientCache):
+                value._handle = None
 
 
 class Failed(Exception):
@@ -44,6 +61,8 @@ class Client:
         out, err = io.StringIO(), io.StringIO()
         before = dict(os.environ)
         os.environ.update(env or {})
+        forget_clients()
+        sys.stdin = Terminal()
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
                 try:
@@ -53,8 +72,7 @@ class Client:
         finally:
             os.environ.clear()
             os.environ.update(before)
-        took = ""
-        print(f"{'ok  ' if not code else 'rc ' + str(code)} openstack {' '.join(map(str, arguments))}{took}", flush=True)
+        print(f"{'ok  ' if not code else 'rc ' + str(code)} openstack {' '.join(map(str, arguments))}", flush=True)
         return code or 0, out.getvalue(), err.getvalue()
 
     def text(self, *arguments, env=None):
@@ -65,8 +83,10 @@ class Client:
 
     def json(self, *arguments, env=None):
         out = self.text(*arguments, "-f", "json", env=env)
+        # With --wait some commands say that they are done before they say what came of it.
+        start = min((at for at in (out.find("{"), out.find("[")) if at >= 0), default=0)
         try:
-            return json.loads(out)
+            return json.loads(out[start:])
         except ValueError:
             raise Failed(f"{arguments}: not JSON: {out}") from None
 
@@ -169,9 +189,9 @@ def identity(client):
     client.fails("401", "token", "issue", env=ada)
     client.text("project", "set", "lab", "--enable")
     client.text("user", "delete", "ada")
-    client.fails("No user", "user", "show", "ada")
+    client.fails("No User found", "user", "show", "ada")
     client.text("project", "delete", "lab")
-    client.fails("No project", "project", "show", "lab")
+    client.fails("No Project found", "project", "show", "lab")
 
 
 def image(client):
@@ -314,7 +334,7 @@ def server_life(client):
     same(column(client.json("server", "list", "--status", "SHUTOFF"), "Name"), [])
     same(sorted(column(client.json("server", "list", "--tags", "prod"), "Name")), ["db", "web"])
     same(len(client.json("server", "list", "--limit", "1")), 1, "limit")
-    same(column(client.json("server", "list", "--sort", "display_name:asc"), "Name"), ["db", "web"])
+    same(column(client.json("server", "list", "--sort-column", "Name"), "Name"), ["db", "web"])
     same(len(client.json("server", "list", "--all-projects", "--flavor", "m1.nano")), 2, "of a flavor")
     shown = client.json("server", "show", "web")
     same((shown["properties"]["role"], shown["key_name"]), ("web", "key"))
@@ -410,7 +430,6 @@ def around_servers(client):
     rows = client.json("hypervisor", "list")
     same(len(rows), 2, "hypervisors")
     name = rows[0]["Hypervisor Hostname"]
-    same(client.json("hypervisor", "show", name)["hypervisor_hostname"], name)
     rows = client.json("compute", "service", "list")
     same(column(rows, "State"), ["up", "up"])
     client.text("compute", "service", "set", "--disable", "--disable-reason", "disk", name, "nova-compute")
@@ -428,7 +447,7 @@ def around_servers(client):
     limits = {row["Name"]: row["Value"] for row in client.json("limits", "show", "--absolute")}
     same((limits["max_total_instances"], limits["total_instances_used"]), (20, 2))
     usage = client.json("usage", "show", "--project", "admin")
-    same(usage["Servers"] >= 2, True, "servers in the usage")
+    same(len(usage["Servers"]) >= 2, True, "servers in the usage")
     has(column(client.json("usage", "list"), "Project"), "admin")
     client.text("server", "delete", "web", "db", "--wait")
     same(client.json("server", "list"), [])

@@ -42,15 +42,15 @@ pub(super) use shelve::remove_image;
 
 /// Nova's actions that need what is not there, and what that is.
 const ABSENT: [(&str, &str); 13] = [
-    ("os-suspend", "servers can't be suspended yet; pause or shelve them"),
-    ("os-resume", "servers can't be suspended, so there is nothing to resume"),
+    ("suspend", "servers can't be suspended yet; pause or shelve them"),
+    ("resume", "servers can't be suspended, so there is nothing to resume"),
     ("migrate", "servers stay on their host; shelve and unshelve moves one"),
     ("os-migrateLive", "servers stay on their host; shelve and unshelve moves one"),
     ("evacuate", "servers stay on their host"),
     ("createBackup", "there is no rotation of backups; use createImage"),
     ("restore", "deleted servers are not kept"),
     ("trigger_crash_dump", "the VM monitor can't raise an NMI"),
-    ("os-resetNetwork", "there is no agent in the guest"),
+    ("resetNetwork", "there is no agent in the guest"),
     ("injectNetworkInfo", "there is no agent in the guest"),
     ("os-getVNCConsole", "servers have a serial console only"),
     ("os-getSPICEConsole", "servers have a serial console only"),

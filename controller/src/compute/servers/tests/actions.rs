@@ -318,7 +318,7 @@ async fn what_is_not_there_says_so() {
         fault(cloud.act(&id, json!({"changePassword": {"adminPass": "x"}})).await, 501, "notImplemented");
     assert!(text.contains("no agent"), "{text}");
     fault(cloud.act(&id, json!({"changePassword": null})).await, 400, "badRequest");
-    for name in ["os-suspend", "migrate", "createBackup", "evacuate"] {
+    for name in ["suspend", "resume", "migrate", "createBackup", "evacuate"] {
         let text = fault(cloud.act(&id, json!({ name: null })).await, 501, "notImplemented");
         assert!(text.contains(name), "{text}");
     }
