@@ -448,7 +448,7 @@ def around_servers(client):
     same((limits["max_total_instances"], limits["total_instances_used"]), (20, 2))
     usage = client.json("usage", "show", "--project", "admin")
     same(len(usage["Servers"]) >= 2, True, "servers in the usage")
-    has(column(client.json("usage", "list"), "Project"), "admin")
+    has(column(client.json("usage", "list"), "Project"), client.json("project", "show", "admin")["id"])
     client.text("server", "delete", "web", "db", "--wait")
     same(client.json("server", "list"), [])
     client.fails("No Server found", "server", "show", "web")
