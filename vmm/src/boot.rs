@@ -31,6 +31,7 @@ use crate::machine::{Buses, Machine, Parts, SharedState};
 use crate::memory::{self, GuestMemory, MemoryError};
 use crate::outcome::Outcome;
 use crate::power::{RESET_CODE, ResetRegister, SleepRegisters};
+use crate::seccomp::{self, SeccompError};
 use crate::snapshot::Stateful;
 
 /// The command line of a boot source without `boot_args`.
@@ -89,6 +90,9 @@ pub enum BootError {
     /// A vCPU thread.
     #[error("cannot start the vCPU threads")]
     Threads(#[source] std::io::Error),
+    /// The thread that sets up devices.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
 }
 
 impl BootError {
@@ -366,6 +370,7 @@ impl<'a> Devices<'a> {
         name: String,
         open: impl FnOnce() -> Result<D, DeviceError>,
     ) -> Result<(), BootError> {
+        seccomp::start_set_up_thread()?;
         let device = open().map_err(|source| BootError::Device { device: name.clone(), source })?;
         match self.pci.clone() {
             Some(host) => self.virtio_on_pci(&name, Box::new(device), &host),

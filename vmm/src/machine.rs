@@ -144,7 +144,6 @@ impl Machine {
             parking: Mutex::new(Parking { paused: parts.paused, ..Parking::default() }),
             changed: Condvar::new(),
         });
-        seccomp::start_set_up_thread().map_err(io::Error::other)?;
         let mut vcpus = Vec::with_capacity(parts.vcpus.len());
         // No vCPU enters the guest while this is locked: every thread is restricted before the first instruction.
         let parking = shared.parking();

@@ -28,17 +28,17 @@ pub enum Arguments {
     /// Any.
     All,
     /// Argument `.0` (from 0) is one of these 32-bit values.
-    OneOf(usize, &'static [u64]),
+    OneOf(u8, &'static [u32]),
     /// Argument 1 (the request of an ioctl) has one of these types, its bits 8 to 15.
-    IoctlTypes(&'static [u64]),
+    IoctlTypes(&'static [u32]),
 }
 
 impl Arguments {
     /// The argument, its values and the bits that count.
-    pub(super) const fn condition(&self) -> Option<(u8, &'static [u64], u64)> {
+    pub(super) const fn condition(&self) -> Option<(u8, &'static [u32], u32)> {
         match self {
             Self::All => None,
-            Self::OneOf(index, values) => Some((*index as u8, values, 0xffff_ffff)),
+            Self::OneOf(index, values) => Some((*index, values, u32::MAX)),
             Self::IoctlTypes(values) => Some((1, values, 0xff00)),
         }
     }
@@ -94,7 +94,7 @@ const DESCRIPTORS: Group = Group {
 
 /// `KVM_RUN`, `KVM_KVMCLOCK_CTRL`, what a crash report reads (`KVM_GET_REGS`, `KVM_GET_SREGS`), and what a write to the
 /// I/O APIC or to a PCI function changes (`KVM_SET_GSI_ROUTING`, `KVM_IRQFD`, `KVM_IOEVENTFD`).
-const VCPU_IOCTLS: &[u64] =
+const VCPU_IOCTLS: &[u32] =
     &[0xae80, 0xaead, 0x8090_ae81, 0x8138_ae83, 0x4008_ae6a, 0x4020_ae76, 0x4040_ae79];
 
 const RUN: Group = Group {
@@ -104,7 +104,7 @@ const RUN: Group = Group {
 
 /// `KVM_GET_` `MP_STATE`, `XSAVE`, `XSAVE2`, `XCRS`, `DEBUGREGS`, `LAPIC`, `VCPU_EVENTS`, `TSC_KHZ`, `MSRS`,
 /// `MSR_INDEX_LIST`, `CPUID2`, `FPU`; `KVM_CHECK_EXTENSION`.
-const STATE_IOCTLS: &[u64] = &[
+const STATE_IOCTLS: &[u32] = &[
     0x8004_ae98,
     0x9000_aea4,
     0x9000_aecf,
@@ -126,7 +126,7 @@ const STATE: Group = Group {
 };
 
 /// `O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NONBLOCK`.
-const LOG_FLAGS: &[u64] = &[0o2_006_101];
+const LOG_FLAGS: &[u32] = &[0o2_006_101];
 
 const SERIAL: Group = Group {
     reason: "the serial port's output: a bounded file is renamed and started anew, clients of the socket are sent it",
@@ -190,14 +190,14 @@ const NETWORK: Group = Group {
         (SYS_sendto, All),
         (SYS_setsockopt, All),
         (SYS_shutdown, All),
-        (SYS_socket, OneOf(0, &[libc::AF_UNIX as u64])),
+        (SYS_socket, OneOf(0, &[libc::AF_UNIX as u32])),
         (SYS_writev, All),
     ],
 };
 
 /// Taps: `TUNSETIFF`, `TUNGETIFF`, `TUNGETFEATURES`, `TUNSETOFFLOAD`, `TUNSETVNETHDRSZ`, `TUNSETQUEUE`, `TUNSETVNETLE`.
 /// Descriptors: `FIONBIO`, `FIONREAD`, `FIOCLEX`. The terminal of the serial port: `TCGETS`, `TCSETS`, `TCSETSW`.
-const DEVICE_IOCTLS: &[u64] = &[
+const DEVICE_IOCTLS: &[u32] = &[
     0x4004_54ca,
     0x8004_54d2,
     0x8004_54cf,
@@ -214,7 +214,7 @@ const DEVICE_IOCTLS: &[u64] = &[
 ];
 
 /// Block devices and vhost.
-const DEVICE_IOCTL_TYPES: &[u64] = &[0x1200, 0xaf00];
+const DEVICE_IOCTL_TYPES: &[u32] = &[0x1200, 0xaf00];
 
 const DEVICES: Group = Group {
     reason: "queues, offloads and link of a tap, size of and discard on a block device, vhost",
@@ -262,7 +262,7 @@ const SERVER: Group = Group {
 };
 
 /// KVM: interrupts of devices that are added, and the state of the machine.
-const MAIN_IOCTLS: &[u64] = &[0xae00];
+const MAIN_IOCTLS: &[u32] = &[0xae00];
 
 const MACHINE: Group = Group {
     reason: "devices that come and go, pause, snapshots; kicks to the vCPUs",

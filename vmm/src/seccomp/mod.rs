@@ -12,20 +12,15 @@
 //! A refused call raises SIGSYS; its handler says which call it was and ends the process with Firecracker's code 148.
 
 pub mod lists;
+mod program;
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Mutex, OnceLock, PoisonError};
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch,
-};
-
-use lists::Group;
+use seccompiler::{BpfProgram, SeccompAction, TargetArch};
 
 /// Exit code after a refused system call, as Firecracker's.
 const REFUSED: libc::c_int = 148;
@@ -94,13 +89,7 @@ static FILTERS: OnceLock<[BpfProgram; 4]> = OnceLock::new();
 pub fn prepare(file: Option<&Path>) -> Result<(), SeccompError> {
     let filters = match file {
         Some(path) => from_file(path)?,
-        None => {
-            let mut filters = [const { Vec::new() }; 4];
-            for kind in ThreadKind::ALL {
-                filters[kind as usize] = compile(lists::of(kind), SeccompAction::Trap)?;
-            }
-            filters
-        }
+        None => ThreadKind::ALL.map(|kind| program::compile(lists::of(kind), SeccompAction::Trap)),
     };
     install_handler().map_err(SeccompError::Prepare)?;
     // A second call is ignored: filters are chosen once for a process.
@@ -132,34 +121,6 @@ fn from_file(path: &Path) -> Result<[BpfProgram; 4], SeccompError> {
         filters[kind as usize] = named.remove(name).ok_or(SeccompError::Missing(name))?;
     }
     Ok(filters)
-}
-
-/// The program that allows what `groups` list and answers anything else with `otherwise`.
-fn compile(groups: &[&Group], otherwise: SeccompAction) -> Result<BpfProgram, SeccompError> {
-    let failed = |error: seccompiler::BackendError| SeccompError::Compile(Box::new(error.into()));
-    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
-    // Calls with every argument: no rule at all.
-    let mut whole = Vec::new();
-    for (number, arguments) in groups.iter().flat_map(|group| group.calls) {
-        let Some((index, values, mask)) = arguments.condition() else {
-            whole.push(*number);
-            continue;
-        };
-        for value in values {
-            let condition = SeccompCondition::new(
-                index,
-                SeccompCmpArgLen::Dword,
-                SeccompCmpOp::MaskedEq(mask),
-                value & mask,
-            );
-            let rule = SeccompRule::new(vec![condition.map_err(failed)?]).map_err(failed)?;
-            rules.entry(*number).or_default().push(rule);
-        }
-    }
-    rules.extend(whole.into_iter().map(|number| (number, Vec::new())));
-    SeccompFilter::new(rules, otherwise, SeccompAction::Allow, TargetArch::x86_64)
-        .and_then(TryInto::try_into)
-        .map_err(failed)
 }
 
 /// SIGSYS: one line on stderr, and the end.
@@ -198,7 +159,8 @@ type Job = Box<dyn FnOnce() + Send>;
 /// The way to the set-up thread.
 static SET_UP: OnceLock<Mutex<Sender<Job>>> = OnceLock::new();
 
-/// Starts the set-up thread if filters were prepared. Must come before the calling thread is restricted.
+/// Starts the set-up thread if filters were prepared and it does not run yet: a machine without virtio devices needs
+/// none. The calling thread is the main one, restricted or not: its list holds all of the set-up thread's.
 ///
 /// # Errors
 /// No thread could be made.

@@ -12,7 +12,7 @@ const NEVER_FILTERED: [libc::c_long; 2] = [335, 336];
 
 /// Runs `test` in a thread with the filter of `kind`.
 fn restricted<T: Send + 'static>(kind: ThreadKind, test: impl FnOnce() -> T + Send + 'static) -> T {
-    let program = compile(lists::of(kind), SeccompAction::Errno(REFUSED_ERRNO as u32)).unwrap();
+    let program = program::compile(lists::of(kind), SeccompAction::Errno(REFUSED_ERRNO as u32));
     std::thread::spawn(move || {
         seccompiler::apply_filter(&program).unwrap();
         test()
@@ -100,9 +100,11 @@ fn no_thread_may_open_a_socket_of_another_family_than_unix() {
 }
 
 #[test]
-fn what_a_worker_may_do_the_thread_that_makes_it_may_do() {
-    let set_up: Vec<_> = lists::of(ThreadKind::SetUp).iter().map(|group| group.reason).collect();
-    assert!(lists::of(ThreadKind::Worker).iter().all(|group| set_up.contains(&group.reason)));
+fn what_a_thread_may_do_the_one_that_makes_it_may_do() {
+    for (made, maker) in [(ThreadKind::Worker, ThreadKind::SetUp), (ThreadKind::SetUp, ThreadKind::Main)] {
+        let maker: Vec<_> = lists::of(maker).iter().map(|group| group.reason).collect();
+        assert!(lists::of(made).iter().all(|group| maker.contains(&group.reason)), "{made:?}");
+    }
 }
 
 #[test]
