@@ -32,6 +32,7 @@ use crate::memory::{self, GuestMemory, MemoryError};
 use crate::outcome::Outcome;
 use crate::power::{RESET_CODE, ResetRegister, SleepRegisters};
 use crate::seccomp::{self, SeccompError};
+use crate::smbios;
 use crate::snapshot::Stateful;
 
 /// The command line of a boot source without `boot_args`.
@@ -72,6 +73,9 @@ pub enum BootError {
     /// ACPI tables.
     #[error(transparent)]
     Acpi(#[from] AcpiError),
+    /// Guest memory ends below them.
+    #[error("cannot write the SMBIOS tables into guest memory")]
+    Smbios(#[source] GuestMemoryError),
     /// Guest memory ends below 1 MiB.
     #[error("cannot write the reset vector into guest memory")]
     ResetVector(#[source] GuestMemoryError),
@@ -160,6 +164,8 @@ pub fn boot(config: &VmConfig, options: BootOptions, outcome: &Arc<Outcome>) -> 
     let platform =
         acpi::Platform { vcpus: machine.vcpu_count, virtio: &devices.virtio, pci: devices.pci.is_some() };
     let rsdp = acpi::write_tables(&memory, &platform)?;
+    let strings = config.smbios.clone().unwrap_or_default();
+    smbios::write_tables(&memory, &strings).map_err(BootError::Smbios)?;
     memory.write_slice(&RESET_CODE, GuestAddress(layout::RESET_VECTOR)).map_err(BootError::ResetVector)?;
     let entry = loader::write_boot_information(&memory, &kernel, initrd, &command_line, rsdp)?;
 

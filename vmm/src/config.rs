@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 
 use mote_vmm_api::{
     Balloon, BootSource, Drive, DriveFormat, DrivePatch, IoEngine, MAX_VCPUS, MachineConfig,
-    MachineConfigPatch, NetworkInterface, NetworkInterfacePatch, RateLimiter, Serial, VmConfig, Vsock,
+    MachineConfigPatch, NetworkInterface, NetworkInterfacePatch, RateLimiter, Serial, Smbios, VmConfig,
+    Vsock,
 };
 
 use crate::memory::MAX_MEMORY_MIB;
+use crate::smbios::{self, SmbiosError};
 
 /// Longest chain of backing files.
 const MAX_BACKING_FILES: usize = 16;
@@ -107,6 +109,9 @@ pub enum ConfigError {
     /// A snapshot beside a configuration.
     #[error("snapshot-load must stand alone: the snapshot brings the whole configuration")]
     SnapshotLoad,
+    /// A string of the SMBIOS tables.
+    #[error(transparent)]
+    Smbios(#[from] SmbiosError),
     /// `log_limit_bytes` alone.
     #[error("log_limit_bytes needs serial_out_path")]
     LogLimit,
@@ -152,6 +157,9 @@ pub fn validate(config: VmConfig) -> Result<VmConfig, ConfigError> {
     }
     if let Some(serial) = config.serial {
         set_serial(&mut valid, serial)?;
+    }
+    if let Some(smbios) = config.smbios {
+        set_smbios(&mut valid, smbios)?;
     }
     Ok(valid)
 }
@@ -337,6 +345,16 @@ pub fn set_serial(config: &mut VmConfig, serial: Serial) -> Result<(), ConfigErr
         return Err(ConfigError::LogLimit);
     }
     config.serial = Some(serial);
+    Ok(())
+}
+
+/// Sets the strings of the SMBIOS tables.
+///
+/// # Errors
+/// One of them can't be there.
+pub fn set_smbios(config: &mut VmConfig, smbios: Smbios) -> Result<(), ConfigError> {
+    smbios::check(&smbios)?;
+    config.smbios = Some(smbios);
     Ok(())
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use mote_vmm_api::{
     Balloon, BalloonHintingStart, BalloonHintingStatus, BalloonPatch, BalloonStats, BalloonStatsPatch,
     BootSource, Drive, DrivePatch, Entropy, FIRECRACKER_API_VERSION, InstanceInfo, InstanceState, Logger,
-    MachineConfig, MachineConfigPatch, Metrics, NetworkInterface, NetworkInterfacePatch, Serial,
+    MachineConfig, MachineConfigPatch, Metrics, NetworkInterface, NetworkInterfacePatch, Serial, Smbios,
     SnapshotCreate, SnapshotLoad, Version, VmConfig, Vsock,
 };
 
@@ -73,6 +73,8 @@ pub enum VmmAction {
     SetVsock(Vsock),
     /// Sets where the serial port leads; before the start only.
     SetSerial(Serial),
+    /// Sets the strings of the SMBIOS tables; before the start only.
+    SetSmbios(Smbios),
     /// Starts the machine; before the start only, of course.
     Start,
     /// Presses Ctrl+Alt+Del; after the start only.
@@ -298,6 +300,7 @@ impl Controller {
             VmmAction::SetBalloon(balloon) => config::set_balloon(config, balloon)?,
             VmmAction::SetVsock(vsock) => config::set_vsock(config, vsock)?,
             VmmAction::SetSerial(serial) => config::set_serial(config, serial)?,
+            VmmAction::SetSmbios(smbios) => config::set_smbios(config, smbios)?,
             VmmAction::LoadSnapshot(from) => self.load_snapshot(&from, Origin::Api)?,
             VmmAction::Start => self.start().map_err(|error| ActionError::Start(Box::new(error)))?,
             _ => return Err(ActionError::NotSupportedPreBoot),

@@ -8,6 +8,7 @@
 //! 0x0002_0000  command line                          ┘
 //! 0x0009_fc00  end of conventional memory
 //! 0x000e_0000  RSDP and the other ACPI tables (reserved)
+//! 0x000f_0000  SMBIOS tables (reserved)
 //! 0x000f_fff0  reset vector (reserved)
 //! 0x0010_0000  kernel and everything else
 //! 0xc000_0000  end of low memory, start of the MMIO hole: boot timer page, then one page per virtio device
@@ -40,7 +41,11 @@ pub const LOW_RAM_END: u64 = 0x9_fc00;
 /// RSDP; the other tables follow.
 pub const ACPI_TABLES: u64 = 0xe_0000;
 /// First byte after the space for ACPI tables.
-pub const ACPI_TABLES_END: u64 = RESET_VECTOR;
+pub const ACPI_TABLES_END: u64 = SMBIOS;
+/// SMBIOS entry point, where a guest without UEFI looks first; the structures follow.
+pub const SMBIOS: u64 = 0xf_0000;
+/// First byte after the space for SMBIOS tables.
+pub const SMBIOS_END: u64 = RESET_VECTOR;
 /// Where a PC's firmware starts after a reset (FFFF:0000).
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Lowest address a kernel may be loaded to.

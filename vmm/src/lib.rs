@@ -49,6 +49,7 @@ pub mod outcome;
 mod power;
 pub mod rate_limiter;
 pub mod seccomp;
+mod smbios;
 pub mod snapshot;
 
 /// An error with all its causes in one line.

@@ -6,10 +6,10 @@ use std::{
     time::Duration,
 };
 
-use mote_host_api::{NetworkId, PortSpec};
+use mote_host_api::{NetworkId, PortSpec, ServerId};
 use mote_images::kernel::{KernelError, check_kernel};
 use mote_vmm_api::{
-    BootSource, CacheType, Drive, Entropy, MachineConfig, NetworkInterface, Serial, VmConfig,
+    BootSource, CacheType, Drive, Entropy, MachineConfig, NetworkInterface, Serial, Smbios, VmConfig,
 };
 
 use super::{TaskError, TaskEvent, Wanted, Work, prepare::boot};
@@ -188,8 +188,22 @@ impl Work {
                 log_limit_bytes: Some(CONSOLE_LOG_LIMIT),
                 socket_path: Some(run.console_socket()),
             }),
+            smbios: Some(smbios(self.record.id)),
             ..VmConfig::default()
         }
+    }
+}
+
+/// What Nova's own servers say of themselves, so that cloud-init and others see in which kind of cloud they are.
+fn smbios(id: ServerId) -> Smbios {
+    Smbios {
+        manufacturer: Some("OpenStack Foundation".to_owned()),
+        product_name: Some("OpenStack Nova".to_owned()),
+        version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        serial_number: Some(id.to_string()),
+        uuid: Some(id.to_string()),
+        family: Some("Virtual Machine".to_owned()),
+        ..Smbios::default()
     }
 }
 

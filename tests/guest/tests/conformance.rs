@@ -155,6 +155,29 @@ fn the_guest_finds_the_processors_and_memory_it_was_given() {
 }
 
 #[test]
+fn the_guest_reads_the_smbios_strings_it_was_given_and_those_of_a_machine_without() {
+    let (monitor, guest) = programs_or_skip!();
+    let strings = mote_vmm_api::Smbios {
+        product_name: Some("OpenStack Nova".into()),
+        serial_number: Some("b5a1".into()),
+        chassis_asset_tag: Some("rack 7".into()),
+        oem_strings: vec!["one".into(), "two words".into()],
+        ..mote_vmm_api::Smbios::default()
+    };
+    let cases = [("OpenStack_Nova,b5a1,rack_7,one+two_words", Some(strings)), ("microVM,,,", None)];
+    for (expected, smbios) in cases {
+        for monitor in [&monitor, &with_pci(&monitor)] {
+            let mut config = host::config(&guest, &format!("mote.test mote.smbios={expected}"));
+            config.smbios.clone_from(&smbios);
+            let outcome = run(monitor, &config);
+            if let Err(why) = outcome.report().verdict() {
+                panic!("{why}\n{}\n{}", outcome.output, outcome.log);
+            }
+        }
+    }
+}
+
+#[test]
 fn the_guest_passes_with_its_devices_on_pci() {
     let (monitor, guest) = programs_or_skip!();
     device_test(&with_pci(&monitor), &guest, "mote.test");

@@ -16,10 +16,12 @@ mod rate_limiter;
 pub use balloon::{
     Balloon, BalloonHintingStart, BalloonHintingStatus, BalloonPatch, BalloonStats, BalloonStatsPatch,
 };
+mod smbios;
 mod snapshot;
 pub use exit::{ExitReason, ExitReport};
 pub use observe::{Logger, Metrics};
 pub use rate_limiter::{RateLimiter, TokenBucket};
+pub use smbios::Smbios;
 pub use snapshot::{
     DriveOverride, MemoryBackend, MemoryBackendType, NetworkOverride, SnapshotCreate, SnapshotHugePages,
     SnapshotLoad, SnapshotType, VsockOverride,
@@ -389,6 +391,9 @@ pub struct VmConfig {
     /// First serial port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<Serial>,
+    /// *Mote*: strings of the SMBIOS tables.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub smbios: Option<Smbios>,
     /// The process's log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logger: Option<Logger>,

@@ -164,6 +164,7 @@ pub fn parse(request: &Request) -> Result<VmmAction, RequestError> {
             ("drives", id) => put_drive(request, id),
             ("network-interfaces", id) => put_network_interface(request, id),
             ("snapshot", ["create"]) => body(request, &[]).map(VmmAction::CreateSnapshot),
+            ("mote", ["smbios"]) => body(request, &[]).map(VmmAction::SetSmbios),
             ("snapshot", ["load"]) => body(request, SNAPSHOT_LOAD).map(VmmAction::LoadSnapshot),
             (resource, []) => put(request, resource).unwrap_or_else(|| Err(no_route())),
             _ => Err(no_route()),

@@ -4,6 +4,7 @@ use alloc::format;
 use alloc::string::ToString;
 
 use mote_guest::acpi::Tables;
+use mote_guest::smbios::Strings;
 
 use super::TestResult;
 use crate::boot::{Boot, Low, Protocol};
@@ -38,6 +39,9 @@ pub fn run(boot: &Boot, report: &mut Report) {
     report.result("serial", serial_port());
     if !boot.command_line.has("mote.no_acpi") {
         report.result("acpi", acpi(boot));
+    }
+    if let Some(expected) = boot.command_line.value("mote.smbios") {
+        report.result("smbios", smbios(expected));
     }
     if boot.command_line.has("mote.serial_echo") {
         report.result("serial-echo", serial_echo());
@@ -121,6 +125,14 @@ fn serial_echo() -> TestResult {
     });
     ensure!(complete, "no line after {} s", ECHO_TIMEOUT_US / 1_000_000);
     println!("mote-guest: read {:?}", alloc::string::String::from_utf8_lossy(&line));
+    Ok(())
+}
+
+fn smbios(expected: &str) -> TestResult {
+    let strings = Strings::read(&Low)?;
+    let Strings { product_name, serial_number, asset_tag, oem } = &strings;
+    let found = format!("{product_name},{serial_number},{asset_tag},{}", oem.join("+")).replace(' ', "_");
+    ensure!(found == expected, "found {found}, expected {expected}");
     Ok(())
 }
 
