@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
-# prepare.sh TARGET: what the end-to-end tests need beside the programs: the openstack client in a virtual environment, the
-# lab's kernel where it is needed. Writes TARGET/prepare.env with the variables that tell the tests where. Quick when there is
+# prepare.sh TARGET: what the end-to-end tests need beside the programs: the openstack client in a virtual environment,
+# clients of network services, the lab's kernel where it is needed. Writes TARGET/prepare.env with the variables that tell the tests where. Quick when there is
 # nothing to do.
 set -euo pipefail
 target=$1
 cd "$(dirname "$0")/.."
 . tests/setup.sh
+# Clients and servers that we did not write, for the tests of networks.
+need dig bind9-dnsutils dnsmasq dnsmasq-base
 venv=$target/openstack
 if [ ! -x "$venv/bin/openstack" ]; then
   need python3 python3

@@ -93,6 +93,15 @@ struct RunArgs {
         value_parser = wiring::physical_network
     )]
     physical_networks: Vec<(String, String)>,
+    /// A resolver that servers' questions for names outside of their network are passed on to; repeatable (the first that
+    /// answers). Without one, servers on subnets without dns_nameservers find the names of their own network only.
+    #[arg(
+        long = "dns-forwarder",
+        env = "MOTE_HOST_DNS_FORWARDERS",
+        value_delimiter = ',',
+        value_name = "ADDRESS"
+    )]
+    dns_forwarders: Vec<IpAddr>,
     /// Simulate VMMs and networks: servers have all their states, disks and images, but no machine. Needs neither KVM nor
     /// root.
     #[arg(long)]
@@ -186,6 +195,7 @@ async fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         underlay: wiring::Underlay {
             tunnel_ip: args.tunnel_ip,
             physical_networks: args.physical_networks.into_iter().collect(),
+            dns_forwarders: args.dns_forwarders,
         },
         simulated: args.simulated,
     };

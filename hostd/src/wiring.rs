@@ -29,6 +29,8 @@ pub struct Underlay {
     pub tunnel_ip: Option<IpAddr>,
     /// Physical networks by name, with the interfaces or bridges that lead there.
     pub physical_networks: BTreeMap<String, String>,
+    /// Resolvers of names that are none of tenants' networks.
+    pub dns_forwarders: Vec<IpAddr>,
 }
 
 impl Underlay {
@@ -79,6 +81,7 @@ impl KernelNetworks {
         let config = Config {
             prefix: prefix.to_owned(),
             physical_networks: underlay.physical_networks.clone(),
+            dns_forwarders: underlay.dns_forwarders.clone(),
             ..Config::default()
         };
         Self { executor: Executor::new(config.clone()), services: Mutex::new(Services::new(config)) }

@@ -2,7 +2,7 @@
 //!
 //! One network on one host is one network namespace, named `<prefix><first 11 hex digits of the network id>` under
 //! /run/netns (so `ip netns exec` works). In it: the bridge `br0` with the `service_ip` of each subnet and
-//! 169.254.169.254/32, one tap per port, `lo`, and the sockets of this process's DHCP and metadata servers. Nothing in
+//! 169.254.169.254/32, one tap per port, `lo`, and the sockets of this process's DHCP, DNS and metadata servers. Nothing in
 //! it leads out: a guest reaches the other ports of its network and these two services, and nothing else of the host.
 //!
 //! ```text
@@ -24,7 +24,7 @@
 //!
 //! Why it is made this way: docs/decisions/0007-networks-on-a-host.md.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 mod converge;
 mod desired;
@@ -58,10 +58,18 @@ pub struct Config {
     pub host_namespace: Option<String>,
     /// Physical networks by name, with the interface or bridge of the host that leads there.
     pub physical_networks: BTreeMap<String, String>,
+    /// Resolvers that are asked, from the host's network, for names that are none of a tenant network's; none: such names
+    /// are refused.
+    pub dns_forwarders: Vec<IpAddr>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { prefix: "mote-".to_owned(), host_namespace: None, physical_networks: BTreeMap::new() }
+        Self {
+            prefix: "mote-".to_owned(),
+            host_namespace: None,
+            physical_networks: BTreeMap::new(),
+            dns_forwarders: Vec::new(),
+        }
     }
 }

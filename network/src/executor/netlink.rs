@@ -9,6 +9,7 @@ use futures_util::TryStreamExt;
 use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily,
+    address::AddressHeaderFlags,
     link::{InfoBridge, LinkMessage},
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourHeader, NeighbourMessage,
@@ -171,7 +172,11 @@ impl Netlink {
 
     pub(super) async fn add_address_to(&self, link: &str, address: IpNet) -> Result<(), ExecutorError> {
         let index = self.index(link).await?;
-        let request = self.handle.address().add(index, address.addr(), address.prefix_len());
+        let mut request = self.handle.address().add(index, address.addr(), address.prefix_len());
+        if address.addr().is_ipv6() {
+            // Usable at once: sockets are bound to it next, and nobody else may have it.
+            request.message_mut().header.flags |= AddressHeaderFlags::Nodad;
+        }
         let added = request.execute().await;
         unless(added, &[libc::EEXIST]).map_err(self.failed(format!("add address {address}")))
     }

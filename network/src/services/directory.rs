@@ -9,7 +9,11 @@ use std::{
 use ipnet::Ipv4Net;
 use mote_host_api::{InstanceMetadata, NetworkSpec, PortSpec, ServerId, SubnetSpec};
 
-use super::{dhcp::Lease, metadata::Guest};
+use super::{
+    dhcp::Lease,
+    dns::{Clients, Zone},
+    metadata::Guest,
+};
 use crate::{
     names::{METADATA_IP, MacAddress},
     spec,
@@ -24,6 +28,10 @@ pub struct Directory {
     pub guests: BTreeMap<Ipv4Addr, Arc<Guest>>,
     /// The router advertisement, a whole frame.
     pub advertisement: Option<Vec<u8>>,
+    /// Names of the network's servers.
+    pub zone: Arc<Zone>,
+    /// Who may ask for names.
+    pub dns_clients: Clients,
 }
 
 /// The port of a server in a network.
@@ -47,10 +55,17 @@ impl Directory {
         ports: &HashMap<ServerId, Vec<Plugged<'_>>>,
         metadata: &HashMap<ServerId, InstanceMetadata>,
     ) -> Self {
-        let mut directory = Self::default();
+        let mut directory = Self {
+            zone: Arc::new(Zone::new(network)),
+            dns_clients: Clients::new(network),
+            ..Self::default()
+        };
+        let domain = directory.zone.domain().to_owned();
         for port in &network.ports {
             let metadata = metadata.get(&port.server_id);
-            if let (Some(mac), Some(lease)) = (spec::station_mac(port), lease(network, port, metadata)) {
+            if let (Some(mac), Some(lease)) =
+                (spec::station_mac(port), lease(network, port, metadata, &domain))
+            {
                 directory.leases.insert(mac, lease);
             }
             let Some(metadata) = metadata else { continue };
@@ -67,7 +82,12 @@ pub(super) fn subnet<'a>(network: &'a NetworkSpec, fixed: &mote_host_api::FixedI
 }
 
 /// The port's first address in a subnet with DHCP.
-fn lease(network: &NetworkSpec, port: &PortSpec, metadata: Option<&InstanceMetadata>) -> Option<Lease> {
+fn lease(
+    network: &NetworkSpec,
+    port: &PortSpec,
+    metadata: Option<&InstanceMetadata>,
+    domain: &str,
+) -> Option<Lease> {
     let addresses = port.fixed_ips.iter().filter_map(|fixed| Some((fixed, subnet(network, fixed)?)));
     let (fixed, subnet) = addresses.into_iter().find(|(_, subnet)| subnet.enable_dhcp)?;
     // RFC 3442: who takes this option ignores the router option, so that it has to have the default route, too.
@@ -75,12 +95,15 @@ fn lease(network: &NetworkSpec, port: &PortSpec, metadata: Option<&InstanceMetad
     routes.extend(subnet.host_routes.iter().map(|route| (route.destination.trunc(), route.nexthop)));
     let has_default = routes.iter().any(|(destination, _)| destination.prefix_len() == 0);
     routes.extend(subnet.gateway_ip.filter(|_| !has_default).map(|gateway| (Ipv4Net::default(), gateway)));
+    // Who is given no other resolver gets the network's own.
+    let own = subnet.dns_nameservers.is_empty().then_some(subnet.service_ip);
     Some(Lease {
         address: fixed.ip_address,
         subnet: subnet.cidr,
         server: subnet.service_ip,
         router: subnet.gateway_ip,
-        dns: subnet.dns_nameservers.clone(),
+        dns: subnet.dns_nameservers.iter().copied().chain(own).collect(),
+        domain: Some(domain.to_owned()),
         routes,
         mtu: network.mtu,
         hostname: metadata.map(|metadata| metadata.hostname.clone()).filter(|name| is_hostname(name)),

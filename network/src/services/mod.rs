@@ -1,4 +1,4 @@
-//! DHCP and metadata for the guests of each network, served by tasks of this process on sockets inside the network's
+//! DHCP, DNS and metadata for the guests of each network, served by tasks of this process on sockets inside the network's
 //! namespace.
 //!
 //! Stateless: what they answer follows from the desired state alone, so a new process that binds again goes on where the
@@ -7,6 +7,7 @@
 mod advert;
 pub mod dhcp;
 mod directory;
+pub mod dns;
 mod log_limit;
 pub mod metadata;
 mod sockets;
@@ -52,7 +53,7 @@ pub enum ServiceError {
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
     /// Sockets.
-    #[error("network namespace {namespace}: cannot open the sockets of DHCP and metadata")]
+    #[error("network namespace {namespace}: cannot open the sockets of its services")]
     Sockets {
         /// Namespace.
         namespace: String,
@@ -65,6 +66,7 @@ pub enum ServiceError {
 #[derive(Debug)]
 pub struct Services {
     config: Config,
+    forwarder: Arc<dns::Forwarder>,
     routers: HashMap<NetworkId, RouterPort>,
     running: BTreeMap<NetworkKey, Running>,
 }
@@ -78,7 +80,7 @@ struct Running {
     tasks: Tasks,
 }
 
-type Tasks = [JoinHandle<io::Result<()>>; 3];
+type Tasks = Vec<JoinHandle<io::Result<()>>>;
 
 impl Running {
     /// Tells the tasks to end.
@@ -100,17 +102,20 @@ async fn ended(network: NetworkKey, tasks: Tasks) {
     info!(%network, "services stopped");
 }
 
-/// What the sockets are bound to. Another namespace or bridge of the same name needs other sockets.
+/// What the sockets are bound to. Another namespace or bridge of the same name needs other sockets, and so does one that
+/// gets IPv6.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Identity {
     namespace: NamespaceIdentity,
     bridge: u32,
+    v6: bool,
 }
 
 impl Services {
     /// No services yet.
     pub fn new(config: Config) -> Self {
-        Self { config, routers: HashMap::new(), running: BTreeMap::new() }
+        let forwarder = Arc::new(dns::Forwarder::new(&config));
+        Self { config, forwarder, routers: HashMap::new(), running: BTreeMap::new() }
     }
 
     /// Who routes for which network, from the next update on.
@@ -146,7 +151,7 @@ impl Services {
             let mut directory = Directory::new(network, &ports, metadata);
             directory.advertisement = advert::frame(network, self.routers.get(&network.id));
             let directory = Arc::new(directory);
-            match self.update_network(network.id, directory).await {
+            match self.update_network(network, directory).await {
                 Ok(()) => outcome.serving.push(network.id),
                 Err(error) if is_not_there(&error) => outcome.waiting.push(network.id),
                 Err(error) => outcome.failed.push((network.id, error)),
@@ -179,14 +184,15 @@ impl Services {
 
     async fn update_network(
         &mut self,
-        network: NetworkId,
+        network: &NetworkSpec,
         directory: Arc<Directory>,
     ) -> Result<(), ServiceError> {
-        let key = NetworkKey::from(network);
+        let key = NetworkKey::from(network.id);
+        let v6 = network.mtu >= spec::MTU_MIN_V6;
         let namespace = key.namespace(&self.config.prefix);
         if let Some(running) = self.running.get(&key) {
             let alive = running.tasks.iter().all(|task| !task.is_finished());
-            if alive && identify(&namespace).await.ok() == Some(running.identity) {
+            if alive && identify(&namespace, v6).await.ok() == Some(running.identity) {
                 running.directory.send_if_modified(|current| {
                     let modified = *current != directory;
                     *current = directory;
@@ -196,7 +202,7 @@ impl Services {
             }
             self.stop_network(key).await;
         }
-        let running = start(network, &namespace, directory).await?;
+        let running = self.start(network.id, &namespace, v6, directory).await?;
         self.running.insert(key, running);
         info!(network = %key, "services started");
         Ok(())
@@ -216,29 +222,38 @@ fn is_not_there(error: &ServiceError) -> bool {
     }
 }
 
-async fn identify(namespace: &str) -> Result<Identity, ServiceError> {
+async fn identify(namespace: &str, v6: bool) -> Result<Identity, ServiceError> {
     let before = namespace::identity(namespace)?;
     let bridge = namespace::run_in(namespace, || if_nametoindex(BRIDGE)).await?;
     let bridge = bridge
         .map_err(|errno| ServiceError::Sockets { namespace: namespace.to_owned(), source: errno.into() })?;
-    Ok(Identity { namespace: before, bridge })
+    Ok(Identity { namespace: before, bridge, v6 })
 }
 
-async fn start(
-    network: NetworkId,
-    namespace: &str,
-    directory: Arc<Directory>,
-) -> Result<Running, ServiceError> {
-    let key = NetworkKey::from(network);
-    // Taken first: if the name gets another namespace in between, the next update sees it and starts again.
-    let identity = namespace::identity(namespace)?;
-    let sockets = namespace::run_in(namespace, sockets::open).await?;
-    let sockets =
-        sockets.map_err(|source| ServiceError::Sockets { namespace: namespace.to_owned(), source })?;
-    let (sender, receiver) = watch::channel(directory);
-    let dhcp = tokio::spawn(dhcp::serve(key, bridge_mac(network), sockets.dhcp, receiver.clone()));
-    let metadata = tokio::spawn(metadata::serve(key, sockets.metadata, receiver.clone()));
-    let advert = tokio::spawn(advert::serve(key, sockets.advert, receiver));
-    let identity = Identity { namespace: identity, bridge: sockets.bridge };
-    Ok(Running { identity, directory: sender, tasks: [dhcp, metadata, advert] })
+impl Services {
+    async fn start(
+        &self,
+        network: NetworkId,
+        namespace: &str,
+        v6: bool,
+        directory: Arc<Directory>,
+    ) -> Result<Running, ServiceError> {
+        let key = NetworkKey::from(network);
+        // Taken first: if the name gets another namespace in between, the next update sees it and starts again.
+        let identity = namespace::identity(namespace)?;
+        let sockets = namespace::run_in(namespace, move || sockets::open(v6)).await?;
+        let sockets =
+            sockets.map_err(|source| ServiceError::Sockets { namespace: namespace.to_owned(), source })?;
+        let (sender, receiver) = watch::channel(directory);
+        let identity = Identity { namespace: identity, bridge: sockets.bridge, v6 };
+        let dhcp = dhcp::serve(key, bridge_mac(network), sockets.dhcp, receiver.clone());
+        let dns = dns::serve(key, sockets.dns, self.forwarder.clone(), receiver.clone());
+        let tasks = vec![
+            tokio::spawn(dhcp),
+            tokio::spawn(dns),
+            tokio::spawn(metadata::serve(key, sockets.metadata, receiver.clone())),
+            tokio::spawn(advert::serve(key, sockets.advert, receiver)),
+        ];
+        Ok(Running { identity, directory: sender, tasks })
+    }
 }

@@ -4,23 +4,28 @@
 use std::{
     ffi::OsString,
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, TcpListener, UdpSocket},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener, UdpSocket},
     os::fd::{AsRawFd, OwnedFd},
+    path::Path,
 };
 
 use nix::{
     net::if_::if_nametoindex,
     sys::socket::{
-        AddressFamily, SockFlag, SockProtocol, SockType, SockaddrIn, bind, setsockopt, socket,
-        sockopt::BindToDevice,
+        AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrStorage, bind, listen,
+        setsockopt, socket,
+        sockopt::{BindToDevice, Ipv4PacketInfo, ReuseAddr},
     },
 };
 
-use super::{advert, dhcp};
-use crate::names::{BRIDGE, METADATA_IP};
+use super::{advert, dhcp, dns};
+use crate::names::{BRIDGE, METADATA_IP, METADATA_IP_V6};
 
 const DHCP_PORT: u16 = 67;
+const DNS_PORT: u16 = 53;
 const METADATA_PORT: u16 = 80;
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 128;
 
 /// Everything that one network's services need.
 pub(super) struct ServiceSockets {
@@ -32,19 +37,61 @@ pub(super) struct ServiceSockets {
     pub(super) metadata: TcpListener,
     /// Router advertisements.
     pub(super) advert: advert::Sockets,
+    /// DNS.
+    pub(super) dns: dns::Sockets,
 }
 
-/// Opens all sockets in the calling thread's namespace.
-pub(super) fn open() -> io::Result<ServiceSockets> {
+/// Whether this kernel has IPv6.
+fn kernel_has_v6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
+}
+
+/// Opens all sockets in the calling thread's namespace; `v6`: those for IPv6, too.
+pub(super) fn open(v6: bool) -> io::Result<ServiceSockets> {
+    let v6 = v6 && kernel_has_v6();
     let bridge = if_nametoindex(BRIDGE)?;
     let requests = open_dhcp()?;
     let replies = open_packet(bridge)?;
     let metadata = TcpListener::bind(SocketAddrV4::new(METADATA_IP, METADATA_PORT))?;
     metadata.set_nonblocking(true)?;
     // Without IPv6 (a small MTU, a kernel without it) there is nobody who could ask.
-    let solicitations = open_solicitations(bridge).ok();
+    let solicitations = v6.then(|| open_solicitations(bridge)).transpose()?;
     let advert = advert::Sockets { solicitations, adverts: open_packet(bridge)? };
-    Ok(ServiceSockets { bridge, dhcp: dhcp::Sockets { requests, replies }, metadata, advert })
+    let dns = open_dns(v6.then_some(bridge))?;
+    Ok(ServiceSockets { bridge, dhcp: dhcp::Sockets { requests, replies }, metadata, advert, dns })
+}
+
+/// The resolver's; `v6`: the bridge's index, if it has IPv6.
+fn open_dns(v6: Option<u32>) -> io::Result<dns::Sockets> {
+    let mut addresses: Vec<SocketAddr> = vec![SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, DNS_PORT).into()];
+    addresses
+        .extend(v6.map(|bridge| SocketAddr::from(SocketAddrV6::new(METADATA_IP_V6, DNS_PORT, 0, bridge))));
+    let mut sockets = dns::Sockets { datagrams: Vec::new(), listeners: Vec::new() };
+    for address in addresses {
+        let datagrams = open_bound(SockType::Datagram, address)?;
+        if address.is_ipv4() {
+            setsockopt(&datagrams, Ipv4PacketInfo, &true)?;
+        }
+        sockets.datagrams.push(datagrams.into());
+        let listener = open_bound(SockType::Stream, address)?;
+        listen(&listener, Backlog::new(BACKLOG)?)?;
+        sockets.listeners.push(listener.into());
+    }
+    Ok(sockets)
+}
+
+/// A socket at an address of the bridge, and reached from there only.
+fn open_bound(kind: SockType, address: SocketAddr) -> io::Result<OwnedFd> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let fd = socket(family, kind, flags, None)?;
+    setsockopt(&fd, BindToDevice, &OsString::from(BRIDGE))?;
+    if kind == SockType::Stream {
+        // What a former process has left in TIME_WAIT doesn't matter.
+        setsockopt(&fd, ReuseAddr, &true)?;
+    }
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
+    Ok(fd)
 }
 
 /// Gets what is sent to all routers.

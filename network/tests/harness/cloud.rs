@@ -67,6 +67,7 @@ impl Cloud {
                 prefix: format!("mt{}x{}-", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)),
                 host_namespace: Some(namespace.clone()),
                 physical_networks: BTreeMap::from([("public".to_owned(), "br-public".to_owned())]),
+                ..Config::default()
             };
             let tunnel = Some(TunnelSpec { local_ip: tunnel_ip, udp_port: 4789 });
             let desired = Desired { tunnel, ..Desired::default() };

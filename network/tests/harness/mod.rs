@@ -105,6 +105,9 @@ impl Lab {
         let name = format!("{}client{}", self.prefix, self.clients.len());
         namespace::create_blocking(&name).unwrap();
         self.clients.push(name.clone());
+        // Its link-local address is usable at once.
+        let no_dad = || fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0");
+        let _ = namespace::in_namespace(&name, no_dad).unwrap();
         let (there, tap) = (self.executor.namespace(network), names::tap_name(port.id));
         let add = ["-n", &there, "link", "add", &tap, "type", "veth", "peer", "name", "eth0"];
         run("ip", add.into_iter().chain(["address", &port.mac_address, "netns", &name]));
@@ -185,7 +188,7 @@ impl Client {
         let text = format!(
             "#!/bin/sh\n\
              case $1 in bound|renew)\n\
-             [ $1 = bound ] && busybox ip address flush dev $interface\n\
+             [ $1 = bound ] && busybox ip -f inet address flush dev $interface\n\
              busybox ip address replace $ip/$mask broadcast $broadcast dev $interface\n\
              busybox ip link set $interface mtu $mtu\n\
              set -- $1 $staticroutes; event=$1; shift\n\

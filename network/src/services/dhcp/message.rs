@@ -30,8 +30,8 @@ const BOOTP_LEN: usize = 300;
 /// Longest client identifier that is returned, in bytes: one option's.
 const CLIENT_ID_MAX: usize = 255;
 /// What a reply that is too long for its client goes without, in this order.
-const DISPENSABLE: [OptionCode; 3] =
-    [OptionCode::Hostname, OptionCode::BroadcastAddr, OptionCode::DomainNameServer];
+const DISPENSABLE: [OptionCode; 4] =
+    [OptionCode::DomainName, OptionCode::Hostname, OptionCode::BroadcastAddr, OptionCode::DomainNameServer];
 
 /// What a port gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,6 +46,8 @@ pub struct Lease {
     pub router: Option<Ipv4Addr>,
     /// DNS servers.
     pub dns: Vec<Ipv4Addr>,
+    /// The domain in which the client looks for names.
+    pub domain: Option<String>,
     /// All static routes, the default route included (RFC 3442): destination, next hop.
     pub routes: Vec<(Ipv4Net, Ipv4Addr)>,
     /// MTU in bytes.
@@ -234,6 +236,7 @@ fn options(request: &Request<'_>, lease: &Lease, kind: MessageType) -> Vec<DhcpO
     ]);
     options.extend(lease.router.map(|router| DhcpOption::Router(vec![router])));
     options.extend(lease.hostname.clone().map(DhcpOption::Hostname));
+    options.extend(lease.domain.clone().map(DhcpOption::DomainName));
     if !lease.dns.is_empty() {
         options.push(DhcpOption::DomainNameServer(lease.dns.clone()));
     }

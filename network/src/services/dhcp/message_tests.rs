@@ -15,6 +15,7 @@ fn lease() -> Lease {
         server: SERVER,
         router: Some(GATEWAY),
         dns: vec![Ipv4Addr::new(9, 9, 9, 9)],
+        domain: Some("openstacklocal".to_owned()),
         routes: vec![("169.254.169.254/32".parse().unwrap(), SERVER), (Ipv4Net::default(), GATEWAY)],
         mtu: 1450,
         hostname: Some("web-1".to_owned()),
