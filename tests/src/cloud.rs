@@ -36,10 +36,15 @@ impl Cloud {
 
     /// Starts one that listens on `address`, with further arguments of `mote up`.
     pub fn start_with(address: &str, more: &[&str]) -> anyhow::Result<Self> {
+        Self::start_on(None, address, more)
+    }
+
+    /// As [`start_with`](Self::start_with), with its state in the PostgreSQL database at this URL.
+    pub fn start_on(database: Option<&str>, address: &str, more: &[&str]) -> anyhow::Result<Self> {
         // Socket paths are short, so the directory is, too.
         let dir = tempfile::Builder::new().prefix("mt").tempdir_in("/tmp").context("making a directory")?;
         let port = free_port()?;
-        let up = spawn_up(dir.path(), &format!("{address}:{port}"), more)?;
+        let up = spawn_up(dir.path(), database, &format!("{address}:{port}"), more)?;
         let mut cloud = Self { dir, url: format!("http://{address}:{port}"), up };
         cloud.wait_ready()?;
         Ok(cloud)
@@ -173,10 +178,14 @@ impl Drop for Cloud {
 }
 
 /// Starts `mote up` in `dir`; its output goes to `up.log` there.
-fn spawn_up(dir: &Path, listen: &str, more: &[&str]) -> anyhow::Result<Child> {
+fn spawn_up(dir: &Path, database: Option<&str>, listen: &str, more: &[&str]) -> anyhow::Result<Child> {
     let log = fs::File::create(dir.join("up.log")).context("making the log")?;
-    Command::new(program("mote"))
-        .args(["up", "--listen", listen, "--run-dir"])
+    let mut up = Command::new(program("mote"));
+    match database {
+        Some(url) => up.env("MOTE_DATABASE", url),
+        None => up.env_remove("MOTE_DATABASE"),
+    };
+    up.args(["up", "--listen", listen, "--run-dir"])
         .arg(dir.join("run"))
         .args(more)
         .env("MOTE_STATE_DIR", dir.join("state"))

@@ -6,5 +6,6 @@ pub mod cloud;
 pub mod journey;
 pub mod lab;
 pub mod place;
+pub mod postgres;
 pub mod programs;
 pub mod steps;

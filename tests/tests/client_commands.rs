@@ -1,27 +1,52 @@
 //! More than a hundred commands of the unmodified `openstack` client (tests/clients) against a cloud with simulated hosts,
-//! which needs neither KVM nor root.
+//! which needs neither KVM nor root: once with SQLite, once with PostgreSQL.
 
 use std::{
     path::PathBuf,
     process::{Command, Stdio},
 };
 
-use mote_tests::{cloud::Cloud, programs};
+use mote_tests::{
+    cloud::Cloud,
+    postgres::{self, Server},
+    programs,
+};
 
 /// Fewest commands that must have been run.
 const COMMANDS: u32 = 150;
 
 #[test]
 fn commands_of_the_openstack_client_do_what_they_say() {
-    let Some(program) = std::env::var_os("MOTE_OPENSTACK").map(PathBuf::from) else {
-        eprintln!("SKIPPED: MOTE_OPENSTACK doesn't name the openstack client (./test installs it)");
+    let Some(python) = client() else { return };
+    commands(&python, None);
+}
+
+#[test]
+fn commands_of_the_openstack_client_do_what_they_say_on_postgresql() {
+    let Some(python) = client() else { return };
+    if let Some(reason) = postgres::why_none() {
+        eprintln!("SKIPPED: {reason}");
         return;
-    };
-    let cloud = Cloud::start_with("127.0.0.1", &["--simulated-hosts", "2"]).expect("a cloud starts");
+    }
+    let server = Server::start().expect("PostgreSQL starts");
+    commands(&python, Some(&server.url("postgres")));
+}
+
+/// The Python of the client's virtual environment.
+fn client() -> Option<PathBuf> {
+    let program = std::env::var_os("MOTE_OPENSTACK").map(PathBuf::from);
+    if program.is_none() {
+        eprintln!("SKIPPED: MOTE_OPENSTACK doesn't name the openstack client (./test installs it)");
+    }
+    Some(program?.with_file_name("python"))
+}
+
+fn commands(python: &PathBuf, database: Option<&str>) {
+    let cloud = Cloud::start_on(database, "127.0.0.1", &["--simulated-hosts", "2"]).expect("a cloud starts");
     let credentials = cloud.credentials().expect("there is an openrc file");
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/openstack_commands.py");
     let home = tempfile::tempdir().expect("a directory can be made");
-    let output = Command::new(program.with_file_name("python"))
+    let output = Command::new(python)
         .arg(script)
         .arg(programs::guest())
         .stdin(Stdio::null())
@@ -39,6 +64,7 @@ fn commands_of_the_openstack_client_do_what_they_say() {
         .expect("the client's Python starts");
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+    println!("{said}");
     let last = said.lines().last().unwrap_or_default();
     let commands = last.split(' ').next().and_then(|count| count.parse::<u32>().ok());
     assert!(commands.is_some_and(|count| count >= COMMANDS), "{last}");

@@ -57,6 +57,10 @@ const READ_WAIT: Duration = Duration::from_secs(15);
 const SILENT_WRITER: Duration = Duration::from_secs(30);
 /// Longest time of one statement on PostgreSQL.
 const STATEMENT: Duration = Duration::from_secs(60);
+/// How long a PostgreSQL server that is still coming up is waited for.
+const STARTING: Duration = Duration::from_secs(30);
+/// Pause before it is asked again.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// The advisory lock of the one writer: "mote".
 const WRITER_LOCK: &str = "SELECT pg_advisory_xact_lock(1836020837)";
 
@@ -181,7 +185,7 @@ async fn open_postgres(url: &str) -> Result<Pools, DbError> {
         options.get_port()
     );
     let failed = |source| DbError::Connect { place: place.clone(), source };
-    let mut first = sqlx::PgConnection::connect_with(&options).await.map_err(failed)?;
+    let mut first = connect_when_started(&options).await.map_err(failed)?;
     let version = first.server_version_num();
     if version.is_some_and(|number| number < 150_000) {
         let version = version.map_or_else(String::new, |number| (number / 10_000).to_string());
@@ -207,6 +211,23 @@ async fn open_postgres(url: &str) -> Result<Pools, DbError> {
         read: read.await.map_err(failed)?,
         postgres: Some(options),
     })
+}
+
+/// A connection, also when the server is still coming up (after a boot of the machine, or its own recovery from a crash): it
+/// listens before it lets anybody in, and says so by SQLSTATE 57P03, cannot_connect_now.
+async fn connect_when_started(options: &PgConnectOptions) -> Result<sqlx::PgConnection, sqlx::Error> {
+    let end = tokio::time::Instant::now() + STARTING;
+    loop {
+        match sqlx::PgConnection::connect_with(options).await {
+            Err(sqlx::Error::Database(error))
+                if error.code().as_deref() == Some("57P03") && tokio::time::Instant::now() < end =>
+            {
+                tracing::info!("PostgreSQL is starting up; waiting");
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 fn pools(
