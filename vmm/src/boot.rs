@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::acpi::{self, AcpiError};
 use crate::boot_timer::BootTimer;
+use crate::config;
 use crate::devices::bus::{BusDevice, BusError};
 use crate::devices::controls::Controls;
 use crate::devices::i8042::I8042;
@@ -29,6 +30,7 @@ use crate::layout;
 use crate::loader::{self, LoadError};
 use crate::machine::{Buses, Machine, Parts, SharedState};
 use crate::memory::{self, GuestMemory, MemoryError};
+use crate::mmds::{Endpoint, SharedMmds};
 use crate::outcome::Outcome;
 use crate::power::{RESET_CODE, ResetRegister, SleepRegisters};
 use crate::seccomp::{self, SeccompError};
@@ -91,6 +93,9 @@ pub enum BootError {
         #[source]
         source: std::io::Error,
     },
+    /// No random numbers.
+    #[error("cannot get random numbers for the metadata service")]
+    Random(#[source] getrandom::Error),
     /// A vCPU thread.
     #[error("cannot start the vCPU threads")]
     Threads(#[source] std::io::Error),
@@ -123,19 +128,21 @@ fn more_room(max: usize) -> &'static str {
 const MAX_PCI_DEVICES: usize = PCI_DEVICES - 1;
 
 /// What a start needs beside the VM's configuration.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct BootOptions {
     /// Offer the boot timer, which measures from this moment.
     pub boot_timer: Option<Instant>,
     /// Put virtio devices on a PCI bus rather than behind mmio registers.
     pub enable_pci: bool,
+    /// The metadata that interfaces named in `mmds-config` reach.
+    pub mmds: Option<SharedMmds>,
 }
 
 /// Makes the machine that `config` (validated: see `config`) describes and starts its vCPUs.
 ///
 /// # Errors
 /// See [`BootError`]; nothing is left running then.
-pub fn boot(config: &VmConfig, options: BootOptions, outcome: &Arc<Outcome>) -> Result<Machine, BootError> {
+pub fn boot(config: &VmConfig, options: &BootOptions, outcome: &Arc<Outcome>) -> Result<Machine, BootError> {
     let source = config.boot_source.as_ref().ok_or(BootError::NoBootSource)?;
     let machine = &config.machine_config;
 
@@ -149,6 +156,7 @@ pub fn boot(config: &VmConfig, options: BootOptions, outcome: &Arc<Outcome>) -> 
         source.initrd_path.as_deref().map(|path| loader::load_initrd(&memory, &kernel, path)).transpose()?;
 
     let mut devices = Devices::new(vm.wiring(), &memory);
+    devices.mmds.clone_from(&options.mmds);
     if options.enable_pci {
         devices.attach_pci_bus()?;
     }
@@ -184,6 +192,8 @@ pub(crate) struct Devices<'a> {
     buses: Buses,
     /// The PCI bus, if devices go there.
     pci: Option<Arc<Mutex<PciHost>>>,
+    /// What `mmds-config` is about.
+    pub(crate) mmds: Option<SharedMmds>,
     /// Those with mmio registers.
     virtio: Vec<acpi::VirtioDevice>,
     controls: Controls,
@@ -199,6 +209,7 @@ impl<'a> Devices<'a> {
             memory,
             buses: Buses::default(),
             pci: None,
+            mmds: None,
             virtio: Vec::new(),
             controls: Controls::default(),
             event_sources: Vec::new(),
@@ -329,7 +340,8 @@ impl<'a> Devices<'a> {
             self.controls.drives.insert(drive.drive_id.clone(), control);
         }
         for interface in &config.network_interfaces {
-            self.network_interface(interface)?;
+            let endpoint = self.metadata_endpoint(config, &interface.iface_id)?;
+            self.network_interface(interface, endpoint)?;
         }
         if let Some(entropy) = &config.entropy {
             self.virtio_device("the entropy device".to_owned(), || Rng::open(entropy))?;
@@ -359,13 +371,30 @@ impl<'a> Devices<'a> {
         Ok(())
     }
 
-    fn network_interface(&mut self, interface: &NetworkInterface) -> Result<(), BootError> {
+    /// The metadata service on the interface `iface_id`, if the guest shall reach it there.
+    fn metadata_endpoint(&self, config: &VmConfig, iface_id: &str) -> Result<Option<Endpoint>, BootError> {
+        let (Some(mmds), Some(service)) = (&self.mmds, &config.mmds_config) else { return Ok(None) };
+        if !service.network_interfaces.iter().any(|id| id == iface_id) {
+            return Ok(None);
+        }
+        let address = service.ipv4_address.unwrap_or(config::MMDS_ADDRESS);
+        Endpoint::new(mmds.clone(), address).map(Some).map_err(BootError::Random)
+    }
+
+    fn network_interface(
+        &mut self,
+        interface: &NetworkInterface,
+        endpoint: Option<Endpoint>,
+    ) -> Result<(), BootError> {
         let id = &interface.iface_id;
         let mut control = None;
         self.virtio_device(format!("network interface {id}"), || {
             let net = Net::open(interface)?;
             control = Some(net.control());
-            Ok(net)
+            Ok(match endpoint {
+                Some(endpoint) => net.with_service(endpoint),
+                None => net,
+            })
         })?;
         self.controls.interfaces.extend(control.map(|control| (id.clone(), control)));
         Ok(())

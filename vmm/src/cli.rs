@@ -12,9 +12,10 @@ use clap::Parser;
 use mote_vmm_api::{ExitReason, ExitReport, Logger, Metrics};
 use nix::time::ClockId;
 
+use crate::api::http::MAX_BODY;
 use crate::api::requests;
 use crate::api::server::Server;
-use crate::controller::{ActionError, Controller};
+use crate::controller::{ActionError, Controller, VmmAction};
 use crate::error_chain;
 use crate::event_loop::{self, EventLoop};
 use crate::jail::{self, JailOptions, Next};
@@ -26,7 +27,7 @@ use crate::snapshot::{self, FormatError};
 
 /// Where Firecracker has its socket when nothing is said.
 const DEFAULT_API_SOCKET: &str = "/run/firecracker.socket";
-/// Largest config file.
+/// Largest config file, and file with metadata.
 const MAX_CONFIG_FILE: u64 = 1 << 20;
 
 /// Runs one microVM on KVM.
@@ -68,6 +69,15 @@ pub struct Options {
     /// Append metrics (a line of JSON each minute and at the end) to this file
     #[arg(long, value_name = "PATH")]
     metrics_path: Option<PathBuf>,
+    /// Longest body of an API request in bytes
+    #[arg(long, value_name = "BYTES", default_value_t = MAX_BODY)]
+    http_api_max_payload_size: usize,
+    /// Most bytes of metadata for the guest, as JSON [default: that of --http-api-max-payload-size]
+    #[arg(long, value_name = "BYTES")]
+    mmds_size_limit: Option<usize>,
+    /// Start with the metadata for the guest that this JSON file holds
+    #[arg(long, value_name = "PATH")]
+    metadata: Option<PathBuf>,
     /// When the process was started, in microseconds of the monotonic clock: metrics tell how long that took
     #[arg(long, value_name = "US")]
     start_time_us: Option<u64>,
@@ -124,8 +134,14 @@ enum RunError {
     ParseConfig(PathBuf, #[source] requests::RequestError),
     #[error("the config file {} is wrong", .0.display())]
     Config(PathBuf, #[source] ActionError),
-    #[error("cannot start the VM")]
-    Boot(#[from] crate::boot::BootError),
+    #[error("cannot read the metadata {}", .0.display())]
+    ReadMetadata(PathBuf, #[source] io::Error),
+    #[error("the metadata {} is not JSON", .0.display())]
+    ParseMetadata(PathBuf, #[source] serde_json::Error),
+    #[error("the metadata {} cannot be used", .0.display())]
+    Metadata(PathBuf, #[source] ActionError),
+    #[error(transparent)]
+    Start(ActionError),
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
     #[error(transparent)]
@@ -141,10 +157,13 @@ impl RunError {
             | Self::ReadConfig(..)
             | Self::ParseConfig(..)
             | Self::Config(..)
+            | Self::ReadMetadata(..)
+            | Self::ParseMetadata(..)
+            | Self::Metadata(..)
             | Self::Seccomp(_)
             | Self::Bind(_) => ExitReason::BadConfig,
-            Self::Boot(error) => error.reason(),
-            Self::Events(_) => ExitReason::HostError,
+            Self::Start(ActionError::Start(error)) => error.reason(),
+            Self::Start(_) | Self::Events(_) => ExitReason::HostError,
         }
     }
 }
@@ -275,29 +294,44 @@ fn run(options: &Options) -> Result<ExitReport, RunError> {
         };
         controller.set_metrics(metrics).map_err(RunError::Metrics)?;
     }
+    controller.set_mmds_limit(options.mmds_size_limit.unwrap_or(options.http_api_max_payload_size));
+    if let Some(path) = &options.metadata {
+        put_metadata(&mut controller, path)?;
+    }
     // Listening comes before the start: whoever waits for the socket can connect while the VM is put together.
-    let server = if options.no_api { None } else { Some(Server::bind(&options.api_sock)?) };
+    let server = if options.no_api {
+        None
+    } else {
+        Some(Server::bind(&options.api_sock, options.http_api_max_payload_size)?)
+    };
     if let Some(path) = &options.config_file {
-        let config = requests::parse_config_file(&read_config(path)?)
+        let config = read_bounded(path).map_err(|error| RunError::ReadConfig(path.clone(), error))?;
+        let config = requests::parse_config_file(&config)
             .map_err(|error| RunError::ParseConfig(path.clone(), error))?;
         controller.configure(config).map_err(|error| RunError::Config(path.clone(), error))?;
         if controller.machine_mut().is_none() {
-            controller.start()?;
+            controller.start().map_err(RunError::Start)?;
         }
     }
     let event_loop = EventLoop::new(controller, server, outcome, signals).map_err(RunError::Events)?;
     event_loop.run().map_err(RunError::Events)
 }
 
-fn read_config(path: &Path) -> Result<Vec<u8>, RunError> {
-    let read = || {
-        let size = std::fs::metadata(path)?.len();
-        if size > MAX_CONFIG_FILE {
-            return Err(io::Error::other(format!("it has {size} bytes, more than {MAX_CONFIG_FILE}")));
-        }
-        std::fs::read(path)
-    };
-    read().map_err(|error| RunError::ReadConfig(path.to_owned(), error))
+fn put_metadata(controller: &mut Controller, path: &Path) -> Result<(), RunError> {
+    let bytes = read_bounded(path).map_err(|error| RunError::ReadMetadata(path.to_owned(), error))?;
+    let document =
+        serde_json::from_slice(&bytes).map_err(|error| RunError::ParseMetadata(path.to_owned(), error))?;
+    let put = controller.execute(VmmAction::PutMmds(document));
+    put.map(drop).map_err(|error| RunError::Metadata(path.to_owned(), error))
+}
+
+/// The bytes of a file that is no larger than a config file may be.
+fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
+    let size = std::fs::metadata(path)?.len();
+    if size > MAX_CONFIG_FILE {
+        return Err(io::Error::other(format!("it has {size} bytes, more than {MAX_CONFIG_FILE}")));
+    }
+    std::fs::read(path)
 }
 
 fn write_report(path: &Path, report: &ExitReport) -> io::Result<()> {

@@ -2,18 +2,21 @@
 
 use std::fs::File;
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use mote_vmm_api::{
     Balloon, BootSource, Drive, DriveFormat, DrivePatch, IoEngine, MAX_VCPUS, MachineConfig,
-    MachineConfigPatch, NetworkInterface, NetworkInterfacePatch, RateLimiter, Serial, Smbios, VmConfig,
-    Vsock,
+    MachineConfigPatch, MmdsConfig, NetworkInterface, NetworkInterfacePatch, RateLimiter, Serial, Smbios,
+    VmConfig, Vsock,
 };
 
 use crate::memory::MAX_MEMORY_MIB;
 use crate::smbios::{self, SmbiosError};
 
+/// Where the metadata service is if nothing else is said.
+pub const MMDS_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// Longest chain of backing files.
 const MAX_BACKING_FILES: usize = 16;
 /// Longest id of a drive or interface.
@@ -106,6 +109,17 @@ pub enum ConfigError {
         #[source]
         source: io::Error,
     },
+    /// Nobody would reach the metadata service.
+    #[error("The list of network interface IDs that allow forwarding MMDS requests is empty.")]
+    MmdsNoInterfaces,
+    /// RFC 3927 §2.1: the first and the last 256 addresses are reserved.
+    #[error("The MMDS IPv4 address is not link local.")]
+    MmdsAddress,
+    /// An interface that isn't there.
+    #[error(
+        "The list of network interface IDs provided contains at least one ID that does not correspond to any existing network interface."
+    )]
+    MmdsInterface,
     /// A snapshot beside a configuration.
     #[error("snapshot-load must stand alone: the snapshot brings the whole configuration")]
     SnapshotLoad,
@@ -147,6 +161,9 @@ pub fn validate(config: VmConfig) -> Result<VmConfig, ConfigError> {
             return Err(ConfigError::DuplicateId { what: "iface_id", id: interface.iface_id });
         }
         set_network_interface(&mut valid, interface, Origin::File)?;
+    }
+    if let Some(mmds) = config.mmds_config {
+        set_mmds(&mut valid, mmds)?;
     }
     valid.entropy = config.entropy;
     if let Some(balloon) = config.balloon {
@@ -321,6 +338,27 @@ pub fn set_vsock(config: &mut VmConfig, vsock: Vsock) -> Result<(), ConfigError>
     Ok(())
 }
 
+/// Sets the metadata service, whose interfaces must be there.
+///
+/// # Errors
+/// Interfaces or address are wrong.
+pub fn set_mmds(config: &mut VmConfig, mut mmds: MmdsConfig) -> Result<(), ConfigError> {
+    let address = *mmds.ipv4_address.get_or_insert(MMDS_ADDRESS);
+    let [169, 254, third, _] = address.octets() else { return Err(ConfigError::MmdsAddress) };
+    if !(1..=254).contains(&third) {
+        return Err(ConfigError::MmdsAddress);
+    }
+    if mmds.network_interfaces.is_empty() {
+        return Err(ConfigError::MmdsNoInterfaces);
+    }
+    let exists = |id: &String| config.network_interfaces.iter().any(|interface| interface.iface_id == *id);
+    if !mmds.network_interfaces.iter().all(exists) {
+        return Err(ConfigError::MmdsInterface);
+    }
+    config.mmds_config = Some(mmds);
+    Ok(())
+}
+
 /// Notes what was changed of a running interface.
 pub fn patch_network_interface(config: &mut VmConfig, patch: &NetworkInterfacePatch) {
     let of_patch = |interface: &&mut NetworkInterface| interface.iface_id == patch.iface_id;
@@ -465,6 +503,26 @@ mod tests {
         for bad in ["", "06:00:00:00:00", "06:00:00:00:00:0a:0b", "+6:00:00:00:00:00", "01:00:00:00:00:00"] {
             assert!(matches!(set("e1", bad), Err(ConfigError::Mac(_))), "{bad}");
         }
+    }
+
+    #[test]
+    fn the_metadata_service_needs_an_interface_and_a_link_local_address() {
+        let mut config = VmConfig::default();
+        set_network_interface(&mut config, interface("e0", "06:00:00:00:00:0a"), Origin::Api).unwrap();
+        let mut set = |ids: &[&str], address: &str| {
+            let network_interfaces = ids.iter().map(|id| (*id).to_owned()).collect();
+            let ipv4_address = Some(address.parse().unwrap());
+            set_mmds(&mut config, MmdsConfig { network_interfaces, ipv4_address, ..MmdsConfig::default() })
+        };
+        assert!(matches!(set(&[], "169.254.169.254"), Err(ConfigError::MmdsNoInterfaces)));
+        assert!(matches!(set(&["e0", "e1"], "169.254.169.254"), Err(ConfigError::MmdsInterface)));
+        for outside in ["169.254.0.5", "169.254.255.1", "10.0.0.1"] {
+            assert!(matches!(set(&["e0"], outside), Err(ConfigError::MmdsAddress)), "{outside}");
+        }
+        set(&["e0"], "169.254.170.2").unwrap();
+        let default = MmdsConfig { network_interfaces: vec!["e0".to_owned()], ..MmdsConfig::default() };
+        set_mmds(&mut config, default).unwrap();
+        assert_eq!(config.mmds_config.unwrap().ipv4_address, Some(MMDS_ADDRESS));
     }
 
     #[test]

@@ -11,10 +11,12 @@ use std::time::{Duration, Instant};
 use mote_vmm_api::{
     Balloon, BalloonHintingStart, BalloonHintingStatus, BalloonPatch, BalloonStats, BalloonStatsPatch,
     BootSource, Drive, DrivePatch, Entropy, FIRECRACKER_API_VERSION, InstanceInfo, InstanceState, Logger,
-    MachineConfig, MachineConfigPatch, Metrics, NetworkInterface, NetworkInterfacePatch, Serial, Smbios,
-    SnapshotCreate, SnapshotLoad, Version, VmConfig, Vsock,
+    MachineConfig, MachineConfigPatch, Metrics, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Serial,
+    Smbios, SnapshotCreate, SnapshotLoad, Version, VmConfig, Vsock,
 };
+use serde_json::Value;
 
+use crate::api::http::MAX_BODY;
 use crate::boot::{self, BootError, BootOptions};
 use crate::config::{self, ConfigError, Origin};
 use crate::devices::DeviceError;
@@ -23,6 +25,7 @@ use crate::devices::virtio::balloon::{BalloonError, HintingOff};
 use crate::log;
 use crate::machine::Machine;
 use crate::metrics::{self, Sink};
+use crate::mmds::{Mmds, MmdsError, SharedMmds};
 use crate::outcome::Outcome;
 use crate::snapshot::{self, CreateError, LoadError};
 
@@ -71,6 +74,14 @@ pub enum VmmAction {
     StopBalloonHinting,
     /// Sets the socket device; before the start only.
     SetVsock(Vsock),
+    /// Sets how the guest reaches its metadata; before the start only.
+    SetMmdsConfig(MmdsConfig),
+    /// The metadata.
+    GetMmds,
+    /// Replaces the metadata.
+    PutMmds(Value),
+    /// Changes parts of the metadata.
+    PatchMmds(Value),
     /// Sets where the serial port leads; before the start only.
     SetSerial(Serial),
     /// Sets the strings of the SMBIOS tables; before the start only.
@@ -114,6 +125,8 @@ pub enum Answer {
     BalloonHinting(BalloonHintingStatus),
     /// To `GetMachineConfig`.
     MachineConfig(MachineConfig),
+    /// To `GetMmds`.
+    Mmds(Value),
 }
 
 /// An action was not carried out.
@@ -176,6 +189,12 @@ pub enum ActionError {
     /// Metrics can't go there.
     #[error("Cannot set up metrics")]
     Metrics(#[source] metrics::OpenError),
+    /// The metadata refuses.
+    #[error("MMDS error: {0}")]
+    Mmds(MmdsError),
+    /// No key.
+    #[error("Cannot make the metadata store")]
+    MmdsRandom(#[source] getrandom::Error),
     /// Metrics twice.
     #[error("Reinitialization of metrics not allowed.")]
     MetricsTwice,
@@ -198,6 +217,10 @@ pub struct Controller {
     enable_pci: bool,
     outcome: Arc<Outcome>,
     metrics: Option<Sink>,
+    /// Most bytes of metadata.
+    mmds_limit: usize,
+    /// The metadata, from when it is first needed.
+    mmds: Option<SharedMmds>,
 }
 
 impl Controller {
@@ -211,7 +234,31 @@ impl Controller {
             enable_pci: false,
             outcome,
             metrics: None,
+            mmds_limit: MAX_BODY,
+            mmds: None,
         }
+    }
+
+    /// Sets how many bytes of metadata there may be, before there are any.
+    pub fn set_mmds_limit(&mut self, bytes: usize) {
+        self.mmds_limit = bytes;
+    }
+
+    /// The metadata store.
+    fn mmds(&mut self) -> Result<SharedMmds, ActionError> {
+        if let Some(mmds) = &self.mmds {
+            return Ok(mmds.clone());
+        }
+        let mmds = Mmds::new(&self.id, self.mmds_limit).map_err(ActionError::MmdsRandom)?;
+        Ok(self.mmds.insert(SharedMmds::new(mmds)).clone())
+    }
+
+    /// The metadata of a machine that may run: without `mmds-config` a running one has none.
+    fn reachable_mmds(&mut self) -> Result<SharedMmds, ActionError> {
+        if matches!(self.phase, Phase::Started(_)) && self.config.mmds_config.is_none() {
+            return Err(ActionError::Mmds(MmdsError::NotInitialized));
+        }
+        self.mmds()
     }
 
     /// Puts the devices on a PCI bus when the machine starts.
@@ -270,6 +317,19 @@ impl Controller {
             VmmAction::GetBalloon => {
                 self.config.balloon.clone().map(Answer::Balloon).ok_or(ActionError::NoBalloon)
             }
+            VmmAction::GetMmds => {
+                let mmds = self.reachable_mmds()?;
+                let document = mmds.lock().document();
+                Ok(Answer::Mmds(document))
+            }
+            VmmAction::PutMmds(document) => {
+                let put = self.reachable_mmds()?.lock().put(document);
+                put.map(|()| Answer::Empty).map_err(ActionError::Mmds)
+            }
+            VmmAction::PatchMmds(patch) => {
+                let patched = self.reachable_mmds()?.lock().patch(patch);
+                patched.map(|()| Answer::Empty).map_err(ActionError::Mmds)
+            }
             VmmAction::GetBalloonStatistics | VmmAction::GetBalloonHinting => self.ask_balloon(&action),
             action => {
                 match &mut self.phase {
@@ -299,10 +359,11 @@ impl Controller {
             VmmAction::SetEntropy(entropy) => config.entropy = Some(entropy),
             VmmAction::SetBalloon(balloon) => config::set_balloon(config, balloon)?,
             VmmAction::SetVsock(vsock) => config::set_vsock(config, vsock)?,
+            VmmAction::SetMmdsConfig(mmds) => config::set_mmds(config, mmds)?,
             VmmAction::SetSerial(serial) => config::set_serial(config, serial)?,
             VmmAction::SetSmbios(smbios) => config::set_smbios(config, smbios)?,
             VmmAction::LoadSnapshot(from) => self.load_snapshot(&from, Origin::Api)?,
-            VmmAction::Start => self.start().map_err(|error| ActionError::Start(Box::new(error)))?,
+            VmmAction::Start => self.start()?,
             _ => return Err(ActionError::NotSupportedPreBoot),
         }
         Ok(())
@@ -312,11 +373,20 @@ impl Controller {
     ///
     /// # Errors
     /// It cannot be started; it can be configured further then.
-    pub fn start(&mut self) -> Result<(), BootError> {
+    pub fn start(&mut self) -> Result<(), ActionError> {
         let start = Instant::now();
-        let options =
-            BootOptions { boot_timer: self.boot_timer.then_some(start), enable_pci: self.enable_pci };
-        self.phase = Phase::Started(boot::boot(&self.config, options, &self.outcome)?);
+        let mmds = match self.config.mmds_config.clone() {
+            Some(service) => {
+                let mmds = self.mmds()?;
+                mmds.lock().configure(&service);
+                Some(mmds)
+            }
+            None => None,
+        };
+        let boot_timer = self.boot_timer.then_some(start);
+        let options = BootOptions { boot_timer, enable_pci: self.enable_pci, mmds };
+        let booted = boot::boot(&self.config, &options, &self.outcome);
+        self.phase = Phase::Started(booted.map_err(|error| ActionError::Start(Box::new(error)))?);
         log::info!("microVM started in {} us", start.elapsed().as_micros());
         Ok(())
     }
@@ -380,7 +450,8 @@ impl Controller {
             Phase::Started(_) => return Err(ActionError::NotSupportedPostBoot),
         }
         let start = Instant::now();
-        let load = || snapshot::load(from, origin, &self.outcome);
+        let mmds = self.mmds()?;
+        let load = || snapshot::load(from, origin, &mmds, &self.outcome);
         let (machine, config) = metrics::timed(&metrics::LOAD_SNAPSHOT_US, load)
             .map_err(|error| ActionError::LoadSnapshot(Box::new(error)))?;
         self.phase = Phase::Started(machine);
@@ -523,6 +594,25 @@ mod tests {
         let machine = MachineConfig { vcpu_count: 2, ..Default::default() };
         controller.execute(VmmAction::SetMachineConfig(machine.clone())).unwrap();
         assert_eq!(controller.execute(VmmAction::GetMachineConfig).unwrap(), Answer::MachineConfig(machine));
+    }
+
+    #[test]
+    fn metadata_is_kept_before_the_start_up_to_its_limit() {
+        let mut controller = controller();
+        controller.set_mmds_limit(20);
+        assert_eq!(controller.execute(VmmAction::GetMmds).unwrap(), Answer::Mmds(Value::Null));
+        let document = serde_json::json!({"a": 1});
+        let error = controller.execute(VmmAction::PatchMmds(document.clone())).unwrap_err();
+        assert_eq!(error.to_string(), "MMDS error: The MMDS data store is not initialized.");
+        controller.execute(VmmAction::PutMmds(document.clone())).unwrap();
+        let long = VmmAction::PatchMmds(serde_json::json!({"b": "01234567890"}));
+        assert!(matches!(
+            controller.execute(long),
+            Err(ActionError::Mmds(MmdsError::DataStoreLimitExceeded))
+        ));
+        assert_eq!(controller.execute(VmmAction::GetMmds).unwrap(), Answer::Mmds(document));
+        // Metadata doesn't hinder a snapshot from being loaded.
+        assert!(controller.is_unconfigured());
     }
 
     #[test]

@@ -17,6 +17,7 @@
 //! | [`jail`] | `mote-vmm jail`: chroot, namespaces, cgroups, limits, an unprivileged user |
 //! | [`seccomp`] | a filter for each kind of thread |
 //! | [`api`] | Firecracker's REST API |
+//! | [`mmds`] | the metadata service |
 //! | [`metrics`], `log` | what the process tells about itself |
 //! | [`event_loop`] | the main thread |
 //! | [`cli`] | the command line |
@@ -45,6 +46,7 @@ mod log;
 pub mod machine;
 pub mod memory;
 pub mod metrics;
+pub mod mmds;
 pub mod outcome;
 mod power;
 pub mod rate_limiter;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 mod balloon;
 mod exit;
+mod mmds;
 mod observe;
 mod rate_limiter;
 pub use balloon::{
@@ -19,6 +20,7 @@ pub use balloon::{
 mod smbios;
 mod snapshot;
 pub use exit::{ExitReason, ExitReport};
+pub use mmds::{MmdsConfig, MmdsVersion};
 pub use observe::{Logger, Metrics};
 pub use rate_limiter::{RateLimiter, TokenBucket};
 pub use smbios::Smbios;
@@ -394,6 +396,9 @@ pub struct VmConfig {
     /// *Mote*: strings of the SMBIOS tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub smbios: Option<Smbios>,
+    /// The metadata service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mmds_config: Option<MmdsConfig>,
     /// The process's log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub logger: Option<Logger>,

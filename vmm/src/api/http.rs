@@ -3,7 +3,7 @@
 
 use mote_vmm_api::Fault;
 
-/// Largest body of a request, as Firecracker's default `--http-api-max-payload-size`.
+/// Largest body of a request if nothing else is said, as Firecracker's default `--http-api-max-payload-size`.
 pub const MAX_BODY: usize = 51_200;
 /// Largest request line with headers.
 pub const MAX_HEAD: usize = 8_192;
@@ -91,8 +91,8 @@ impl Response {
     }
 }
 
-/// Looks for a request at the start of `buffer`.
-pub fn parse(buffer: &[u8]) -> Parse {
+/// Looks for a request with a body of at most `max_body` bytes at the start of `buffer`.
+pub fn parse(buffer: &[u8], max_body: usize) -> Parse {
     let mut headers = [httparse::EMPTY_HEADER; MAX_HEADERS];
     let mut head = httparse::Request::new(&mut headers);
     let head_length = match head.parse(buffer) {
@@ -108,7 +108,7 @@ pub fn parse(buffer: &[u8]) -> Parse {
         }
         Err(error) => return invalid(400, format!("Invalid HTTP request: {error}.")),
     };
-    let fields = match Fields::read(&head) {
+    let fields = match Fields::read(&head, max_body) {
         Ok(fields) => fields,
         Err(response) => return Parse::Invalid(response),
     };
@@ -138,7 +138,7 @@ struct Fields {
 }
 
 impl Fields {
-    fn read(head: &httparse::Request<'_, '_>) -> Result<Self, Response> {
+    fn read(head: &httparse::Request<'_, '_>, max_body: usize) -> Result<Self, Response> {
         let is_1_1 = head.version == Some(1);
         let mut fields = Self { body_length: 0, keep_alive: is_1_1, expects_continue: false };
         let mut length = None;
@@ -146,7 +146,7 @@ impl Fields {
             let value = std::str::from_utf8(header.value).unwrap_or("").trim();
             match header.name.to_ascii_lowercase().as_str() {
                 "content-length" => {
-                    let number = content_length(value)?;
+                    let number = content_length(value, max_body)?;
                     // RFC 9112 §6.3: differing lengths are an attack.
                     if length.replace(number).is_some_and(|other| other != number) {
                         return Err(Response::fault(
@@ -175,17 +175,17 @@ impl Fields {
     }
 }
 
-fn content_length(value: &str) -> Result<usize, Response> {
+fn content_length(value: &str, max_body: usize) -> Result<usize, Response> {
     if value.is_empty() || !value.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(Response::fault(400, "Content-Length is no number."));
     }
     // A number too large for `usize` is also too large a body.
     match value.parse::<usize>() {
-        Ok(length) if length <= MAX_BODY => Ok(length),
+        Ok(length) if length <= max_body => Ok(length),
         _ => Err(Response::fault(
             413,
             format!(
-                "Request payload with size {value} is larger than the limit of {MAX_BODY} allowed by server."
+                "Request payload with size {value} is larger than the limit of {max_body} allowed by server."
             ),
         )),
     }
@@ -198,14 +198,14 @@ mod tests {
     use super::*;
 
     fn complete(text: &str) -> (Request, usize) {
-        match parse(text.as_bytes()) {
+        match parse(text.as_bytes(), MAX_BODY) {
             Parse::Complete(request, length) => (request, length),
             other => panic!("{other:?}"),
         }
     }
 
     fn status_of_invalid(text: &str) -> u16 {
-        match parse(text.as_bytes()) {
+        match parse(text.as_bytes(), MAX_BODY) {
             Parse::Invalid(response) => response.status,
             other => panic!("{other:?}"),
         }
@@ -234,8 +234,11 @@ mod tests {
     #[test]
     fn a_client_that_waits_for_100_is_seen_once_its_headers_are_there() {
         let head = "PUT / HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n";
-        assert_eq!(parse(head.as_bytes()), Parse::Incomplete { wants_continue: true });
-        assert_eq!(parse(format!("{head}{{").as_bytes()), Parse::Incomplete { wants_continue: false });
+        assert_eq!(parse(head.as_bytes(), MAX_BODY), Parse::Incomplete { wants_continue: true });
+        assert_eq!(
+            parse(format!("{head}{{").as_bytes(), MAX_BODY),
+            Parse::Incomplete { wants_continue: false }
+        );
     }
 
     #[test]
@@ -243,6 +246,8 @@ mod tests {
         let head = |length: &str| format!("PUT / HTTP/1.1\r\nContent-Length: {length}\r\n\r\n");
         assert_eq!(status_of_invalid(&head("51201")), 413);
         assert_eq!(status_of_invalid(&head("99999999999999999999999999")), 413);
+        let longer = parse(head("51201").as_bytes(), 60_000);
+        assert_eq!(longer, Parse::Incomplete { wants_continue: false });
         assert_eq!(status_of_invalid(&head("-1")), 400);
         assert_eq!(status_of_invalid(&head("+1")), 400);
         assert_eq!(status_of_invalid(&format!("GET /{}", "a".repeat(MAX_HEAD))), 431);
@@ -272,7 +277,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_answered_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
-            if let Parse::Complete(_, length) = parse(&bytes) {
+            if let Parse::Complete(_, length) = parse(&bytes, MAX_BODY) {
                 prop_assert!(length <= bytes.len());
             }
         }
@@ -281,7 +286,7 @@ mod tests {
         fn a_request_cut_anywhere_is_incomplete(body in "[a-z]{0,40}", cut in 0usize..60) {
             let text = format!("PUT /x HTTP/1.1\r\nContent-Length: {}\r\n\r\n{body}", body.len());
             let cut = cut.min(text.len() - 1);
-            let is_incomplete = matches!(parse(&text.as_bytes()[..cut]), Parse::Incomplete { .. });
+            let is_incomplete = matches!(parse(&text.as_bytes()[..cut], MAX_BODY), Parse::Incomplete { .. });
             prop_assert!(is_incomplete);
         }
     }

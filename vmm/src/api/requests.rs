@@ -13,6 +13,7 @@ use serde_json::Value;
 use super::http::{Request, Response};
 use crate::controller::{ActionError, Answer, VmmAction};
 use crate::error_chain;
+use crate::mmds::MmdsError;
 
 /// A request that means no action.
 #[derive(Debug, thiserror::Error)]
@@ -61,8 +62,7 @@ const DRIVE: &[Neutral] = &[("socket", None)];
 /// Fields of ours that may be null.
 const SNAPSHOT_LOAD: &[Neutral] = &[("vsock_override", None)];
 const LIMITED: &[Neutral] = &[("rate_limiter", None)];
-const CONFIG: &[Neutral] =
-    &[("cpu-config", None), ("memory-hotplug", None), ("mmds-config", None), ("pmem", None)];
+const CONFIG: &[Neutral] = &[("cpu-config", None), ("memory-hotplug", None), ("pmem", None)];
 /// Fields of ours that Firecracker allows to be null.
 const NULLABLE: [&str; 2] = ["is_read_only", "io_engine"];
 
@@ -148,6 +148,7 @@ pub fn parse(request: &Request) -> Result<VmmAction, RequestError> {
             ("balloon", ["hinting", "status"]) => Ok(VmmAction::GetBalloonHinting),
             ("version", []) => Ok(VmmAction::GetVersion),
             ("machine-config", []) => Ok(VmmAction::GetMachineConfig),
+            ("mmds", []) => Ok(VmmAction::GetMmds),
             ("vm", ["config"]) => Ok(VmmAction::GetVmConfig),
             _ => Err(no_route()),
         },
@@ -163,6 +164,7 @@ pub fn parse(request: &Request) -> Result<VmmAction, RequestError> {
         ("PUT", false) => match (resource, rest.as_slice()) {
             ("drives", id) => put_drive(request, id),
             ("network-interfaces", id) => put_network_interface(request, id),
+            ("mmds", ["config"]) => body(request, &[]).map(VmmAction::SetMmdsConfig),
             ("snapshot", ["create"]) => body(request, &[]).map(VmmAction::CreateSnapshot),
             ("mote", ["smbios"]) => body(request, &[]).map(VmmAction::SetSmbios),
             ("snapshot", ["load"]) => body(request, SNAPSHOT_LOAD).map(VmmAction::LoadSnapshot),
@@ -171,6 +173,7 @@ pub fn parse(request: &Request) -> Result<VmmAction, RequestError> {
         },
         ("PATCH", false) => match (resource, rest.as_slice()) {
             ("machine-config", []) => patch_machine(request),
+            ("mmds", []) => body(request, &[]).map(VmmAction::PatchMmds),
             ("network-interfaces", id) => patch_network_interface(request, id),
             ("drives", id) => {
                 with_id(request, id, &[], |patch: &DrivePatch| &patch.drive_id).map(VmmAction::PatchDrive)
@@ -191,8 +194,6 @@ pub fn parse(request: &Request) -> Result<VmmAction, RequestError> {
 /// The paths that Firecracker has and this program has not.
 fn missing(method: &str, resource: &str, rest: &[&str]) -> Option<&'static str> {
     match (method, resource, rest) {
-        ("GET" | "PUT" | "PATCH", "mmds", []) => Some("/mmds"),
-        ("PUT", "mmds", ["config"]) => Some("/mmds/config"),
         ("PUT", "cpu-config", []) => Some("/cpu-config"),
         ("PUT" | "PATCH", "pmem", [_]) => Some("/pmem"),
         ("GET" | "PUT" | "PATCH", "hotplug", ["memory"]) => Some("/hotplug/memory"),
@@ -209,6 +210,7 @@ fn put(request: &Request, resource: &str) -> Option<Result<VmmAction, RequestErr
         "metrics" => body(request, &[]).map(VmmAction::SetMetrics),
         "entropy" => body::<Entropy>(request, &[]).map(VmmAction::SetEntropy),
         "balloon" => body(request, &[]).map(VmmAction::SetBalloon),
+        "mmds" => body(request, &[]).map(VmmAction::PutMmds),
         "vsock" => body(request, &[]).map(VmmAction::SetVsock),
         "serial" => body(request, LIMITED).map(VmmAction::SetSerial),
         "actions" => body::<Action>(request, &[]).map(|action| match action.action_type {
@@ -266,12 +268,17 @@ pub fn respond(result: &Result<Answer, ActionError>) -> Response {
         Ok(Answer::BalloonStatistics(statistics)) => Response::json(statistics),
         Ok(Answer::BalloonHinting(status)) => Response::json(status),
         Ok(Answer::MachineConfig(machine)) => Response::json(machine),
+        Ok(Answer::Mmds(document)) => Response::json(document),
+        Err(ActionError::Mmds(MmdsError::DataStoreLimitExceeded)) => {
+            Response::fault(413, MmdsError::DataStoreLimitExceeded.to_string())
+        }
         Err(error) => Response::fault(400, error_chain(error)),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use mote_vmm_api::MmdsVersion;
     use proptest::prelude::*;
 
     use super::*;
@@ -295,6 +302,13 @@ mod tests {
         assert_eq!(action("PUT", "/entropy", "{}"), VmmAction::SetEntropy(Entropy::default()));
         let machine = action("PUT", "/machine-config", r#"{"vcpu_count":2,"mem_size_mib":64}"#);
         assert!(matches!(machine, VmmAction::SetMachineConfig(machine) if machine.vcpu_count == 2));
+        assert_eq!(action("GET", "/mmds", ""), VmmAction::GetMmds);
+        assert_eq!(action("PUT", "/mmds", "[1]"), VmmAction::PutMmds(serde_json::json!([1])));
+        assert_eq!(action("PATCH", "/mmds", "null"), VmmAction::PatchMmds(Value::Null));
+        let service = action("PUT", "/mmds/config", r#"{"version":"V2","network_interfaces":["e"]}"#);
+        assert!(
+            matches!(service, VmmAction::SetMmdsConfig(service) if service.version == MmdsVersion::V2 && !service.imds_compat)
+        );
     }
 
     #[test]
@@ -310,14 +324,8 @@ mod tests {
 
     #[test]
     fn paths_of_firecracker_that_do_not_exist_are_refused_by_name() {
-        for (method, path) in [
-            ("GET", "/mmds"),
-            ("PUT", "/mmds/config"),
-            ("PUT", "/cpu-config"),
-            ("PUT", "/pmem/a"),
-            ("PATCH", "/hotplug/memory"),
-        ] {
-            let text = fault(method, path, if method == "GET" { "" } else { "{}" });
+        for (method, path) in [("PUT", "/cpu-config"), ("PUT", "/pmem/a"), ("PATCH", "/hotplug/memory")] {
+            let text = fault(method, path, "{}");
             assert!(text.contains("is not supported by this version"), "{method} {path}: {text}");
         }
     }
@@ -375,9 +383,7 @@ mod tests {
         )
         .unwrap();
         assert_eq!((config.drives.len(), config.machine_config.vcpu_count), (1, 2));
-        assert!(
-            parse_config_file(br#"{"mmds-config":{}}"#).unwrap_err().to_string().contains("`mmds-config`")
-        );
+        assert!(parse_config_file(br#"{"pmem":[]}"#).unwrap_err().to_string().contains("`pmem`"));
         assert!(parse_config_file(b"{").is_err());
     }
 

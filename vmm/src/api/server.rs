@@ -6,7 +6,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
-use super::http::{self, MAX_BODY, MAX_HEAD, Parse, Request, Response};
+use super::http::{self, MAX_HEAD, Parse, Request, Response};
 
 /// Most connections at a time. One more closes the one that was silent longest.
 pub const MAX_CONNECTIONS: usize = 10;
@@ -60,16 +60,18 @@ pub struct Server {
     path: PathBuf,
     listener: UnixListener,
     connections: Vec<Connection>,
+    /// Longest body of a request.
+    max_body: usize,
     turn: u64,
 }
 
 impl Server {
-    /// Listens on `path`. A socket left there by a process that died is replaced: a supervisor that starts a VM again
+    /// Listens on `path` for requests with bodies of at most `max_body` bytes. A socket left there by a process that died is replaced: a supervisor that starts a VM again
     /// after a crash need not clean up first. A socket that a live process listens on is an error.
     ///
     /// # Errors
     /// See [`BindError`].
-    pub fn bind(path: &Path) -> Result<Self, BindError> {
+    pub fn bind(path: &Path, max_body: usize) -> Result<Self, BindError> {
         let failed = |source| BindError::Bind { path: path.to_owned(), source };
         let listener = match UnixListener::bind(path) {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -79,7 +81,7 @@ impl Server {
             result => result.map_err(failed)?,
         };
         listener.set_nonblocking(true).map_err(failed)?;
-        Ok(Self { path: path.to_owned(), listener, connections: Vec::new(), turn: 0 })
+        Ok(Self { path: path.to_owned(), listener, connections: Vec::new(), max_body, turn: 0 })
     }
 
     /// The listening socket's descriptor.
@@ -130,7 +132,7 @@ impl Server {
             Interest::Write => connection.send(),
             Interest::Read => connection.receive(),
         };
-        if !(goes_on && connection.answer(handle)) {
+        if !(goes_on && connection.answer(self.max_body, handle)) {
             self.connections.swap_remove(index);
         }
     }
@@ -162,9 +164,9 @@ impl Connection {
     }
 
     /// Answers the whole requests that were received. False: close the connection.
-    fn answer(&mut self, handle: &mut dyn FnMut(&Request) -> Response) -> bool {
+    fn answer(&mut self, max_body: usize, handle: &mut dyn FnMut(&Request) -> Response) -> bool {
         while self.unsent.is_empty() && !self.closing && !self.received.is_empty() {
-            match http::parse(&self.received) {
+            match http::parse(&self.received, max_body) {
                 Parse::Complete(request, length) => {
                     self.received.drain(..length);
                     self.told_to_continue = false;
@@ -177,7 +179,7 @@ impl Connection {
                     self.unsent = response.encode(false);
                 }
                 Parse::Incomplete { wants_continue } => {
-                    debug_assert!(self.received.len() <= MAX_HEAD + MAX_BODY + READ_SIZE);
+                    debug_assert!(self.received.len() <= MAX_HEAD + max_body + READ_SIZE);
                     if !wants_continue || self.told_to_continue {
                         return true;
                     }
@@ -228,6 +230,7 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::http::MAX_BODY;
     use super::*;
 
     struct Client {
@@ -240,7 +243,7 @@ mod tests {
         fn new() -> Self {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("s");
-            let mut server = Server::bind(&path).unwrap();
+            let mut server = Server::bind(&path, MAX_BODY).unwrap();
             let stream = UnixStream::connect(&path).unwrap();
             server.accept();
             Self { server, stream, _directory: directory }
@@ -313,12 +316,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("s");
         drop(UnixListener::bind(&path).unwrap());
-        let server = Server::bind(&path).unwrap();
-        assert!(matches!(Server::bind(&path), Err(BindError::InUse(_))));
+        let server = Server::bind(&path, MAX_BODY).unwrap();
+        assert!(matches!(Server::bind(&path, MAX_BODY), Err(BindError::InUse(_))));
         drop(server);
         assert!(!path.exists());
         std::fs::write(&path, "x").unwrap();
-        assert!(matches!(Server::bind(&path), Err(BindError::NotASocket(_))));
+        assert!(matches!(Server::bind(&path, MAX_BODY), Err(BindError::NotASocket(_))));
         assert!(path.exists());
     }
 }

@@ -33,6 +33,11 @@ impl Counter {
         self.total.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// `count` more.
+    pub fn add(&self, count: u64) {
+        self.total.fetch_add(count, Ordering::Relaxed);
+    }
+
     /// What it grew by since the last call.
     fn take_growth(&self) -> u64 {
         let total = self.total.load(Ordering::Relaxed);
@@ -83,6 +88,65 @@ static REQUESTS: [Requests; 18] = [
 pub static MISSED_LOG_COUNT: Counter = Counter::new();
 /// Metrics that could not be written.
 static MISSED_METRICS_COUNT: Counter = Counter::new();
+
+/// What the metadata service does, of all interfaces together.
+pub struct Mmds {
+    /// Frames that went to the service instead of the network.
+    pub rx_accepted: Counter,
+    /// Requests that are no HTTP.
+    pub rx_accepted_err: Counter,
+    /// Frames without an Ethernet header.
+    pub rx_bad_eth: Counter,
+    /// Frames that were understood.
+    pub rx_count: Counter,
+    /// Requests with a token that is not good.
+    pub rx_invalid_token: Counter,
+    /// Requests without a token.
+    pub rx_no_token: Counter,
+    /// Bytes of frames to the guest.
+    pub tx_bytes: Counter,
+    /// Times that a frame was given to the guest.
+    pub tx_count: Counter,
+    /// Frames to the guest.
+    pub tx_frames: Counter,
+    /// TCP connections that began.
+    pub connections_created: Counter,
+    /// TCP connections that ended.
+    pub connections_destroyed: Counter,
+}
+
+/// The metadata service's counters.
+pub static MMDS: Mmds = Mmds {
+    rx_accepted: Counter::new(),
+    rx_accepted_err: Counter::new(),
+    rx_bad_eth: Counter::new(),
+    rx_count: Counter::new(),
+    rx_invalid_token: Counter::new(),
+    rx_no_token: Counter::new(),
+    tx_bytes: Counter::new(),
+    tx_count: Counter::new(),
+    tx_frames: Counter::new(),
+    connections_created: Counter::new(),
+    connections_destroyed: Counter::new(),
+};
+
+impl Mmds {
+    fn counters(&self) -> [(&'static str, &Counter); 11] {
+        [
+            ("rx_accepted", &self.rx_accepted),
+            ("rx_accepted_err", &self.rx_accepted_err),
+            ("rx_bad_eth", &self.rx_bad_eth),
+            ("rx_count", &self.rx_count),
+            ("rx_invalid_token", &self.rx_invalid_token),
+            ("rx_no_token", &self.rx_no_token),
+            ("tx_bytes", &self.tx_bytes),
+            ("tx_count", &self.tx_count),
+            ("tx_frames", &self.tx_frames),
+            ("connections_created", &self.connections_created),
+            ("connections_destroyed", &self.connections_destroyed),
+        ]
+    }
+}
 
 /// How long the last of each operation took, in microseconds; 0 if there was none.
 pub static PAUSE_VM_US: Gauge = Gauge::new(0);
@@ -149,6 +213,9 @@ fn growth() -> Map<String, Value> {
     for (name, gauge) in &LATENCIES {
         set("latencies_us", (*name).to_owned(), gauge.load(Ordering::Relaxed));
     }
+    for (name, counter) in MMDS.counters() {
+        set("mmds", name.to_owned(), counter.take_growth());
+    }
     set("logger", "missed_log_count".to_owned(), MISSED_LOG_COUNT.take_growth());
     set("logger", "missed_metrics_count".to_owned(), MISSED_METRICS_COUNT.take_growth());
     groups
@@ -177,6 +244,10 @@ fn prometheus(id: &str) -> String {
         .map(|(name, gauge)| (format!(",operation=\"{name}\""), gauge.load(Ordering::Relaxed)));
     let help = "How long the last such operation took; 0 before the first.";
     family("mote_vmm_operation_microseconds", "gauge", help, latencies.collect());
+    for (name, counter) in MMDS.counters() {
+        let samples = vec![(String::new(), load(counter))];
+        family(&format!("mote_vmm_mmds_{name}_total"), "counter", "The metadata service.", samples);
+    }
     let missed = vec![(String::new(), load(&MISSED_LOG_COUNT))];
     family("mote_vmm_missed_log_lines_total", "counter", "Log lines that could not be written.", missed);
     text

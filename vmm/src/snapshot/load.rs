@@ -18,6 +18,7 @@ use crate::config::{self, ConfigError, Origin};
 use crate::kvm::{KvmError, Topology, Vm};
 use crate::machine::{Machine, SharedState};
 use crate::memory::MemoryError;
+use crate::mmds::SharedMmds;
 use crate::outcome::Outcome;
 
 /// A snapshot could not be loaded; nothing is left running then.
@@ -102,6 +103,7 @@ pub enum LoadError {
 pub fn load(
     from: &SnapshotLoad,
     origin: Origin,
+    mmds: &SharedMmds,
     outcome: &Arc<Outcome>,
 ) -> Result<(Machine, VmConfig), LoadError> {
     let memory_path = memory_path(from)?;
@@ -120,6 +122,11 @@ pub fn load(
         .map_err(|source| LoadError::Memory(memory_path.to_owned(), source))?;
 
     let mut devices = Devices::new(vm.wiring(), &guest_memory);
+    if let Some(service) = &config.mmds_config {
+        // Version and address are the saved machine's; its metadata and tokens are not: they may be about another one now.
+        mmds.lock().configure(service);
+        devices.mmds = Some(mmds.clone());
+    }
     if state.devices.contains_key(PCI_BUS) {
         devices.attach_pci_bus()?;
     }

@@ -7,6 +7,7 @@
 //! | `mote.hostile` | breaks every rule of the transport and the rings, then checks that the devices still work |
 //! | `mote.bench=block` | measures a device, see `bench` |
 //! | `mote.serve` | DHCP, ping, metadata, a page on port 80 |
+//! | `mote.mmds=A.B.C.D/P` | with that address: the metadata service of the monitor, with tokens |
 //! | `mote.off`, `mote.reboot[=acpi,cf9]`, `mote.crash`, `mote.internal-error`, `mote.halt`, `mote.spin` | ends that way |
 #![no_std]
 #![no_main]
@@ -66,6 +67,7 @@ fn run(boot: &Boot) {
         () if line.has("mote.test") => test::run(boot),
         () if line.has("mote.hostile") => hostile::run(boot),
         () if line.has("mote.serve") => serve::run(boot),
+        () if line.has("mote.mmds") => serve::mmds(boot),
         () if line.has("mote.bench") => bench::run(boot),
         () if line.has("mote.off") => {}
         () if line.has("mote.reboot") => match line.value("mote.reboot") {

@@ -1,4 +1,4 @@
-//! A GET request to the metadata service.
+//! Requests to the metadata service.
 
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -23,13 +23,9 @@ const FIRST_PORT: u16 = 49_152;
 pub fn get(stack: &mut Stack, path: &str) -> Result<String, String> {
     let mut last = String::new();
     for attempt in 0..ATTEMPTS {
-        let buffer = |bytes| tcp::SocketBuffer::new(vec![0; bytes]);
-        let mut socket = tcp::Socket::new(buffer(16 << 10), buffer(1024));
-        socket.set_timeout(Some(Duration::from_micros(ATTEMPT_US)));
-        let handle = stack.sockets.add(socket);
-        let result = exchange(stack, handle, path);
-        stack.sockets.remove(handle);
-        match result.and_then(|answer| body(&answer)) {
+        let request =
+            format!("GET {path} HTTP/1.0\r\nHost: 169.254.169.254\r\nUser-Agent: mote-guest\r\n\r\n");
+        match once(stack, &request).and_then(|answer| body(&answer)) {
             Ok(body) => return Ok(body),
             Err(why) => last = why,
         }
@@ -43,12 +39,29 @@ pub fn get(stack: &mut Stack, path: &str) -> Result<String, String> {
     Err(format!("{last} ({ATTEMPTS} attempts)"))
 }
 
-fn exchange(stack: &mut Stack, handle: SocketHandle, path: &str) -> Result<Vec<u8>, String> {
+/// Status and body of the answer to one request.
+pub fn ask(stack: &mut Stack, request: &str) -> Result<(String, String), String> {
+    let answer = once(stack, request)?;
+    let (head, body) = split(&answer).ok_or("no HTTP answer")?;
+    let status = head.split(' ').nth(1).unwrap_or("");
+    Ok((status.to_string(), String::from_utf8_lossy(body).into_owned()))
+}
+
+fn once(stack: &mut Stack, request: &str) -> Result<Vec<u8>, String> {
+    let buffer = |bytes| tcp::SocketBuffer::new(vec![0; bytes]);
+    let mut socket = tcp::Socket::new(buffer(16 << 10), buffer(1024));
+    socket.set_timeout(Some(Duration::from_micros(ATTEMPT_US)));
+    let handle = stack.sockets.add(socket);
+    let result = exchange(stack, handle, request);
+    stack.sockets.remove(handle);
+    result
+}
+
+fn exchange(stack: &mut Stack, handle: SocketHandle, request: &str) -> Result<Vec<u8>, String> {
     let port = FIRST_PORT + (cpu::tsc() % 16_000) as u16;
     let (context, sockets) = stack.context();
     let socket = sockets.get_mut::<tcp::Socket>(handle);
     socket.connect(context, (METADATA, 80), port).map_err(|error| error.to_string())?;
-    let request = format!("GET {path} HTTP/1.0\r\nHost: 169.254.169.254\r\nUser-Agent: mote-guest\r\n\r\n");
     let mut sent = 0;
     let mut answer = Vec::new();
     let end = cpu::now_us() + ATTEMPT_US;

@@ -3,6 +3,7 @@
 
 mod fetch;
 mod http;
+mod mmds;
 mod stack;
 
 use alloc::format;
@@ -16,6 +17,8 @@ use crate::report::Report;
 use crate::virtio::{self, EVENT_IDX, Kind, StatusWrites};
 use crate::{cpu, println};
 use stack::Stack;
+
+pub use mmds::run as mmds;
 
 const META_DATA: &str = "/openstack/latest/meta_data.json";
 const INSTANCE_ID: &str = "/latest/meta-data/instance-id";

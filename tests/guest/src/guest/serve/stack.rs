@@ -36,18 +36,13 @@ pub struct Stack {
     interface: Interface,
     /// Sockets, for whoever uses them.
     pub sockets: SocketSet<'static>,
-    dhcp: SocketHandle,
+    dhcp: Option<SocketHandle>,
 }
 
 impl Stack {
     /// Starts the device and DHCP.
     pub fn new(transport: Masked, irq: u32) -> Result<Self, String> {
-        let mut nic = Nic::new(transport)?;
-        if irq < cpu::IOAPIC_PINS {
-            cpu::route_irq(irq);
-        }
-        nic.enable_interrupts();
-        let interface = nic.interface();
+        let mut stack = Self::without_dhcp(transport, irq)?;
         let mut socket = dhcpv4::Socket::new();
         let mut retry = socket.get_retry_config();
         retry.discover_timeout = DISCOVER_INTERVAL;
@@ -55,9 +50,25 @@ impl Stack {
         socket.set_retry_config(retry);
         socket.set_parameter_request_list(DHCP_PARAMETERS);
         socket.set_receive_packet_buffer(Box::leak(vec![0; DHCP_PACKET_BYTES].into_boxed_slice()));
-        let mut sockets = SocketSet::new(Vec::new());
-        let dhcp = sockets.add(socket);
-        Ok(Self { nic, irq, interface, sockets, dhcp })
+        stack.dhcp = Some(stack.sockets.add(socket));
+        Ok(stack)
+    }
+
+    /// Starts the device with an address that is known, and the metadata service on the link.
+    pub fn with_address(transport: Masked, irq: u32, address: Ipv4Cidr) -> Result<Self, String> {
+        let mut stack = Self::without_dhcp(transport, irq)?;
+        configure(&mut stack.interface, address, None, METADATA);
+        Ok(stack)
+    }
+
+    fn without_dhcp(transport: Masked, irq: u32) -> Result<Self, String> {
+        let mut nic = Nic::new(transport)?;
+        if irq < cpu::IOAPIC_PINS {
+            cpu::route_irq(irq);
+        }
+        nic.enable_interrupts();
+        let interface = nic.interface();
+        Ok(Self { nic, irq, interface, sockets: SocketSet::new(Vec::new()), dhcp: None })
     }
 
     /// The interface's address.
@@ -108,7 +119,8 @@ impl Stack {
     }
 
     fn follow_dhcp(&mut self) -> bool {
-        match self.sockets.get_mut::<dhcpv4::Socket>(self.dhcp).poll() {
+        let Some(dhcp) = self.dhcp else { return false };
+        match self.sockets.get_mut::<dhcpv4::Socket>(dhcp).poll() {
             None => false,
             Some(dhcpv4::Event::Deconfigured) => {
                 self.interface.update_ip_addrs(|list| list.clear());

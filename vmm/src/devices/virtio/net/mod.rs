@@ -16,6 +16,7 @@ use super::queue::VirtQueue;
 use super::worker::{Poller, Worker};
 use super::{Activation, VirtioDevice, device_type, read_config_bytes};
 use crate::devices::DeviceError;
+use crate::mmds::Endpoint;
 use crate::snapshot::{DeviceState, StateError};
 
 mod control;
@@ -63,9 +64,14 @@ pub struct Net {
     features: u64,
     /// With anti-spoofing: the address that the guest may send from.
     source: Option<[u8; 6]>,
+    /// Where frames to the metadata service's address go.
+    service: Option<Service>,
     shared: Arc<Shared>,
     worker: Option<Worker>,
 }
+
+/// The metadata service, of the one worker that runs.
+type Service = Arc<Mutex<Endpoint>>;
 
 impl Net {
     /// Opens the tap, so that one that can't be opened is refused when it is configured.
@@ -112,9 +118,17 @@ impl Net {
             config,
             features,
             source: interface.anti_spoofing.then_some(source),
+            service: None,
             shared: Shared::new(interface)?,
             worker: None,
         })
+    }
+
+    /// The same device with the metadata service behind it.
+    #[must_use]
+    pub fn with_service(mut self, endpoint: Endpoint) -> Self {
+        self.service = Some(Arc::new(Mutex::new(endpoint)));
+        self
     }
 
     /// A handle for what may change while the guest runs.
@@ -202,6 +216,9 @@ impl VirtioDevice for Net {
             self.shared.set_interrupt(Some(activation.interrupt));
         }
         let mut server = Server::new(receive, transmit, mergeable, self.source, self.shared.clone());
+        if let Some(service) = &self.service {
+            server.set_service(service.clone());
+        }
         self.worker = Some(Worker::spawn("net", move |stop| {
             let mut tap = tap.lock().unwrap_or_else(PoisonError::into_inner);
             server.run(&mut tap, &mut poller, stop);
@@ -210,6 +227,14 @@ impl VirtioDevice for Net {
     }
 
     fn reset(&mut self) {
+        self.pause();
+        if let Some(service) = &self.service {
+            service.lock().unwrap_or_else(PoisonError::into_inner).reset();
+        }
+    }
+
+    /// Connections to the metadata service go on after a pause.
+    fn pause(&mut self) {
         self.shared.set_interrupt(None);
         self.worker = None;
     }

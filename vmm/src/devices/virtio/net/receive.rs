@@ -14,6 +14,7 @@ use super::server::ServeError;
 use super::{HEADER_BYTES, MAX_FRAME, Tap};
 use crate::devices::virtio::buffers::{GuestBuffers, MAX_SEGMENTS};
 use crate::devices::virtio::queue::{Chain, VirtQueue};
+use crate::mmds::Endpoint;
 use crate::rate_limiter::RateLimiter;
 
 /// Offset of `num_buffers` in the header.
@@ -115,20 +116,23 @@ impl Receiver {
         Ok(!self.ahead.is_empty() || self.queue.has_available()?)
     }
 
-    /// Moves frames from the tap to the guest (without a link: to nowhere), in at most `budget` steps, and interrupts as
+    /// Moves frames from the metadata service and the tap to the guest (without a link: to nowhere), in at most `budget` steps, and interrupts as
     /// needed.
     pub fn serve(
         &mut self,
         tap: &mut Tap,
+        mut service: Option<&mut Endpoint>,
         link_up: bool,
         limiter: &mut RateLimiter,
         budget: usize,
     ) -> Result<Received, ServeError> {
         if !link_up {
+            while service.as_deref_mut().is_some_and(|service| service.next_frame(Instant::now()).is_some()) {
+            }
             return Ok(self.drop_frames(tap, budget));
         }
         self.queue.disable_notification()?;
-        let received = self.move_frames(tap, limiter, budget);
+        let received = self.move_frames(tap, service, limiter, budget);
         self.publish()?;
         self.queue.signal()?;
         received
@@ -161,6 +165,7 @@ impl Receiver {
     fn move_frames(
         &mut self,
         tap: &mut Tap,
+        mut service: Option<&mut Endpoint>,
         limiter: &mut RateLimiter,
         budget: usize,
     ) -> Result<Received, ServeError> {
@@ -176,6 +181,15 @@ impl Receiver {
             if let Some(wait) = now.map(|now| limiter.wait(1, 1, now)).filter(|wait| !wait.is_zero()) {
                 return Ok(Received::Limited(wait));
             }
+            let frame = service.as_deref_mut().filter(|service| service.has_frames());
+            if let Some(frame) = frame.and_then(|service| service.next_frame(Instant::now())) {
+                if let Some(now) = now {
+                    limiter.take(frame.len() as u64, 1, now);
+                }
+                let len = self.fill(&frame);
+                self.received(len)?;
+                continue;
+            }
             match tap.receive(&mut self.window, &mut self.spill) {
                 Ok(0) => return Ok(Received::Empty),
                 Ok(len) => {
@@ -189,6 +203,16 @@ impl Receiver {
             }
         }
         Ok(Received::Budget)
+    }
+
+    /// Puts an Ethernet frame and its header where one from the tap would be; their length.
+    fn fill(&mut self, frame: &[u8]) -> usize {
+        let frame = [&[0; HEADER_BYTES], frame].concat();
+        let placed = self.window.write_at(0, &frame);
+        let rest = &frame[placed..];
+        // The service's frames are shorter than the longest of a tap.
+        self.spill[..rest.len()].copy_from_slice(rest);
+        frame.len()
     }
 
     /// A frame of `len` bytes was read into the window and perhaps the spill buffer.

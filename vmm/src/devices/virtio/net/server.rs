@@ -8,11 +8,12 @@
 //! While the worker steps or looks, the driver is asked not to notify.
 
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::EventSet;
 
+use super::Service;
 use super::control::{Limits, Shared};
 use super::receive::{Received, Receiver};
 use super::tap::Tap;
@@ -60,6 +61,8 @@ pub enum ServeError {
 struct Waits {
     /// The tap may have frames.
     tap_readable: bool,
+    /// The metadata service has frames.
+    service_ready: bool,
     /// The receive queue needs buffers before anything can be received.
     starved: bool,
     /// The transmit queue may have frames.
@@ -75,6 +78,7 @@ struct Waits {
 impl Waits {
     const START: Self = Self {
         tap_readable: true,
+        service_ready: false,
         starved: false,
         transmit_pending: true,
         blocked: false,
@@ -83,7 +87,7 @@ impl Waits {
     };
 
     const fn can_receive(&self) -> bool {
-        self.tap_readable && !self.starved && self.receive_limited.is_none()
+        (self.tap_readable || self.service_ready) && !self.starved && self.receive_limited.is_none()
     }
 
     const fn can_transmit(&self) -> bool {
@@ -124,6 +128,7 @@ pub struct Server {
     receiver: Receiver,
     transmitter: Transmitter,
     shared: Arc<Shared>,
+    service: Option<Service>,
     waits: Waits,
     window: PollWindow,
 }
@@ -141,9 +146,15 @@ impl Server {
             receiver: Receiver::new(receive, mergeable),
             transmitter: Transmitter::new(transmit, source),
             shared,
+            service: None,
             waits: Waits::START,
             window: PollWindow::default(),
         }
+    }
+
+    /// Hands frames to the metadata service's address to `service`.
+    pub fn set_service(&mut self, service: Service) {
+        self.service = Some(service);
     }
 
     /// Serves until `stop`.
@@ -176,11 +187,14 @@ impl Server {
     /// Moves frames in both directions until something is missing or [`BUDGET`] is used up.
     fn step(&mut self, tap: &mut Tap) -> Result<(), ServeError> {
         let link_up = self.shared.link_up();
+        let mut service =
+            self.service.as_ref().map(|service| service.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut service = service.as_deref_mut();
         let mut limits = self.shared.limits();
         let Limits { receive, transmit } = &mut *limits;
         let waits = &mut self.waits;
         if waits.can_transmit() {
-            match self.transmitter.serve(tap, link_up, transmit, BUDGET)? {
+            match self.transmitter.serve(tap, service.as_deref_mut(), link_up, transmit, BUDGET)? {
                 Transmitted::Empty => waits.transmit_pending = false,
                 Transmitted::Blocked => waits.blocked = true,
                 Transmitted::Limited(wait) => waits.transmit_limited = Some(Instant::now() + wait),
@@ -188,13 +202,18 @@ impl Server {
             }
             waits.tap_readable |= (1..=ANSWERED_AT_ONCE).contains(&self.transmitter.taken());
         }
+        if let Some(service) = &mut service {
+            service.poll_if_due(Instant::now());
+            waits.service_ready = service.has_frames();
+        }
         if waits.can_receive() {
-            match self.receiver.serve(tap, link_up, receive, BUDGET)? {
+            match self.receiver.serve(tap, service.as_deref_mut(), link_up, receive, BUDGET)? {
                 Received::Empty => waits.tap_readable = false,
                 Received::NoBuffers => waits.starved = true,
                 Received::Limited(wait) => waits.receive_limited = Some(Instant::now() + wait),
                 Received::Budget => {}
             }
+            waits.service_ready = service.is_some_and(|service| service.has_frames());
         }
         Ok(())
     }
@@ -265,8 +284,12 @@ impl Server {
 
     fn sleep(&mut self, poller: &mut Poller) -> Result<(), ServeError> {
         let start = Instant::now();
+        let due = self
+            .service
+            .as_ref()
+            .and_then(|service| service.lock().unwrap_or_else(PoisonError::into_inner).delay(start));
         let waits = &mut self.waits;
-        let limit = waits.limit(start);
+        let limit = waits.limit(start).into_iter().chain(due).min();
         poller.wait_for(limit, |token, events| waits.wake(token, events)).map_err(ServeError::Wait)?;
         let now = Instant::now();
         self.waits.end_limits(now);

@@ -7,6 +7,7 @@ use super::server::ServeError;
 use super::{ETHERNET_HEADER_BYTES, HEADER_BYTES, MAX_FRAME, Tap};
 use crate::devices::virtio::buffers::GuestBuffers;
 use crate::devices::virtio::queue::{Chain, VirtQueue};
+use crate::mmds::{Endpoint, PEEK_BYTES};
 use crate::rate_limiter::RateLimiter;
 
 /// Virtio header and Ethernet header.
@@ -70,17 +71,19 @@ impl Transmitter {
         Ok(self.queue.enable_notification()?)
     }
 
-    /// Sends up to `budget` frames (without a link: drops them) and interrupts as needed.
+    /// Sends up to `budget` frames (without a link: drops them) to the tap, or to `service` those that it wants, and
+    /// interrupts as needed.
     pub fn serve(
         &mut self,
         tap: &mut Tap,
+        service: Option<&mut Endpoint>,
         link_up: bool,
         limiter: &mut RateLimiter,
         budget: usize,
     ) -> Result<Transmitted, ServeError> {
         self.queue.disable_notification()?;
         self.taken = 0;
-        let transmitted = self.send_frames(tap, link_up, limiter, budget);
+        let transmitted = self.send_frames(tap, service, link_up, limiter, budget);
         self.queue.signal()?;
         transmitted
     }
@@ -88,13 +91,14 @@ impl Transmitter {
     fn send_frames(
         &mut self,
         tap: &mut Tap,
+        mut service: Option<&mut Endpoint>,
         link_up: bool,
         limiter: &mut RateLimiter,
         budget: usize,
     ) -> Result<Transmitted, ServeError> {
         while self.taken < budget {
             let count = self.queue.pop_many(&mut self.chains)?;
-            let sent = self.send_batch(count, tap, link_up, limiter);
+            let sent = self.send_batch(count, tap, service.as_deref_mut(), link_up, limiter);
             for _ in self.done.len()..count {
                 self.queue.undo_pop();
             }
@@ -115,6 +119,7 @@ impl Transmitter {
         &mut self,
         count: usize,
         tap: &mut Tap,
+        mut service: Option<&mut Endpoint>,
         link_up: bool,
         limiter: &mut RateLimiter,
     ) -> Result<Option<Transmitted>, ServeError> {
@@ -124,7 +129,10 @@ impl Transmitter {
                 return Err(ServeError::FaultyChain { direction: "transmit" });
             }
             let bytes = chain.readable.bytes();
-            if link_up && (HEADER_BYTES..=MAX_FRAME).contains(&bytes) {
+            let taken = |service: &mut Endpoint| take(&chain.readable, self.source, service);
+            let sendable = link_up && (HEADER_BYTES..=MAX_FRAME).contains(&bytes);
+            // Rate limits are the network's.
+            if sendable && !service.as_deref_mut().is_some_and(taken) {
                 let now = limited.then(Instant::now);
                 let frame = (bytes - HEADER_BYTES) as u64;
                 if let Some(wait) = now.map(|now| limiter.wait(frame, 1, now)).filter(|wait| !wait.is_zero())
@@ -162,6 +170,23 @@ fn send(frame: &mut GuestBuffers, source: Option<[u8; 6]>, tap: &mut Tap) -> Sen
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Sent::Blocked,
         _ => Sent::Gone,
     }
+}
+
+/// Hands a frame to the metadata service, if it is for it. As on the tap, a frame from a wrong source is lost.
+fn take(frame: &GuestBuffers, source: Option<[u8; 6]>, service: &mut Endpoint) -> bool {
+    let mut start = [0; HEADER_BYTES + PEEK_BYTES];
+    let length = frame.read_at(0, &mut start);
+    if !service.wants(start.get(HEADER_BYTES..length).unwrap_or(&[])) {
+        return false;
+    }
+    let mut bytes = vec![0; frame.bytes() - HEADER_BYTES];
+    let length = frame.read_at(HEADER_BYTES, &mut bytes);
+    bytes.truncate(length);
+    // The copy is what counts: the guest may have changed its own meanwhile.
+    if source.is_none_or(|source| bytes.get(6..12) == Some(&source)) {
+        service.receive(&bytes, Instant::now());
+    }
+    true
 }
 
 /// What became of a frame.
