@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// `/balloon`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Balloon {
     /// Memory that the guest is asked for, in MiB.
@@ -23,6 +24,7 @@ pub struct Balloon {
 
 /// `PATCH /balloon`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct BalloonPatch {
     /// See [`Balloon::amount_mib`].
@@ -31,6 +33,7 @@ pub struct BalloonPatch {
 
 /// `PATCH /balloon/statistics`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct BalloonStatsPatch {
     /// See [`Balloon::stats_polling_interval_s`]. Cannot be changed from or to 0.
@@ -39,6 +42,7 @@ pub struct BalloonStatsPatch {
 
 /// `PATCH /balloon/hinting/start`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct BalloonHintingStart {
     /// Let the guest use its pages again as soon as it has hinted all.
@@ -58,6 +62,7 @@ const fn yes() -> bool {
 
 /// `GET /balloon/hinting/status`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BalloonHintingStatus {
     /// The host's last command: 0 stop, 1 done, else the id of a run.
     pub host_cmd: u32,
@@ -67,6 +72,7 @@ pub struct BalloonHintingStatus {
 
 /// `GET /balloon/statistics`. A page has 4 KiB. What the guest has not told is left out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BalloonStats {
     /// Pages that the guest is asked for.
     pub target_pages: u32,

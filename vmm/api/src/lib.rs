@@ -13,6 +13,8 @@ mod balloon;
 mod exit;
 mod mmds;
 mod observe;
+#[cfg(test)]
+mod openapi;
 mod rate_limiter;
 pub use balloon::{
     Balloon, BalloonHintingStart, BalloonHintingStatus, BalloonPatch, BalloonStats, BalloonStatsPatch,
@@ -36,6 +38,7 @@ pub const MAX_VCPUS: u8 = 32;
 
 /// `GET /`: what this process is and in which state its VM is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct InstanceInfo {
     /// `"mote-vmm"`.
     pub app_name: String,
@@ -49,6 +52,7 @@ pub struct InstanceInfo {
 
 /// The state of the VM as Firecracker words it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum InstanceState {
     /// Not yet started.
     #[serde(rename = "Not started")]
@@ -61,6 +65,7 @@ pub enum InstanceState {
 
 /// `GET /version`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Version {
     /// [`FIRECRACKER_API_VERSION`].
     pub firecracker_version: String,
@@ -70,6 +75,7 @@ pub struct Version {
 
 /// The body of every 4xx answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Fault {
     /// What is wrong and what to change.
     pub fault_message: String,
@@ -77,6 +83,7 @@ pub struct Fault {
 
 /// `/machine-config`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct MachineConfig {
     /// 1 to [`MAX_VCPUS`].
@@ -99,6 +106,7 @@ impl Default for MachineConfig {
 
 /// `PATCH /machine-config`: any subset of [`MachineConfig`].
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct MachineConfigPatch {
     /// See [`MachineConfig::vcpu_count`].
@@ -113,6 +121,7 @@ pub struct MachineConfigPatch {
 
 /// `/boot-source`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct BootSource {
     /// ELF vmlinux (PVH or 64-bit entry) or bzImage.
@@ -127,6 +136,7 @@ pub struct BootSource {
 
 /// How the guest's flushes are treated.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum CacheType {
     /// The device offers no flush; data reaches the disk when the host writes it back (Firecracker's default).
     #[default]
@@ -137,6 +147,7 @@ pub enum CacheType {
 
 /// Which engine serves a drive.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum IoEngine {
     /// A call for each request in the device's thread.
     #[default]
@@ -147,6 +158,7 @@ pub enum IoEngine {
 
 /// *Mote*: the format of a file. It is never guessed: a guest could make a raw disk look like something else.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum DriveFormat {
     /// The disk's bytes as they are.
     #[default]
@@ -165,6 +177,7 @@ impl DriveFormat {
 
 /// *Mote*: a file that a qcow2 image is based on. Opened read-only.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct BackingFile {
     /// Raw file, block device or qcow2 image.
@@ -176,6 +189,7 @@ pub struct BackingFile {
 
 /// `/drives/{drive_id}`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Drive {
     /// 1–64 characters, letters, digits and `_`; equals the id in the path. Also the serial number the guest reads
@@ -215,6 +229,7 @@ pub struct Drive {
 
 /// `PATCH /drives/{drive_id}`, after the start. What is left out stays as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct DrivePatch {
     /// Equals the id in the path.
@@ -229,6 +244,7 @@ pub struct DrivePatch {
 
 /// `/network-interfaces/{iface_id}`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NetworkInterface {
     /// Equals the id in the path.
@@ -291,6 +307,7 @@ const fn is_false(value: &bool) -> bool {
 
 /// `PATCH /network-interfaces/{iface_id}`; what is left out stays as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NetworkInterfacePatch {
     /// Equals the id in the path.
@@ -308,6 +325,7 @@ pub struct NetworkInterfacePatch {
 
 /// `/entropy`: a virtio-rng device.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Entropy {
     /// Limits of the random bytes and of the requests for them.
@@ -317,6 +335,7 @@ pub struct Entropy {
 
 /// `/vsock`: stream sockets between guest and host, over Unix sockets of the host.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Vsock {
     /// Firecracker's old name of the device; means nothing.
@@ -331,6 +350,7 @@ pub struct Vsock {
 
 /// `/serial`: where the first serial port's output goes. Default: stdout, with input from stdin.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Serial {
     /// File the output is appended to (created 0600).
@@ -348,6 +368,7 @@ pub struct Serial {
 
 /// `PUT /actions`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Action {
     /// What to do.
@@ -356,6 +377,7 @@ pub struct Action {
 
 /// The actions of `PUT /actions`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum ActionType {
     /// Boot the VM.
     InstanceStart,
@@ -367,6 +389,7 @@ pub enum ActionType {
 
 /// `GET /vm/config` and the config file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub struct VmConfig {
     /// Kernel, initrd and command line; required to start.
@@ -413,6 +436,7 @@ pub struct VmConfig {
 
 /// `PATCH /vm`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct VmStatePatch {
     /// The state to bring the VM into.
@@ -421,6 +445,7 @@ pub struct VmStatePatch {
 
 /// The states of `PATCH /vm`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum VmState {
     /// vCPUs stopped.
     Paused,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 /// How a guest gets at its metadata.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum MmdsVersion {
     /// A GET is enough; session tokens are given out, but not asked for.
     #[default]
@@ -16,6 +17,7 @@ pub enum MmdsVersion {
 
 /// `PUT /mmds/config`, and `mmds-config` in the config file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct MmdsConfig {
     /// Whether session tokens are needed.

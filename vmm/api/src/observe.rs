@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 /// `/logger`; what is left out stays as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Logger {
     /// `Off`, `Error`, `Warning`, `Info`, `Debug` or `Trace`, in any case.
@@ -28,6 +29,7 @@ pub struct Logger {
 
 /// `/metrics`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Metrics {
     /// File or named pipe that one line of JSON is appended to every minute, at `FlushMetrics` and at the end.

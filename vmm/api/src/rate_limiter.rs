@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// Limits of a device: bytes and operations, each by a token bucket. A bucket that is left out is no limit; in a
 /// `PATCH` it is left as it is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct RateLimiter {
     /// A token is a byte.
@@ -17,6 +18,7 @@ pub struct RateLimiter {
 
 /// A token bucket. It starts full. A `size` or `refill_time` of 0 means no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct TokenBucket {
     /// Tokens that the bucket holds.

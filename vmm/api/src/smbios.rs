@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 /// 255 characters of printable ASCII. What is absent has no string in the tables, except manufacturer (`Mote`) and product
 /// name (`microVM`).
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Smbios {
     /// System manufacturer (`sys_vendor`), also of the chassis.

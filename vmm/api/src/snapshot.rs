@@ -8,6 +8,7 @@ use crate::Serial;
 
 /// What a snapshot holds of the memory.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum SnapshotType {
     /// All of it.
     #[default]
@@ -18,6 +19,7 @@ pub enum SnapshotType {
 
 /// `PUT /snapshot/create`; the VM must be paused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotCreate {
     /// [`SnapshotType::Full`] unless said otherwise.
@@ -31,6 +33,7 @@ pub struct SnapshotCreate {
 
 /// Where the memory of a snapshot comes from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct MemoryBackend {
     /// Kind.
@@ -41,6 +44,7 @@ pub struct MemoryBackend {
 
 /// Kinds of [`MemoryBackend`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum MemoryBackendType {
     /// The file that `PUT /snapshot/create` wrote; it is read and checked as a whole.
     File,
@@ -50,6 +54,7 @@ pub enum MemoryBackendType {
 
 /// Another tap for an interface of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct NetworkOverride {
     /// The interface.
@@ -64,6 +69,7 @@ pub struct NetworkOverride {
 
 /// Another socket for the vsock device of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct VsockOverride {
     /// The socket.
@@ -72,6 +78,7 @@ pub struct VsockOverride {
 
 /// *Mote*: another file for a drive of a snapshot, with the same content and size.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct DriveOverride {
     /// The drive.
@@ -82,6 +89,7 @@ pub struct DriveOverride {
 
 /// Huge pages of a VM made from a snapshot.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub enum SnapshotHugePages {
     /// As the snapshot's VM had it.
     #[default]
@@ -97,6 +105,7 @@ pub enum SnapshotHugePages {
 
 /// `PUT /snapshot/load`, before anything else is configured. *Mote*: also `snapshot-load` in the config file, alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct SnapshotLoad {
     /// The state file.

@@ -4,8 +4,8 @@
 //! (`"rate_limiter": null`, `"huge_pages": "None"`); otherwise the fault names the field.
 
 use mote_vmm_api::{
-    Action, ActionType, BalloonHintingStart, Drive, DrivePatch, Entropy, MachineConfigPatch,
-    NetworkInterface, NetworkInterfacePatch, VmConfig, VmState, VmStatePatch,
+    Action, ActionType, BalloonHintingStart, Drive, DrivePatch, MachineConfigPatch, NetworkInterface,
+    NetworkInterfacePatch, VmConfig, VmState, VmStatePatch,
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -126,130 +126,179 @@ pub fn parse_config_file(bytes: &[u8]) -> Result<VmConfig, RequestError> {
     }
 }
 
+/// What body a route takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum BodyRule {
+    /// None: with one, the request is refused.
+    Forbidden,
+    /// One.
+    Required,
+    /// One or none.
+    Optional,
+}
+
+/// One method of one path.
+struct Route {
+    method: &'static str,
+    /// As in OpenAPI: `{…}` is an id.
+    path: &'static str,
+    body: BodyRule,
+    action: fn(&Request, &str) -> Result<VmmAction, RequestError>,
+}
+
+type ActionOf = fn(&Request, &str) -> Result<VmmAction, RequestError>;
+
+const fn get(path: &'static str, action: ActionOf) -> Route {
+    Route { method: "GET", path, body: BodyRule::Forbidden, action }
+}
+
+const fn put(path: &'static str, action: ActionOf) -> Route {
+    Route { method: "PUT", path, body: BodyRule::Required, action }
+}
+
+const fn patch(path: &'static str, action: ActionOf) -> Route {
+    Route { method: "PATCH", path, body: BodyRule::Required, action }
+}
+
+/// Everything that is answered. `vmm/api/src/openapi.rs` describes the same.
+const ROUTES: &[Route] = &[
+    get("/", |_, _| Ok(VmmAction::GetInstanceInfo)),
+    put("/actions", |request, _| {
+        body::<Action>(request, &[]).map(|action| match action.action_type {
+            ActionType::InstanceStart => VmmAction::Start,
+            ActionType::SendCtrlAltDel => VmmAction::SendCtrlAltDel,
+            ActionType::FlushMetrics => VmmAction::FlushMetrics,
+        })
+    }),
+    get("/balloon", |_, _| Ok(VmmAction::GetBalloon)),
+    put("/balloon", |request, _| body(request, &[]).map(VmmAction::SetBalloon)),
+    patch("/balloon", |request, _| body(request, &[]).map(VmmAction::PatchBalloon)),
+    get("/balloon/statistics", |_, _| Ok(VmmAction::GetBalloonStatistics)),
+    patch("/balloon/statistics", |request, _| body(request, &[]).map(VmmAction::PatchBalloonStatistics)),
+    Route {
+        method: "PATCH",
+        path: "/balloon/hinting/start",
+        body: BodyRule::Optional,
+        action: |request, _| {
+            let start =
+                if request.body.is_empty() { Ok(BalloonHintingStart::default()) } else { body(request, &[]) };
+            start.map(VmmAction::StartBalloonHinting)
+        },
+    },
+    get("/balloon/hinting/status", |_, _| Ok(VmmAction::GetBalloonHinting)),
+    Route {
+        method: "PATCH",
+        path: "/balloon/hinting/stop",
+        body: BodyRule::Optional,
+        action: |_, _| Ok(VmmAction::StopBalloonHinting),
+    },
+    put("/boot-source", |request, _| body(request, &[]).map(VmmAction::SetBootSource)),
+    put("/drives/{drive_id}", |request, id| {
+        with_id(request, id, DRIVE, |drive: &Drive| &drive.drive_id).map(VmmAction::SetDrive)
+    }),
+    patch("/drives/{drive_id}", |request, id| {
+        with_id(request, id, &[], |patch: &DrivePatch| &patch.drive_id).map(VmmAction::PatchDrive)
+    }),
+    put("/entropy", |request, _| body(request, &[]).map(VmmAction::SetEntropy)),
+    put("/logger", |request, _| body(request, &[]).map(VmmAction::SetLogger)),
+    get("/machine-config", |_, _| Ok(VmmAction::GetMachineConfig)),
+    put("/machine-config", |request, _| body(request, MACHINE).map(VmmAction::SetMachineConfig)),
+    patch("/machine-config", patch_machine),
+    put("/metrics", |request, _| body(request, &[]).map(VmmAction::SetMetrics)),
+    get("/mmds", |_, _| Ok(VmmAction::GetMmds)),
+    put("/mmds", |request, _| body(request, &[]).map(VmmAction::PutMmds)),
+    patch("/mmds", |request, _| body(request, &[]).map(VmmAction::PatchMmds)),
+    put("/mmds/config", |request, _| body(request, &[]).map(VmmAction::SetMmdsConfig)),
+    put("/mote/smbios", |request, _| body(request, &[]).map(VmmAction::SetSmbios)),
+    put("/network-interfaces/{iface_id}", |request, id| {
+        with_id(request, id, &[], |interface: &NetworkInterface| &interface.iface_id)
+            .map(VmmAction::SetNetworkInterface)
+    }),
+    patch("/network-interfaces/{iface_id}", |request, id| {
+        with_id(request, id, &[], |patch: &NetworkInterfacePatch| &patch.iface_id)
+            .map(VmmAction::PatchNetworkInterface)
+    }),
+    put("/serial", |request, _| body(request, LIMITED).map(VmmAction::SetSerial)),
+    put("/snapshot/create", |request, _| body(request, &[]).map(VmmAction::CreateSnapshot)),
+    put("/snapshot/load", |request, _| body(request, SNAPSHOT_LOAD).map(VmmAction::LoadSnapshot)),
+    get("/version", |_, _| Ok(VmmAction::GetVersion)),
+    patch("/vm", |request, _| {
+        Ok(match body::<VmStatePatch>(request, &[])?.state {
+            VmState::Paused => VmmAction::Pause,
+            VmState::Resumed => VmmAction::Resume,
+        })
+    }),
+    get("/vm/config", |_, _| Ok(VmmAction::GetVmConfig)),
+    put("/vsock", |request, _| body(request, &[]).map(VmmAction::SetVsock)),
+];
+
+/// The paths and methods that Firecracker has and this program has not.
+const MISSING: &[(&str, &[&str])] = &[
+    ("/cpu-config", &["PUT"]),
+    ("/pmem/{id}", &["PUT", "PATCH"]),
+    ("/hotplug/memory", &["GET", "PUT", "PATCH"]),
+];
+
+/// The id in `path` (nothing if `template` has none), if `path` is one of `template`.
+fn matched<'p>(template: &str, path: &'p str) -> Option<&'p str> {
+    match template.split_once('{') {
+        None => (template.trim_end_matches('/') == path).then_some(""),
+        Some((before, _)) => path.strip_prefix(before).filter(|id| !id.contains('/')),
+    }
+}
+
 /// The action that a request means.
 ///
 /// # Errors
 /// It means none.
 pub fn parse(request: &Request) -> Result<VmmAction, RequestError> {
-    let mut path = request.path.trim_start_matches('/').split_terminator('/');
-    let resource = path.next().unwrap_or("");
-    let rest: Vec<&str> = path.collect();
     let method = request.method.as_str();
-    let no_route =
-        || RequestError::InvalidPathMethod { method: method.to_owned(), path: request.path.clone() };
-    if let Some(missing) = missing(method, resource, &rest) {
-        return Err(RequestError::Missing(missing));
+    // A slash more or less at an end means nothing.
+    let path = format!("/{}", request.path.trim_start_matches('/'));
+    let path = path.trim_end_matches('/');
+    for (template, methods) in MISSING {
+        if methods.contains(&method) && matched(template, path).is_some() {
+            return Err(RequestError::Missing(template));
+        }
     }
+    let found = |route: &'static Route| {
+        let id = (route.method == method).then(|| matched(route.path, path)).flatten()?;
+        Some((route, id))
+    };
+    let found = ROUTES.iter().find_map(found);
+    let rule = found.map(|(route, _)| route.body);
     match (method, request.body.is_empty()) {
-        ("GET", true) => match (resource, rest.as_slice()) {
-            ("", []) => Ok(VmmAction::GetInstanceInfo),
-            ("balloon", []) => Ok(VmmAction::GetBalloon),
-            ("balloon", ["statistics"]) => Ok(VmmAction::GetBalloonStatistics),
-            ("balloon", ["hinting", "status"]) => Ok(VmmAction::GetBalloonHinting),
-            ("version", []) => Ok(VmmAction::GetVersion),
-            ("machine-config", []) => Ok(VmmAction::GetMachineConfig),
-            ("mmds", []) => Ok(VmmAction::GetMmds),
-            ("vm", ["config"]) => Ok(VmmAction::GetVmConfig),
-            _ => Err(no_route()),
-        },
-        ("GET", false) => Err(RequestError::GetWithBody),
-        // These need no body.
-        ("PATCH", true) if (resource, rest.as_slice()) == ("balloon", &["hinting", "start"]) => {
-            Ok(VmmAction::StartBalloonHinting(BalloonHintingStart::default()))
+        ("GET", false) => return Err(RequestError::GetWithBody),
+        ("PUT" | "PATCH", true) if rule != Some(BodyRule::Optional) => {
+            return Err(RequestError::Empty(method.to_owned()));
         }
-        ("PATCH", _) if (resource, rest.as_slice()) == ("balloon", &["hinting", "stop"]) => {
-            Ok(VmmAction::StopBalloonHinting)
-        }
-        ("PUT" | "PATCH", true) => Err(RequestError::Empty(method.to_owned())),
-        ("PUT", false) => match (resource, rest.as_slice()) {
-            ("drives", id) => put_drive(request, id),
-            ("network-interfaces", id) => put_network_interface(request, id),
-            ("mmds", ["config"]) => body(request, &[]).map(VmmAction::SetMmdsConfig),
-            ("snapshot", ["create"]) => body(request, &[]).map(VmmAction::CreateSnapshot),
-            ("mote", ["smbios"]) => body(request, &[]).map(VmmAction::SetSmbios),
-            ("snapshot", ["load"]) => body(request, SNAPSHOT_LOAD).map(VmmAction::LoadSnapshot),
-            (resource, []) => put(request, resource).unwrap_or_else(|| Err(no_route())),
-            _ => Err(no_route()),
-        },
-        ("PATCH", false) => match (resource, rest.as_slice()) {
-            ("machine-config", []) => patch_machine(request),
-            ("mmds", []) => body(request, &[]).map(VmmAction::PatchMmds),
-            ("network-interfaces", id) => patch_network_interface(request, id),
-            ("drives", id) => {
-                with_id(request, id, &[], |patch: &DrivePatch| &patch.drive_id).map(VmmAction::PatchDrive)
-            }
-            ("balloon", []) => body(request, &[]).map(VmmAction::PatchBalloon),
-            ("balloon", ["statistics"]) => body(request, &[]).map(VmmAction::PatchBalloonStatistics),
-            ("balloon", ["hinting", "start"]) => body(request, &[]).map(VmmAction::StartBalloonHinting),
-            ("vm", []) => Ok(match body::<VmStatePatch>(request, &[])?.state {
-                VmState::Paused => VmmAction::Pause,
-                VmState::Resumed => VmmAction::Resume,
-            }),
-            _ => Err(no_route()),
-        },
-        _ => Err(no_route()),
+        _ => {}
     }
-}
-
-/// The paths that Firecracker has and this program has not.
-fn missing(method: &str, resource: &str, rest: &[&str]) -> Option<&'static str> {
-    match (method, resource, rest) {
-        ("PUT", "cpu-config", []) => Some("/cpu-config"),
-        ("PUT" | "PATCH", "pmem", [_]) => Some("/pmem"),
-        ("GET" | "PUT" | "PATCH", "hotplug", ["memory"]) => Some("/hotplug/memory"),
-        _ => None,
+    if let Some((route, id)) = found {
+        return (route.action)(request, id);
     }
-}
-
-/// PUT of a resource without id.
-fn put(request: &Request, resource: &str) -> Option<Result<VmmAction, RequestError>> {
-    Some(match resource {
-        "machine-config" => body(request, MACHINE).map(VmmAction::SetMachineConfig),
-        "boot-source" => body(request, &[]).map(VmmAction::SetBootSource),
-        "logger" => body(request, &[]).map(VmmAction::SetLogger),
-        "metrics" => body(request, &[]).map(VmmAction::SetMetrics),
-        "entropy" => body::<Entropy>(request, &[]).map(VmmAction::SetEntropy),
-        "balloon" => body(request, &[]).map(VmmAction::SetBalloon),
-        "mmds" => body(request, &[]).map(VmmAction::PutMmds),
-        "vsock" => body(request, &[]).map(VmmAction::SetVsock),
-        "serial" => body(request, LIMITED).map(VmmAction::SetSerial),
-        "actions" => body::<Action>(request, &[]).map(|action| match action.action_type {
-            ActionType::InstanceStart => VmmAction::Start,
-            ActionType::SendCtrlAltDel => VmmAction::SendCtrlAltDel,
-            ActionType::FlushMetrics => VmmAction::FlushMetrics,
-        }),
-        _ => return None,
+    let lacks_id = |route: &Route| {
+        route.method == method && route.path.split_once("/{").is_some_and(|(before, _)| before == path)
+    };
+    Err(if ROUTES.iter().any(lacks_id) {
+        RequestError::EmptyId
+    } else {
+        RequestError::InvalidPathMethod { method: method.to_owned(), path: request.path.clone() }
     })
-}
-
-fn put_drive(request: &Request, id: &[&str]) -> Result<VmmAction, RequestError> {
-    let drive: Drive = with_id(request, id, DRIVE, |drive: &Drive| &drive.drive_id)?;
-    Ok(VmmAction::SetDrive(drive))
-}
-
-fn put_network_interface(request: &Request, id: &[&str]) -> Result<VmmAction, RequestError> {
-    let interface = with_id(request, id, &[], |interface: &NetworkInterface| &interface.iface_id)?;
-    Ok(VmmAction::SetNetworkInterface(interface))
-}
-
-fn patch_network_interface(request: &Request, id: &[&str]) -> Result<VmmAction, RequestError> {
-    let patch = with_id(request, id, &[], |patch: &NetworkInterfacePatch| &patch.iface_id)?;
-    Ok(VmmAction::PatchNetworkInterface(patch))
 }
 
 fn with_id<T: DeserializeOwned>(
     request: &Request,
-    id: &[&str],
+    path: &str,
     neutral: &[Neutral],
     id_of: impl Fn(&T) -> &String,
 ) -> Result<T, RequestError> {
-    let &[path] = id else { return Err(RequestError::EmptyId) };
     let item: T = body(request, neutral)?;
     let body = id_of(&item).clone();
     if path == body { Ok(item) } else { Err(RequestError::IdMismatch { path: path.to_owned(), body }) }
 }
 
-fn patch_machine(request: &Request) -> Result<VmmAction, RequestError> {
+fn patch_machine(request: &Request, _: &str) -> Result<VmmAction, RequestError> {
     let patch: MachineConfigPatch = body(request, MACHINE)?;
     if patch == MachineConfigPatch::default() {
         return Err(RequestError::Empty("PATCH".to_owned()));
@@ -278,7 +327,7 @@ pub fn respond(result: &Result<Answer, ActionError>) -> Response {
 
 #[cfg(test)]
 mod tests {
-    use mote_vmm_api::MmdsVersion;
+    use mote_vmm_api::{Entropy, MmdsVersion};
     use proptest::prelude::*;
 
     use super::*;
@@ -317,6 +366,9 @@ mod tests {
         assert_eq!(fault("PUT", "/entropy", ""), "Empty PUT request.");
         assert_eq!(fault("PATCH", "/machine-config", "{}"), "Empty PATCH request.");
         assert_eq!(fault("PUT", "/drives", r#"{"a":1}"#), "The ID cannot be empty.");
+        assert_eq!(fault("PUT", "/drives/", r#"{"a":1}"#), "The ID cannot be empty.");
+        assert_eq!(fault("PUT", "/drives/a/b", "{}"), "Invalid request method and/or path: PUT /drives/a/b.");
+        assert_eq!(fault("PUT", "/no", ""), "Empty PUT request.");
         assert_eq!(fault("DELETE", "/x", ""), "Invalid request method and/or path: DELETE /x.");
         let drive = r#"{"drive_id":"b","path_on_host":"/x","is_root_device":false}"#;
         assert!(fault("PUT", "/drives/a", drive).contains("does not match the id from the body"));
@@ -324,9 +376,157 @@ mod tests {
 
     #[test]
     fn paths_of_firecracker_that_do_not_exist_are_refused_by_name() {
-        for (method, path) in [("PUT", "/cpu-config"), ("PUT", "/pmem/a"), ("PATCH", "/hotplug/memory")] {
+        for (method, path) in [
+            ("PUT", "/cpu-config"),
+            ("PUT", "/pmem/a"),
+            ("PATCH", "/hotplug/memory"),
+            ("GET", "/hotplug/memory/"),
+        ] {
             let text = fault(method, path, "{}");
             assert!(text.contains("is not supported by this version"), "{method} {path}: {text}");
+        }
+    }
+
+    /// `vmm/api/openapi.json`.
+    fn openapi() -> Value {
+        serde_json::from_str(include_str!("../../api/openapi.json")).unwrap()
+    }
+
+    #[test]
+    fn the_openapi_file_describes_the_routes_and_nothing_else() {
+        let openapi = openapi();
+        let described = openapi["paths"].as_object().unwrap().iter().flat_map(|(path, methods)| {
+            methods.as_object().unwrap().keys().map(move |method| (method.to_uppercase(), path.clone()))
+        });
+        let routes = ROUTES.iter().map(|route| (route.method.to_owned(), route.path.to_owned()));
+        let set = |pairs: Vec<_>| pairs.into_iter().collect::<std::collections::BTreeSet<_>>();
+        assert_eq!(set(described.collect()), set(routes.collect()));
+        for route in ROUTES {
+            let required =
+                &openapi["paths"][route.path][route.method.to_lowercase()]["requestBody"]["required"];
+            assert_eq!(
+                *required == true,
+                route.body == BodyRule::Required,
+                "{} {}",
+                route.method,
+                route.path
+            );
+        }
+    }
+
+    /// Firecracker's paths and their methods (`firecracker.yaml`, 1.17).
+    const FIRECRACKER_PATHS: &[(&str, &[&str])] = &[
+        ("/", &["GET"]),
+        ("/actions", &["PUT"]),
+        ("/balloon", &["GET", "PATCH", "PUT"]),
+        ("/balloon/statistics", &["GET", "PATCH"]),
+        ("/balloon/hinting/start", &["PATCH"]),
+        ("/balloon/hinting/status", &["GET"]),
+        ("/balloon/hinting/stop", &["PATCH"]),
+        ("/boot-source", &["PUT"]),
+        ("/cpu-config", &["PUT"]),
+        ("/drives/x", &["PATCH", "PUT"]),
+        ("/pmem/x", &["PATCH", "PUT"]),
+        ("/logger", &["PUT"]),
+        ("/machine-config", &["GET", "PATCH", "PUT"]),
+        ("/metrics", &["PUT"]),
+        ("/mmds", &["GET", "PATCH", "PUT"]),
+        ("/mmds/config", &["PUT"]),
+        ("/entropy", &["PUT"]),
+        ("/serial", &["PUT"]),
+        ("/hotplug/memory", &["GET", "PATCH", "PUT"]),
+        ("/network-interfaces/x", &["PATCH", "PUT"]),
+        ("/snapshot/create", &["PUT"]),
+        ("/snapshot/load", &["PUT"]),
+        ("/version", &["GET"]),
+        ("/vm", &["PATCH"]),
+        ("/vm/config", &["GET"]),
+        ("/vsock", &["PUT"]),
+    ];
+
+    #[test]
+    fn every_path_of_firecracker_is_there_or_refused_by_name() {
+        for (path, methods) in FIRECRACKER_PATHS {
+            for method in *methods {
+                let body = if *method == "GET" { "" } else { "{}" };
+                if let Err(error @ RequestError::InvalidPathMethod { .. }) =
+                    parse(&request(method, path, body))
+                {
+                    panic!("{error}");
+                }
+            }
+        }
+    }
+
+    /// Firecracker's fields by our name of the type (`firecracker.yaml`, 1.17), and those that are refused unless neutral.
+    const FIRECRACKER_FIELDS: &[(&str, &str, &[Neutral])] = &[
+        (
+            "Balloon",
+            "amount_mib deflate_on_oom stats_polling_interval_s free_page_hinting free_page_reporting",
+            &[],
+        ),
+        ("BalloonPatch", "amount_mib", &[]),
+        (
+            "BalloonStats",
+            "target_pages actual_pages target_mib actual_mib swap_in swap_out major_faults minor_faults free_memory \
+             total_memory available_memory disk_caches hugetlb_allocations hugetlb_failures oom_kill alloc_stall \
+             async_scan direct_scan async_reclaim direct_reclaim",
+            &[],
+        ),
+        ("BalloonHintingStart", "acknowledge_on_stop", &[]),
+        ("BalloonHintingStatus", "host_cmd guest_cmd", &[]),
+        ("BalloonStatsPatch", "stats_polling_interval_s", &[]),
+        ("BootSource", "boot_args initrd_path kernel_image_path", &[]),
+        (
+            "Drive",
+            "drive_id partuuid is_root_device cache_type is_read_only path_on_host rate_limiter io_engine socket",
+            DRIVE,
+        ),
+        ("Fault", "fault_message", &[]),
+        (
+            "VmConfig",
+            "balloon drives boot-source cpu-config logger machine-config metrics memory-hotplug mmds-config \
+             network-interfaces pmem vsock entropy",
+            CONFIG,
+        ),
+        ("Action", "action_type", &[]),
+        ("InstanceInfo", "app_name id state vmm_version", &[]),
+        ("Logger", "level log_path show_level show_log_origin module", &[]),
+        ("MachineConfig", "cpu_template smt mem_size_mib track_dirty_pages vcpu_count huge_pages", MACHINE),
+        ("MemoryBackend", "backend_type backend_path", &[]),
+        ("Metrics", "metrics_path emit_id properties", &[]),
+        ("MmdsConfig", "version network_interfaces ipv4_address imds_compat", &[]),
+        ("NetworkInterface", "guest_mac host_dev_name iface_id mtu rx_rate_limiter tx_rate_limiter", &[]),
+        ("DrivePatch", "drive_id path_on_host rate_limiter", &[]),
+        ("NetworkInterfacePatch", "iface_id rx_rate_limiter tx_rate_limiter", &[]),
+        ("RateLimiter", "bandwidth ops", &[]),
+        ("SnapshotCreate", "mem_file_path snapshot_path snapshot_type", &[]),
+        ("NetworkOverride", "iface_id host_dev_name", &[]),
+        ("VsockOverride", "uds_path", &[]),
+        (
+            "SnapshotLoad",
+            "enable_diff_snapshots track_dirty_pages mem_file_path mem_backend snapshot_path resume_vm \
+             network_overrides vsock_override clock_realtime huge_pages",
+            &[],
+        ),
+        ("TokenBucket", "one_time_burst refill_time size", &[]),
+        ("VmStatePatch", "state", &[]),
+        ("Entropy", "rate_limiter", &[]),
+        ("Serial", "serial_out_path rate_limiter", LIMITED),
+        ("Version", "firecracker_version", &[]),
+        ("Vsock", "guest_cid uds_path vsock_id", &[]),
+    ];
+
+    #[test]
+    fn every_field_of_firecracker_is_there_or_refused_by_name() {
+        let openapi = openapi();
+        for (name, fields, refused) in FIRECRACKER_FIELDS {
+            let ours = openapi["components"]["schemas"][name]["properties"].as_object();
+            let ours = ours.unwrap_or_else(|| panic!("no schema {name}"));
+            for field in fields.split_whitespace() {
+                let is_refused = refused.iter().any(|(other, _)| *other == field);
+                assert_ne!(ours.contains_key(field), is_refused, "{name}.{field}");
+            }
         }
     }
 
