@@ -38,8 +38,9 @@ need_image_tools() {
   need mmdebstrap mmdebstrap zstd zstd xz xz-utils cpio cpio
 }
 
-# Programs and the conformance guest, into one target directory.
+# Programs and the conformance guest, into one target directory. With `--tests` their tests, too, all in one go: tests bring
+# features of dependencies, and what is built before without them is built again.
 build_all() {
-  cargo build --release --workspace --exclude mote-guest --bins
+  cargo build --release --workspace --bins "$@"
   cargo build -p mote-guest --no-default-features --features freestanding --profile guest
 }

@@ -43,7 +43,7 @@ impl Lab {
     /// Boots a lab.
     pub fn start(name: &str) -> anyhow::Result<Self> {
         let output = Command::new(script())
-            .args(["start", "--name", name])
+            .args(["start", "--name", name, "--for", &std::process::id().to_string()])
             .output()
             .context("running tests/lab/lab")?;
         if !output.status.success() {

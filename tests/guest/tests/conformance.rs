@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
@@ -215,6 +216,62 @@ fn the_guest_passes_again_and_again() {
         device_test(&monitor, &guest, "mote.test");
         device_test(&with_pci(&monitor), &guest, "mote.test");
     }
+}
+
+/// A lab (an ordinary Linux with its own KVM, under emulation) that is stopped when dropped.
+struct Lab(String);
+
+impl Lab {
+    fn script() -> Command {
+        Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../lab/lab"))
+    }
+
+    fn start(name: String) -> Self {
+        let pid = std::process::id().to_string();
+        let output =
+            Self::script().args(["start", "--name", &name, "--for", &pid]).output().expect("a script");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        Self(name)
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let stopped = Self::script().args(["stop", "--name", &self.0]).status();
+        assert!(stopped.is_ok_and(|status| status.success()), "lab {} stays", self.0);
+    }
+}
+
+#[test]
+fn the_guest_passes_under_the_kvm_of_an_ordinary_linux() {
+    let (monitor, guest) = programs_or_skip!();
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("SKIPPED: a lab needs root");
+    }
+    if !Lab::script().arg("needed").output().expect("a script").status.success() {
+        return eprintln!("SKIPPED: this machine's own KVM is an ordinary one");
+    }
+    let lab = Lab::start(format!("conformance-{}", std::process::id()));
+    // This program again, inside: its file system is this machine's.
+    let test = std::env::current_exe().expect("this program");
+    let variables = [("MOTE_VMM", monitor.program()), ("MOTE_GUEST", &guest)]
+        .map(|(name, path)| format!("{name}={}", path.display()));
+    let names = [
+        "the_guest_passes_entered_by_pvh",
+        "the_guest_passes_entered_by_the_linux_boot_protocol",
+        "the_guest_passes_with_its_devices_on_pci",
+    ];
+    let output = Lab::script()
+        .args(["exec", "--name", &lab.0, "--", "env"])
+        .args(variables)
+        .arg(test)
+        .args(["--exact", "--show-output", "--test-threads=1"])
+        .args(names)
+        .output()
+        .expect("a script");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(text.contains("3 passed") && !text.contains("SKIPPED"), "{text}");
 }
 
 #[test]
