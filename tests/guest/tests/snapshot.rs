@@ -189,6 +189,9 @@ fn device_test(more_arguments: &[&str]) {
         host::add_drive(&mut config, "disk", &place.path("disk"), false);
         host::add_rng(&mut config);
         host::add_tap(&mut config, "tap0", MAC);
+        config.balloon = Some(mote_vmm_api::Balloon { amount_mib: 1, ..Default::default() });
+        let uds_path = place.path("vsock");
+        config.vsock = Some(mote_vmm_api::Vsock { vsock_id: None, guest_cid: 3, uds_path });
         let mut running = place.start(Some(&config));
         let mut output = String::new();
         let mut snapshots = 0;

@@ -55,6 +55,9 @@ pub enum LoadError {
         /// What it names.
         id: String,
     },
+    /// A path of a device that isn't there.
+    #[error("vsock_override: the snapshot has no vsock device")]
+    NoVsock,
     /// A tap that was a descriptor of another process.
     #[error(
         "the tap of network interface {0:?} was an inherited descriptor: name another in network_overrides"
@@ -147,11 +150,6 @@ pub fn load(
 }
 
 fn memory_path(from: &SnapshotLoad) -> Result<&Path, LoadError> {
-    if from.vsock_override.is_some() {
-        return Err(LoadError::Unsupported(
-            "vsock_override: snapshots with a vsock device are not supported",
-        ));
-    }
     if !matches!(from.huge_pages, SnapshotHugePages::Snapshot) {
         return Err(LoadError::Unsupported("huge_pages must be \"Snapshot\" (or left out)"));
     }
@@ -217,6 +215,9 @@ fn overridden(mut config: VmConfig, from: &SnapshotLoad, origin: Origin) -> Resu
         let drive = config.drives.iter_mut().find(|one| one.drive_id == other.drive_id);
         let unknown = || LoadError::Override { field: "drive_overrides", id: other.drive_id.clone() };
         drive.ok_or_else(unknown)?.path_on_host.clone_from(&other.path_on_host);
+    }
+    if let Some(other) = &from.vsock_override {
+        config.vsock.as_mut().ok_or(LoadError::NoVsock)?.uds_path.clone_from(&other.uds_path);
     }
     if from.serial_override.is_some() {
         config.serial.clone_from(&from.serial_override);

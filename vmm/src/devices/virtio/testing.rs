@@ -11,6 +11,7 @@ use super::lifecycle::status;
 use super::mmio::MmioTransport;
 use super::{F_VERSION_1, VirtioDevice};
 use crate::devices::bus::BusDevice;
+use crate::snapshot::Stateful;
 use crate::memory::GuestMemory;
 
 /// Memory is 0..MEMORY_BYTES, but for a hole of a page that ends at [`HIGH`].
@@ -67,6 +68,19 @@ impl Driver {
         let mut driver = Self::new(device);
         driver.start(features);
         driver
+    }
+
+    /// The same driver in a machine that was loaded from a snapshot of this one. The new device is made when the old one is
+    /// gone.
+    pub fn reloaded(self, device: impl FnOnce() -> Box<dyn VirtioDevice>) -> Self {
+        let Self { mem, mut transport, irq, rings } = self;
+        transport.pause();
+        let state = transport.save().unwrap();
+        drop(transport);
+        let mut transport = MmioTransport::new(device(), mem.clone(), irq.try_clone().unwrap()).unwrap();
+        transport.restore(&state).unwrap();
+        transport.resume();
+        Self { mem, transport, irq, rings }
     }
 
     pub fn read(&mut self, offset: u64) -> u32 {

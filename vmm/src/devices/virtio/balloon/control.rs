@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mote_vmm_api as api;
+use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::BalloonError;
@@ -43,6 +44,40 @@ pub struct State {
     pub statistics_interval: Duration,
     pub statistics: Statistics,
     next_run: u32,
+}
+
+/// A balloon in a snapshot: what isn't in its configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SavedState {
+    actual_pages: u32,
+    host_command: u32,
+    guest_command: Option<u32>,
+    acknowledge_on_stop: bool,
+    statistics: Statistics,
+    next_run: u32,
+}
+
+impl State {
+    pub const fn saved(&self) -> SavedState {
+        SavedState {
+            actual_pages: self.actual_pages,
+            host_command: self.host_command,
+            guest_command: self.guest_command,
+            acknowledge_on_stop: self.acknowledge_on_stop,
+            statistics: self.statistics,
+            next_run: self.next_run,
+        }
+    }
+
+    pub const fn restore(&mut self, saved: &SavedState) {
+        self.actual_pages = saved.actual_pages;
+        self.host_command = saved.host_command;
+        self.guest_command = saved.guest_command;
+        self.acknowledge_on_stop = saved.acknowledge_on_stop;
+        self.statistics = saved.statistics;
+        self.next_run = saved.next_run;
+    }
 }
 
 /// Shared by device, worker and the API.

@@ -15,6 +15,7 @@ use super::queue::VirtQueue;
 use super::worker::{Poller, Worker};
 use super::{Activation, VirtioDevice, device_type, read_config_bytes};
 use crate::devices::DeviceError;
+use crate::snapshot::{DeviceState, StateError};
 
 mod control;
 mod server;
@@ -152,6 +153,15 @@ impl VirtioDevice for Balloon {
     /// The guest keeps its balloon: only the thread ends.
     fn pause(&mut self) {
         self.worker = None;
+    }
+
+    fn save(&self) -> Result<DeviceState, StateError> {
+        DeviceState::new(&self.shared.state().saved())
+    }
+
+    fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
+        self.shared.state().restore(&state.get()?);
+        Ok(())
     }
 
     fn reset(&mut self) {

@@ -1,6 +1,7 @@
 //! The guest's memory statistics: pairs of a tag and a value (virtio 1.2 §5.5.6.3, and the later tags of Linux).
 
 use mote_vmm_api::BalloonStats;
+use serde::{Deserialize, Serialize};
 
 use crate::devices::virtio::buffers::GuestBuffers;
 
@@ -12,7 +13,8 @@ const TAGS: usize = 16;
 const MAX_PAIRS: usize = 64;
 
 /// The last values.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Statistics([Option<u64>; TAGS]);
 
 impl Statistics {

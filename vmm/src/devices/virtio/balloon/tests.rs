@@ -211,6 +211,37 @@ fn reported_pages_are_given_back_whole_ones_only() {
     }
 }
 
+#[test]
+fn a_balloon_from_a_snapshot_has_its_size_statistics_and_run_and_goes_on() {
+    let (mut driver, control) = all();
+    driver.write(CONFIG + 4, 512);
+    let pair = [&4_u16.to_le_bytes()[..], &77_u64.to_le_bytes()].concat();
+    driver.fill(0x8000, &pair);
+    let head = driver.chain(2, &[(0x8000, pair.len() as u32, 0)]);
+    driver.kick(2);
+    driver.wait("statistics", |_| control.statistics().free_memory.map(drop));
+    control.start_hinting(false).unwrap();
+    let run = read_config(&mut driver, 8);
+    command(&mut driver, run);
+    let mut loaded = None;
+    let mut driver = driver.reloaded(|| {
+        let balloon = Balloon::open(&config()).unwrap();
+        loaded = Some(balloon.control());
+        Box::new(balloon)
+    });
+    let loaded = loaded.unwrap();
+    let (before, after) = (control.statistics(), loaded.statistics());
+    assert_eq!((after.actual_pages, after.free_memory, after.target_pages), (512, Some(77), before.target_pages));
+    assert_eq!(read_config(&mut driver, 8), run);
+    // The run goes on, the buffer of the statistics is asked for again, and the next run has another id.
+    driver.fill(BUFFERS, &[1; PAGE as usize]);
+    hint(&mut driver, &[(BUFFERS, PAGE as u32, WRITE)]);
+    assert_eq!(driver.bytes(BUFFERS, 1), [0]);
+    assert_eq!(driver.wait_used(2), (head.into(), 0));
+    loaded.start_hinting(false).unwrap();
+    assert_eq!(read_config(&mut driver, 8), run + 1);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
     #[test]

@@ -5,6 +5,8 @@
 //! | host → guest port P | connect to `uds_path`, write `CONNECT P\n`, read `OK HOSTPORT\n`; from then on it is the stream |
 //! | guest → host port P | a listener at `uds_path_P` gets the stream |
 //!
+//! A pause keeps the connections. A snapshot has none: the guest that is made from one is told by an event that all are gone.
+//!
 //! One thread, started when the driver activates the device, moves data straight between sockets and guest memory; only
 //! what a host's user does not take is buffered ([`connection`]), bounded per connection and in their number ([`muxer`]).
 
@@ -13,7 +15,8 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -21,6 +24,7 @@ use super::queue::{Chain, QueueError, VirtQueue};
 use super::worker::Worker;
 use super::{Activation, VirtioDevice, device_type, read_config_bytes};
 use crate::devices::{DeviceError, EventSource, report};
+use crate::snapshot::{DeviceState, StateError};
 
 mod connection;
 mod muxer;
@@ -32,6 +36,8 @@ use packet::{HEADER_BYTES, Header};
 const QUEUE_SIZE: u16 = 256;
 /// Packets of one direction before the other gets its turn.
 const BUDGET: usize = 64;
+/// `struct virtio_vsock_event` with `VIRTIO_VSOCK_EVENT_TRANSPORT_RESET` (virtio 1.2 §5.10.6.7).
+const TRANSPORT_RESET: [u8; 4] = 0_u32.to_le_bytes();
 
 /// Why a vsock device can't be made.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +59,10 @@ pub struct Vsock {
     path: PathBuf,
     listener: Arc<UnixListener>,
     worker: Option<Worker>,
+    /// The connections of a worker that has ended, for the next one.
+    kept: Arc<Mutex<Option<Muxer>>>,
+    /// The guest has yet to be told that its connections are gone.
+    reset_due: Arc<AtomicBool>,
 }
 
 impl Vsock {
@@ -70,6 +80,8 @@ impl Vsock {
             path: path.clone(),
             listener: Arc::new(listener),
             worker: None,
+            kept: Arc::default(),
+            reset_due: Arc::default(),
         })
     }
 
@@ -81,6 +93,10 @@ impl Vsock {
         let never = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(DeviceError::EventFd)?;
         Ok(SocketFile { path: self.path.clone(), never })
     }
+}
+
+fn lock(kept: &Mutex<Option<Muxer>>) -> std::sync::MutexGuard<'_, Option<Muxer>> {
+    kept.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn listen(path: &Path) -> io::Result<UnixListener> {
@@ -123,10 +139,11 @@ impl EventSource for SocketFile {
 struct Server {
     receive: VirtQueue,
     transmit: VirtQueue,
-    /// Held, though nothing but a migration would use it.
-    _event: VirtQueue,
+    event: VirtQueue,
     from_guest: Chain,
     to_guest: Chain,
+    event_chain: Chain,
+    reset_due: Arc<AtomicBool>,
     data: super::buffers::GuestBuffers,
     muxer: Muxer,
     /// The driver has supplied receive buffers, or may have.
@@ -154,16 +171,38 @@ impl Server {
 
     fn serve(&mut self) -> Result<(), ServeError> {
         let mut more = true;
+        self.announce_reset()?;
         loop {
             let woken = self.muxer.wait(!more).map_err(ServeError::Wait)?;
             if woken.stop {
                 return Ok(());
             }
             self.has_room |= woken.receive;
+            if woken.event {
+                self.announce_reset()?;
+            }
             let sent = self.take_packets()?;
             let received = self.give_packets()?;
             more = sent || received;
         }
+    }
+
+    /// Tells the guest that its connections are gone, if that is due and there is a buffer for it.
+    fn announce_reset(&mut self) -> Result<(), ServeError> {
+        while self.reset_due.load(Ordering::Acquire) {
+            if self.event.pop(&mut self.event_chain)? {
+                // A buffer that is too short for an event is the driver's mistake.
+                let written = match self.event_chain.faulty {
+                    true => 0,
+                    false => self.event_chain.writable.write_at(0, &TRANSPORT_RESET),
+                };
+                self.event.push_used(self.event_chain.head, written as u32)?;
+                self.reset_due.store(false, Ordering::Release);
+            } else if !self.event.enable_notification()? {
+                return Ok(());
+            }
+        }
+        Ok(self.event.signal()?)
     }
 
     /// Guest → host; whether there may be more.
@@ -245,33 +284,62 @@ impl VirtioDevice for Vsock {
         let Ok([receive, transmit, event]) = <[VirtQueue; 3]>::try_from(activation.queues) else {
             return Err(DeviceError::QueueCount { device: "vsock", given });
         };
-        let kicks =
-            [(receive.notifier_fd(), muxer::RECEIVE_KICK), (transmit.notifier_fd(), muxer::TRANSMIT_KICK)];
+        let kicks = [
+            (receive.notifier_fd(), muxer::RECEIVE_KICK),
+            (transmit.notifier_fd(), muxer::TRANSMIT_KICK),
+            (event.notifier_fd(), muxer::EVENT_KICK),
+        ];
         let (cid, path, listener) = (self.guest_cid, self.path.clone(), self.listener.clone());
-        let muxer = Muxer::new(cid, path, listener, &kicks).map_err(DeviceError::EventFd)?;
+        // One that was kept watches the notifiers already: they are the device's as long as it lives.
+        let muxer = match lock(&self.kept).take() {
+            Some(muxer) => muxer,
+            None => Muxer::new(cid, path, listener, &kicks).map_err(DeviceError::EventFd)?,
+        };
         let mut server = Server {
             from_guest: transmit.new_chain(),
             to_guest: receive.new_chain(),
             data: receive.new_buffers(),
             receive,
             transmit,
-            _event: event,
+            event_chain: event.new_chain(),
+            event,
+            reset_due: self.reset_due.clone(),
             muxer,
             has_room: true,
         };
-        self.worker =
-            Some(Worker::spawn("vsock", move |stop: BorrowedFd<'_>| match server.muxer.watch_stop(stop) {
+        let kept = self.kept.clone();
+        self.worker = Some(Worker::spawn("vsock", move |stop: BorrowedFd<'_>| {
+            match server.muxer.watch_stop(stop) {
                 Ok(()) => server.run(),
                 Err(error) => {
                     report("vsock device", &error);
                     server.receive.set_needs_reset();
                 }
-            })?);
+            }
+            *lock(&kept) = Some(server.muxer);
+        })?);
         Ok(())
+    }
+
+    /// The connections stay: only the thread ends.
+    fn pause(&mut self) {
+        self.worker = None;
     }
 
     fn reset(&mut self) {
         self.worker = None;
+        *lock(&self.kept) = None;
+        self.reset_due.store(false, Ordering::Release);
+    }
+
+    /// Connections are not part of a snapshot, and the rest is in the configuration.
+    fn save(&self) -> Result<DeviceState, StateError> {
+        Ok(DeviceState::NONE)
+    }
+
+    fn restore(&mut self, _state: &DeviceState) -> Result<(), StateError> {
+        self.reset_due.store(true, Ordering::Release);
+        Ok(())
     }
 }
 

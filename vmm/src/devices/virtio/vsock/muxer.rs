@@ -34,7 +34,9 @@ pub const RECEIVE_KICK: u64 = 1;
 pub const TRANSMIT_KICK: u64 = 2;
 /// The worker shall end.
 pub const STOP: u64 = 3;
-const FIRST_TOKEN: u64 = 4;
+/// The event queue was notified.
+pub const EVENT_KICK: u64 = 4;
+const FIRST_TOKEN: u64 = 5;
 
 /// A connection as the guest names it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -81,6 +83,8 @@ pub struct Woken {
     pub receive: bool,
     /// The driver has sent packets.
     pub transmit: bool,
+    /// The driver has supplied buffers for events.
+    pub event: bool,
     /// The worker shall end.
     pub stop: bool,
 }
@@ -153,6 +157,7 @@ impl Muxer {
                 LISTENER => self.accept(),
                 RECEIVE_KICK => woken.receive = true,
                 TRANSMIT_KICK => woken.transmit = true,
+                EVENT_KICK => woken.event = true,
                 STOP => woken.stop = true,
                 token => self.stream_event(token, event.event_set()),
             }

@@ -9,11 +9,13 @@ use tempfile::TempDir;
 use super::connection::BUFFER_BYTES;
 use super::packet::{HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op};
 use super::*;
+use crate::snapshot::Stateful;
 use crate::devices::virtio::F_EVENT_IDX;
 use crate::devices::virtio::testing::{BUFFERS, Driver, SIZE, WRITE, hostile};
 
 const RX: usize = 0;
 const TX: usize = 1;
+const EVENT: usize = 2;
 const CID: u64 = 3;
 const GUEST_PORT: u32 = 1234;
 const HOST_PORT: u32 = 52;
@@ -384,6 +386,58 @@ fn a_reset_of_the_device_ends_all_connections_and_new_ones_can_be_made() {
     }
     std::fs::remove_file(guest.path("_52")).unwrap();
     guest.connected();
+}
+
+#[test]
+fn a_pause_keeps_the_connections_and_what_was_on_its_way() {
+    let mut guest = Guest::new(0);
+    let mut host = guest.connected();
+    guest.driver.transport.pause();
+    host.write_all(b"meanwhile").unwrap();
+    let mut late = UnixStream::connect(guest.path("")).unwrap();
+    late.write_all(b"CONNECT 9\n").unwrap();
+    guest.driver.transport.resume();
+    let (first, second) = (guest.receive(), guest.receive());
+    let mut operations = [(first.0.op, &first.1[..]), (second.0.op, &second.1[..])];
+    operations.sort_unstable();
+    assert_eq!(operations, [(op::REQUEST, &b""[..]), (op::RW, &b"meanwhile"[..])]);
+    guest.send(HOST_PORT, op::RW, 0, b"after");
+    let mut bytes = [0; 5];
+    host.read_exact(&mut bytes).unwrap();
+    assert_eq!(&bytes, b"after");
+}
+
+#[test]
+fn a_guest_from_a_snapshot_is_told_once_that_its_connections_are_gone() {
+    for buffer_first in [true, false] {
+        let mut guest = Guest::new(0);
+        let mut host = guest.connected();
+        let give = |driver: &mut Driver| {
+            driver.fill(SENT, &[0xff; 4]);
+            let head = driver.chain(EVENT, &[(SENT, 4, WRITE)]);
+            driver.kick(EVENT);
+            head
+        };
+        let before = buffer_first.then(|| give(&mut guest.driver));
+        let uds_path = guest.path("");
+        let Guest { driver, directory, given, forwarded, room } = guest;
+        let driver = driver.reloaded(|| {
+            let config = mote_vmm_api::Vsock { vsock_id: None, guest_cid: CID as u32, uds_path };
+            Box::new(Vsock::open(&config).unwrap())
+        });
+        let mut guest = Guest { driver, directory, given, forwarded, room };
+        let head = before.unwrap_or_else(|| give(&mut guest.driver));
+        assert_eq!(guest.driver.wait_used(EVENT), (head.into(), 4));
+        assert_eq!(guest.driver.bytes(SENT, 4), [0; 4]);
+        assert_eq!(host.read(&mut [0; 8]).unwrap(), 0);
+        give(&mut guest.driver);
+        // New connections work, and a pause is no reason to say it again.
+        guest.driver.transport.pause();
+        guest.driver.transport.resume();
+        std::fs::remove_file(guest.path("_52")).unwrap();
+        guest.connected();
+        assert_eq!(guest.driver.used(EVENT), None);
+    }
 }
 
 #[test]
