@@ -1,12 +1,12 @@
 //! ACPI tables: a hardware-reduced platform (ACPI 6.5 §4.1) with its processors, I/O APIC, serial port, keyboard
 //! controller and virtio devices: each one of them with mmio registers, or the PCI bus that they are on.
 //!
-//! Hardware-reduced means no PIC, PIT, RTC, PM timer or SCI for the kernel to probe, each of which costs exits; the
+//! Hardware-reduced means no PIC, PIT, PM timer or SCI for the kernel to probe, each of which costs exits; the
 //! kernel switches off by the sleep control register and restarts by the reset register.
 
 use acpi_tables::aml::{
-    AddressSpace as Window, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, ONE,
-    Package, Path, ResourceTemplate, Scope, ZERO,
+    AddressSpace as Window, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Method,
+    Name, Notify, ONE, Package, Path, ResourceTemplate, Scope, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -18,6 +18,7 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
+use crate::devices::rtc::CENTURY;
 use crate::layout;
 use crate::memory::GuestMemory;
 
@@ -32,12 +33,13 @@ pub const SLEEP_TYPE_OFF: u8 = 5;
 /// What to write to the reset register.
 pub const RESET_VALUE: u8 = 0x06;
 
+/// Value of the notification that a VM generation id has changed.
+const NOTIFY_CHANGED: u8 = 0x80;
+
 /// FADT IAPC_BOOT_ARCH: there is a keyboard controller.
 const BOOT_ARCH_8042: u16 = 1 << 1;
 /// FADT IAPC_BOOT_ARCH: do not probe for VGA.
 const BOOT_ARCH_NO_VGA: u16 = 1 << 2;
-/// FADT IAPC_BOOT_ARCH: do not probe for a CMOS clock.
-const BOOT_ARCH_NO_RTC: u16 = 1 << 5;
 
 /// The tables could not be written.
 #[derive(Debug, thiserror::Error)]
@@ -117,8 +119,10 @@ fn fadt(dsdt: u64) -> impl Aml {
         .preferred_pm_profile(PmProfile::EnterpriseServer)
         .flag(Flags::HwReducedAcpi)
         .flag(Flags::ResetRegSup)
-        .flag(Flags::Headless);
-    fadt.iapc_boot_arch = (BOOT_ARCH_8042 | BOOT_ARCH_NO_VGA | BOOT_ARCH_NO_RTC).into();
+        .flag(Flags::Headless)
+        .flag(Flags::FixRtc);
+    fadt.iapc_boot_arch = (BOOT_ARCH_8042 | BOOT_ARCH_NO_VGA).into();
+    fadt.century = CENTURY;
     fadt.reset_reg = io(layout::RESET_PORT);
     fadt.reset_value = RESET_VALUE;
     fadt.sleep_control_reg = io(layout::ACPI_SLEEP_PORT);
@@ -142,6 +146,7 @@ fn dsdt(platform: &Platform<'_>) -> Sdt {
     let off = Package::new(vec![&SLEEP_TYPE_OFF, &ZERO]);
     Name::new(Path::new("_S5_"), &off).to_aml_bytes(&mut aml);
     legacy_devices(&mut aml);
+    generation_id(&mut aml);
     for (index, device) in platform.virtio.iter().enumerate() {
         virtio_device(&mut aml, index, device);
     }
@@ -161,6 +166,8 @@ fn legacy_devices(aml: &mut dyn AmlSink) {
     let command_io = IO::new(layout::I8042_PORT + 4, layout::I8042_PORT + 4, 1, 1);
     let keyboard_irq = Interrupt::new(true, true, false, false, layout::I8042_IRQ);
     let keyboard_resources = ResourceTemplate::new(vec![&data_io, &command_io, &keyboard_irq]);
+    let clock_io = IO::new(layout::RTC_PORT, layout::RTC_PORT, 1, 2);
+    let clock_resources = ResourceTemplate::new(vec![&clock_io]);
     Scope::new(
         Path::new("_SB_"),
         vec![
@@ -177,6 +184,52 @@ fn legacy_devices(aml: &mut dyn AmlSink) {
                 vec![
                     &Name::new(Path::new("_HID"), &EISAName::new("PNP0303")),
                     &Name::new(Path::new("_CRS"), &keyboard_resources),
+                ],
+            ),
+            // Without an interrupt: the clock has no alarm.
+            &Device::new(
+                Path::new("RTC_"),
+                vec![
+                    &Name::new(Path::new("_HID"), &EISAName::new("PNP0B00")),
+                    &Name::new(Path::new("_CRS"), &clock_resources),
+                ],
+            ),
+        ],
+    )
+    .to_aml_bytes(aml);
+}
+
+/// Where the VM generation id is, and the event by which a guest is told that it has changed. Events of a hardware-reduced platform
+/// are interrupts of the Generic Event Device (ACPI 6.5 §5.6.9).
+fn generation_id(aml: &mut dyn AmlSink) {
+    let (low, high) = (layout::VM_GENERATION_ID as u32, ZERO);
+    let address = Package::new(vec![&low, &high]);
+    // The name of the specification is longer than ACPI allows for an id; Windows knows both.
+    let (name, short) = ("VM_Gen_Counter", "VMGENCTR");
+    let names = Package::new(vec![&name, &short]);
+    let interrupt = Interrupt::new(true, true, false, false, layout::GENERATION_IRQ);
+    let resources = ResourceTemplate::new(vec![&interrupt]);
+    let counter = Path::new("\\_SB_.VGEN");
+    let changed = Notify::new(&counter, &NOTIFY_CHANGED);
+    Scope::new(
+        Path::new("_SB_"),
+        vec![
+            &Device::new(
+                Path::new("VGEN"),
+                vec![
+                    &Name::new(Path::new("_HID"), &"MOTE0001"),
+                    &Name::new(Path::new("_CID"), &names),
+                    &Name::new(Path::new("_DDN"), &name),
+                    &Name::new(Path::new("ADDR"), &address),
+                ],
+            ),
+            &Device::new(
+                Path::new("GED_"),
+                vec![
+                    &Name::new(Path::new("_HID"), &"ACPI0013"),
+                    &Name::new(Path::new("_UID"), &ZERO),
+                    &Name::new(Path::new("_CRS"), &resources),
+                    &Method::new(Path::new("_EVT"), 1, true, vec![&changed]),
                 ],
             ),
         ],
@@ -269,5 +322,8 @@ mod tests {
         assert_eq!(&signature, b"MCFG");
         assert_eq!(u64_at(&mcfg, 44), layout::PCI_ECAM);
         assert!(dsdt.windows(4).any(|bytes| bytes == b"PCI0"));
+        // ADDR as a package of a 32-bit number and zero.
+        let address = dsdt.windows(4).position(|bytes| bytes == b"ADDR").unwrap();
+        assert_eq!(dsdt[address + 4..][..8], [0x12, 8, 2, 0x0c, 0, 0xf0, 0x0d, 0]);
     }
 }

@@ -12,8 +12,10 @@ use crate::boot_timer::BootTimer;
 use crate::config;
 use crate::devices::bus::{BusDevice, BusError};
 use crate::devices::controls::Controls;
+use crate::devices::generation::{self, GenerationError};
 use crate::devices::i8042::I8042;
 use crate::devices::pci::host::{DEVICES as PCI_DEVICES, PciHost};
+use crate::devices::rtc::{self, Rtc};
 use crate::devices::serial::Serial;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::Balloon;
@@ -81,6 +83,9 @@ pub enum BootError {
     /// Guest memory ends below 1 MiB.
     #[error("cannot write the reset vector into guest memory")]
     ResetVector(#[source] GuestMemoryError),
+    /// The VM generation id.
+    #[error(transparent)]
+    Generation(#[from] GenerationError),
     /// A mistake in `layout`.
     #[error("cannot place a device")]
     Bus(#[from] BusError),
@@ -172,6 +177,7 @@ pub fn boot(config: &VmConfig, options: &BootOptions, outcome: &Arc<Outcome>) ->
     let platform =
         acpi::Platform { vcpus: machine.vcpu_count, virtio: &devices.virtio, pci: devices.pci.is_some() };
     let rsdp = acpi::write_tables(&memory, &platform)?;
+    generation::write(&memory)?;
     let strings = config.smbios.clone().unwrap_or_default();
     smbios::write_tables(&memory, &strings).map_err(BootError::Smbios)?;
     memory.write_slice(&RESET_CODE, GuestAddress(layout::RESET_VECTOR)).map_err(BootError::ResetVector)?;
@@ -184,6 +190,8 @@ pub fn boot(config: &VmConfig, options: &BootOptions, outcome: &Arc<Outcome>) ->
 
 /// Name of the PCI bus in snapshots: a machine without it has its virtio devices on mmio.
 pub(crate) const PCI_BUS: &str = "pci-bus";
+/// Name of the real-time clock in snapshots.
+pub(crate) const RTC: &str = "rtc";
 
 /// The machine's devices while they are put together: at a boot, or for a snapshot.
 pub(crate) struct Devices<'a> {
@@ -256,7 +264,7 @@ impl<'a> Devices<'a> {
     }
 
     /// An eventfd that raises `irq`.
-    fn interrupt(&self, device: &str, irq: u32) -> Result<EventFd, BootError> {
+    pub(crate) fn interrupt(&self, device: &str, irq: u32) -> Result<EventFd, BootError> {
         let event = EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
             .map_err(|source| BootError::EventFd { device: device.to_owned(), source })?;
         self.wiring.connect_interrupt(&event, irq)?;
@@ -272,7 +280,7 @@ impl<'a> Devices<'a> {
         Ok(self.buses.ports.insert(port.into(), ports, Arc::new(Mutex::new(device)))?)
     }
 
-    /// Serial port, keyboard controller, I/O APIC, and the registers that end the machine.
+    /// Serial port, keyboard controller, real-time clock, I/O APIC, and the registers that end the machine.
     pub(crate) fn attach_legacy(
         &mut self,
         config: &VmConfig,
@@ -292,6 +300,9 @@ impl<'a> Devices<'a> {
         });
         let keyboard = self.stateful_device("keyboard", keyboard);
         self.buses.ports.insert(layout::I8042_PORT.into(), 5, keyboard.clone())?;
+
+        let clock = self.stateful_device(RTC, Rtc::new(rtc::host_time));
+        self.buses.ports.insert(layout::RTC_PORT.into(), Rtc::PORTS, clock)?;
 
         let io_apic = IoApic::new(self.wiring.interrupt_routes());
         let io_apic = self.stateful_device("io-apic", io_apic);

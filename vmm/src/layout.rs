@@ -7,6 +7,7 @@
 //! 0x0000_9000  page tables (64-bit entry)            │
 //! 0x0002_0000  command line                          ┘
 //! 0x0009_fc00  end of conventional memory
+//! 0x000d_f000  VM generation id (reserved)
 //! 0x000e_0000  RSDP and the other ACPI tables (reserved)
 //! 0x000f_0000  SMBIOS tables (reserved)
 //! 0x000f_fff0  reset vector (reserved)
@@ -38,6 +39,8 @@ pub const COMMAND_LINE: u64 = 0x2_0000;
 pub const COMMAND_LINE_MAX: usize = 2048;
 /// First byte after conventional memory.
 pub const LOW_RAM_END: u64 = 0x9_fc00;
+/// VM generation id, in a page of its own.
+pub const VM_GENERATION_ID: u64 = 0xd_f000;
 /// RSDP; the other tables follow.
 pub const ACPI_TABLES: u64 = 0xe_0000;
 /// First byte after the space for ACPI tables.
@@ -78,6 +81,8 @@ pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 /// Where KVM keeps its three-page task state segment on Intel processors.
 pub const KVM_TSS: u64 = 0xfffb_d000;
 
+/// Interrupt of the notification that the VM generation id has changed.
+pub const GENERATION_IRQ: u32 = 3;
 /// Interrupt of the first serial port.
 pub const SERIAL_IRQ: u32 = 4;
 /// First I/O port of the first serial port (COM1).
@@ -92,6 +97,9 @@ pub const VIRTIO_IRQ: u32 = 5;
 pub const LAST_IRQ: u32 = 23;
 /// Largest number of virtio devices, given by the inputs of the I/O APIC.
 pub const MAX_VIRTIO_DEVICES: usize = (LAST_IRQ - VIRTIO_IRQ + 1) as usize;
+
+/// First I/O port of the real-time clock (index; data follows it).
+pub const RTC_PORT: u16 = 0x70;
 
 /// ACPI sleep control register (status follows it).
 pub const ACPI_SLEEP_PORT: u16 = 0x600;

@@ -63,6 +63,8 @@ pub struct Tables {
     pub processors: usize,
     /// Where the configuration space of PCI segment 0, bus 0 is (MCFG, PCI Firmware Specification 3.3 §4.1.2).
     pub ecam: Option<u64>,
+    /// Where the VM generation id is: what the DSDT says under the name ADDR.
+    pub generation_id: Option<u64>,
 }
 
 impl Tables {
@@ -93,8 +95,16 @@ impl Tables {
         if &dsdt[..4] != b"DSDT" {
             return Err(Error::Signature(*b"DSDT"));
         }
-        Ok(Self { s5_type: s5_type(dsdt), processors, ecam, ..registers(fadt) })
+        let (s5_type, generation_id) = (s5_type(dsdt), generation_id(dsdt));
+        Ok(Self { s5_type, processors, ecam, generation_id, ..registers(fadt) })
     }
+}
+
+/// `Name (ADDR, Package () { 0xLOW, 0 })` in AML: NameOp, name, PackageOp, length, two elements, DWordPrefix, low half.
+fn generation_id(dsdt: &[u8]) -> Option<u64> {
+    const NAMED: &[u8] = b"\x08ADDR\x12\x08\x02\x0c";
+    let at = dsdt.windows(NAMED.len()).position(|bytes| bytes == NAMED)? + NAMED.len();
+    word32(dsdt, at).map(u64::from)
 }
 
 fn registers(fadt: &[u8]) -> Tables {

@@ -156,7 +156,7 @@ fn the_guest_finds_the_processors_and_memory_it_was_given() {
 }
 
 #[test]
-fn the_guest_reads_the_smbios_strings_it_was_given_and_those_of_a_machine_without() {
+fn the_guest_reads_the_time_and_the_smbios_strings_it_was_given_or_those_of_a_machine_without() {
     let (monitor, guest) = programs_or_skip!();
     let strings = mote_vmm_api::Smbios {
         product_name: Some("OpenStack Nova".into()),
@@ -168,7 +168,9 @@ fn the_guest_reads_the_smbios_strings_it_was_given_and_those_of_a_machine_withou
     let cases = [("OpenStack_Nova,b5a1,rack_7,one+two_words", Some(strings)), ("microVM,,,", None)];
     for (expected, smbios) in cases {
         for monitor in [&monitor, &with_pci(&monitor)] {
-            let mut config = host::config(&guest, &format!("mote.test mote.smbios={expected}"));
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+            let line = format!("mote.test mote.smbios={expected} mote.time={}", now.as_secs());
+            let mut config = host::config(&guest, &line);
             config.smbios.clone_from(&smbios);
             let outcome = run(monitor, &config);
             if let Err(why) = outcome.report().verdict() {

@@ -217,6 +217,34 @@ fn device_test(more_arguments: &[&str]) {
     });
 }
 
+#[test]
+fn two_machines_from_one_snapshot_are_told_two_generation_ids() {
+    let place = match Place::new() {
+        Ok(place) => place,
+        Err(why) => return eprintln!("SKIPPED: {why}"),
+    };
+    let mut running = place.start(Some(&host::config(&place.guest, "mote.generation")));
+    let id = |line: String, before: &str| {
+        let rest = line.split(before).nth(1).unwrap_or_else(|| panic!("{line}")).to_owned();
+        assert!(rest.len() >= 32, "{line}");
+        rest
+    };
+    let line = running.wait_for_line("generation", TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
+    let mut ids = vec![id(line, "generation ")];
+    place.save_and_end(running);
+    for _ in 0..2 {
+        let mut running = place.start(None);
+        place.expect("PUT", "/snapshot/load", &place.load_body(r#","resume_vm":true"#));
+        let line = running.wait_for_line("then", TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
+        let rest = id(line, "then ");
+        let (id, told) = rest.split_once(' ').expect("two words");
+        assert_eq!(told, "told");
+        assert!(!ids.iter().any(|other| other == id), "{id} came twice");
+        ids.push(id.to_owned());
+        running.finish(TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
 /// A small machine that was saved, for tests of what is refused.
 fn saved() -> Result<Place, Unavailable> {
     let place = Place::new()?;

@@ -12,8 +12,10 @@ use std::os::fd::RawFd;
 
 pub mod bus;
 pub mod controls;
+pub mod generation;
 pub mod i8042;
 pub mod pci;
+pub mod rtc;
 pub mod serial;
 pub mod virtio;
 

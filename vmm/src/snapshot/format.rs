@@ -19,7 +19,8 @@ use sha2::{Digest, Sha256};
 /// What a state file starts with.
 const MAGIC: [u8; 8] = *b"MOTESNAP";
 /// Version of the format that is written.
-pub const VERSION: (u16, u16) = (1, 0);
+/// 1.1 has a real-time clock.
+pub const VERSION: (u16, u16) = (1, 1);
 /// Bytes before the body.
 const HEADER: usize = 56;
 /// Bytes of the header that the checksum covers.
@@ -174,13 +175,13 @@ mod tests {
     #[test]
     fn newer_versions_and_other_files_are_named() {
         let mut newer = encode(b"{}");
-        newer[10] = 1;
+        newer[10] = VERSION.1 as u8 + 1;
         let error = decode(&*newer).unwrap_err().to_string();
-        assert!(error.contains("1.1"), "{error}");
+        assert!(error.contains(&format!("1.{}", VERSION.1 + 1)), "{error}");
         let mut other = encode(b"{}");
         other[8] = 2;
-        assert!(matches!(decode(&*other), Err(FormatError::Version { major: 2, minor: 0 })));
+        assert!(matches!(decode(&*other), Err(FormatError::Version { major: 2, .. })));
         assert!(matches!(decode(&b"a text file, say"[..]), Err(FormatError::Magic)));
-        assert_eq!(version(&*newer).unwrap(), (1, 1));
+        assert_eq!(version(&*newer).unwrap(), (1, VERSION.1 + 1));
     }
 }

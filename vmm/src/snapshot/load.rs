@@ -13,9 +13,11 @@ use mote_vmm_api::{
 
 use super::memory::MemoryFileError;
 use super::{DeviceState, FormatError, MachineState, StateError, format, memory};
-use crate::boot::{BootError, Devices, PCI_BUS};
+use crate::boot::{BootError, Devices, PCI_BUS, RTC};
 use crate::config::{self, ConfigError, Origin};
+use crate::devices::generation;
 use crate::kvm::{KvmError, Topology, Vm};
+use crate::layout;
 use crate::machine::{Machine, SharedState};
 use crate::memory::MemoryError;
 use crate::mmds::SharedMmds;
@@ -136,11 +138,14 @@ pub fn load(
     let keyboard = devices.attach_legacy(&config, outcome)?;
     devices.attach_virtio(&config)?;
     restore_devices(devices.stateful(), state.devices)?;
+    let new_generation = devices.interrupt("the VM generation id", layout::GENERATION_IRQ)?;
     let mut parts = devices.into_parts(keyboard);
 
     parts.clock.restore(&state.clock, from.clock_realtime)?;
     let topology = Topology { vcpus: machine.vcpu_count, smt: machine.smt };
     parts.vcpus = vm.restore_vcpus(topology, &state.vcpus)?;
+    // After the local APICs have their state, which takes the interrupt; before the guest runs.
+    generation::renew(&guest_memory, &new_generation).map_err(BootError::from)?;
     parts.paused = true;
     let mut machine = Machine::start(parts, outcome).map_err(LoadError::Threads)?;
     if from.resume_vm {
@@ -226,14 +231,21 @@ fn overridden(mut config: VmConfig, from: &SnapshotLoad, origin: Origin) -> Resu
     Ok(config)
 }
 
+/// Devices that snapshots of version 1.0 don't have: they are as after a boot then.
+const LATER: [&str; 1] = [RTC];
+
 fn restore_devices(
     devices: &[SharedState],
     mut states: BTreeMap<String, DeviceState>,
 ) -> Result<(), LoadError> {
     for (name, device) in devices {
         let failed = |source| LoadError::Device { device: name.clone(), source };
-        let state =
-            states.remove(name).ok_or_else(|| failed(StateError::new("the snapshot does not have it")))?;
+        let Some(state) = states.remove(name) else {
+            if LATER.contains(&name.as_str()) {
+                continue;
+            }
+            return Err(failed(StateError::new("the snapshot does not have it")));
+        };
         device.lock().unwrap_or_else(PoisonError::into_inner).restore(&state).map_err(failed)?;
     }
     match states.pop_first() {

@@ -19,6 +19,7 @@ mod boot;
 mod cpu;
 mod entry;
 mod freestanding;
+mod generation;
 mod heap;
 mod hostile;
 mod nic;
@@ -75,6 +76,7 @@ fn run(boot: &Boot) {
             Some("cf9") => power::reset_cf9(),
             _ => power::reset(),
         },
+        () if line.has("mote.generation") => generation::run(boot),
         () if line.has("mote.crash") => cpu::triple_fault(),
         () if line.has("mote.internal-error") => cpu::internal_error(),
         () if line.has("mote.halt") => {

@@ -11,8 +11,8 @@ use super::lifecycle::status;
 use super::mmio::MmioTransport;
 use super::{F_VERSION_1, VirtioDevice};
 use crate::devices::bus::BusDevice;
-use crate::snapshot::Stateful;
 use crate::memory::GuestMemory;
+use crate::snapshot::Stateful;
 
 /// Memory is 0..MEMORY_BYTES, but for a hole of a page that ends at [`HIGH`].
 pub const MEMORY_BYTES: usize = 4 << 20;

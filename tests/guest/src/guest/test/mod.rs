@@ -5,6 +5,7 @@
 //! - `mote.net=ADDRESS/PREFIX,PEER`: the first network device has this address, and PEER answers pings.
 //! - `mote.memory_mib=N`, `mote.processors=N`: what the memory map and the MADT must say.
 //! - `mote.smbios=PRODUCT,SERIAL,TAG,OEM`: the strings of the SMBIOS tables, `_` for spaces, the OEM strings with `+` between.
+//! - `mote.time=SECONDS`: the real-time clock tells this time since 1970, give or take an hour.
 //! - `mote.read_only=N`: block device N (from 0) is read-only.
 //! - `mote.block_ids=A,B`: the serial numbers of the block devices.
 //! - `mote.no_reset`: leaves out what needs a device reset, `mote.no_irq` what needs the I/O APIC, `mote.no_acpi` what

@@ -40,6 +40,9 @@ pub fn run(boot: &Boot, report: &mut Report) {
     if !boot.command_line.has("mote.no_acpi") {
         report.result("acpi", acpi(boot));
     }
+    if let Some(expected) = boot.command_line.number("mote.time") {
+        report.result("clock", clock(expected));
+    }
     if let Some(expected) = boot.command_line.value("mote.smbios") {
         report.result("smbios", smbios(expected));
     }
@@ -125,6 +128,31 @@ fn serial_echo() -> TestResult {
     });
     ensure!(complete, "no line after {} s", ECHO_TIMEOUT_US / 1_000_000);
     println!("mote-guest: read {:?}", alloc::string::String::from_utf8_lossy(&line));
+    Ok(())
+}
+
+/// A register of the real-time clock.
+fn clock_register(index: u8) -> u64 {
+    cpu::outb(0x70, index);
+    cpu::inb(0x71).into()
+}
+
+/// The real-time clock's date and time in its default format, BCD and 24 hours.
+fn clock(expected: u64) -> TestResult {
+    let number = |index| {
+        let bcd = clock_register(index);
+        bcd / 16 * 10 + bcd % 16
+    };
+    ensure!(clock_register(0x0d) & 0x80 != 0, "status D says that the time is not valid");
+    ensure!(clock_register(0x0b) & 0x06 == 2, "status B is {:#x}", clock_register(0x0b));
+    let (year, month, day) = (number(0x32) * 100 + number(9), number(8), number(7));
+    ensure!((1..=12).contains(&month) && (1..=31).contains(&day), "the date is {year}-{month}-{day}");
+    // Days since 1970 with the year beginning in March, so that leap days are at its end.
+    let (shifted, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days =
+        365 * shifted + shifted / 4 - shifted / 100 + shifted / 400 + (153 * month + 2) / 5 + day - 719_469;
+    let seconds = days * 86_400 + number(4) * 3_600 + number(2) * 60 + number(0);
+    ensure!(seconds.abs_diff(expected) < 3_600, "the clock tells {seconds}, expected {expected}");
     Ok(())
 }
 

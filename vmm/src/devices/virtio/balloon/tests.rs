@@ -231,7 +231,10 @@ fn a_balloon_from_a_snapshot_has_its_size_statistics_and_run_and_goes_on() {
     });
     let loaded = loaded.unwrap();
     let (before, after) = (control.statistics(), loaded.statistics());
-    assert_eq!((after.actual_pages, after.free_memory, after.target_pages), (512, Some(77), before.target_pages));
+    assert_eq!(
+        (after.actual_pages, after.free_memory, after.target_pages),
+        (512, Some(77), before.target_pages)
+    );
     assert_eq!(read_config(&mut driver, 8), run);
     // The run goes on, the buffer of the statistics is asked for again, and the next run has another id.
     driver.fill(BUFFERS, &[1; PAGE as usize]);

@@ -9,9 +9,9 @@ use tempfile::TempDir;
 use super::connection::BUFFER_BYTES;
 use super::packet::{HOST_CID, SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND, TYPE_STREAM, op};
 use super::*;
-use crate::snapshot::Stateful;
 use crate::devices::virtio::F_EVENT_IDX;
 use crate::devices::virtio::testing::{BUFFERS, Driver, SIZE, WRITE, hostile};
+use crate::snapshot::Stateful;
 
 const RX: usize = 0;
 const TX: usize = 1;
