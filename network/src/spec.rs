@@ -8,7 +8,7 @@ use std::{
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use mote_host_api::{
-    AddressSetId, Ipv6Mode, NetworkId, NetworkSpec, PortId, PortSpec, SecurityGroupId, SegmentSpec, SubnetId,
+    AddressSetId, NetworkId, NetworkSpec, PortId, PortSpec, SecurityGroupId, SegmentSpec, SubnetId,
     SubnetSpec, TunnelSpec,
 };
 
@@ -295,9 +295,6 @@ fn segment(spec: &NetworkSpec, tunnel: Option<TunnelSpec>) -> Result<Option<Segm
 /// What belongs to the network but isn't in its own description.
 fn surround(config: &mut NetworkConfig, spec: &NetworkSpec, desired: &Desired) -> Result<(), SpecProblem> {
     config.segment = segment(spec, desired.tunnel)?;
-    if spec.subnets_v6.iter().any(|subnet| subnet.mode.is_some_and(|mode| mode != Ipv6Mode::Slaac)) {
-        return Err(SpecProblem::NotYet("an ipv6_address_mode or ipv6_ra_mode with DHCPv6"));
-    }
     let local = desired.tunnel.map(|tunnel| tunnel.local_ip);
     for port in &spec.remote_ports {
         let mac = port.mac_address.parse().ok().filter(|mac: &MacAddress| mac.is_station());

@@ -285,7 +285,8 @@ async fn guests_of_a_slaac_subnet_configure_themselves_and_reach_the_others() {
             id: SubnetId::new(),
             cidr: format!("fd00:{third}::/64").parse().unwrap(),
             gateway_ip: Some(format!("fd00:{third}::1").parse().unwrap()),
-            mode: Some(Ipv6Mode::Slaac),
+            ra_mode: Some(Ipv6Mode::Slaac),
+            address_mode: Some(Ipv6Mode::Slaac),
             dns_nameservers: vec![],
         });
         for (port, host) in network.ports.iter_mut().zip(10..) {

@@ -194,10 +194,14 @@ pub struct SubnetV6Spec {
     pub cidr: Ipv6Net,
     /// Router's address. It may be a link-local one.
     pub gateway_ip: Option<Ipv6Addr>,
-    /// `ipv6_address_mode` and `ipv6_ra_mode`, which must be equal if both are set (Neutron's own rule); none: neither
-    /// is set, nothing is announced and the guests are configured by hand.
+    /// `ipv6_ra_mode`: how this host's router advertisements say that addresses are got; none: the subnet isn't
+    /// announced (guests are configured by hand, or by somebody else's router).
     #[serde(default)]
-    pub mode: Option<Ipv6Mode>,
+    pub ra_mode: Option<Ipv6Mode>,
+    /// `ipv6_address_mode`: with one of DHCPv6 this host's server answers. Equal to `ra_mode` if both are set (Neutron's
+    /// own rule).
+    #[serde(default)]
+    pub address_mode: Option<Ipv6Mode>,
     /// Announced to guests.
     #[serde(default)]
     pub dns_nameservers: Vec<Ipv6Addr>,

@@ -2,20 +2,21 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv6Addr},
     sync::Arc,
 };
 
 use ipnet::Ipv4Net;
-use mote_host_api::{InstanceMetadata, NetworkSpec, PortSpec, ServerId, SubnetSpec};
+use mote_host_api::{InstanceMetadata, Ipv6Mode, NetworkSpec, PortSpec, ServerId, SubnetSpec};
 
 use super::{
     dhcp::Lease,
+    dhcp6::LeaseV6,
     dns::{Clients, Zone},
     metadata::Guest,
 };
 use crate::{
-    names::{METADATA_IP, MacAddress},
+    names::{METADATA_IP, METADATA_IP_V6, MacAddress},
     spec,
 };
 
@@ -24,8 +25,10 @@ use crate::{
 pub struct Directory {
     /// What DHCP offers to whom.
     pub leases: BTreeMap<MacAddress, Lease>,
+    /// What DHCPv6 offers to whom, by link-local address.
+    pub leases_v6: BTreeMap<Ipv6Addr, LeaseV6>,
     /// Who has which address.
-    pub guests: BTreeMap<Ipv4Addr, Arc<Guest>>,
+    pub guests: BTreeMap<IpAddr, Arc<Guest>>,
     /// The router advertisement, a whole frame.
     pub advertisement: Option<Vec<u8>>,
     /// Names of the network's servers.
@@ -68,10 +71,16 @@ impl Directory {
             {
                 directory.leases.insert(mac, lease);
             }
+            let own = spec::station_mac(port).map(MacAddress::link_local);
+            if let (Some(own), Some(lease)) = (own, lease_v6(network, port, &domain)) {
+                directory.leases_v6.insert(own, lease);
+            }
             let Some(metadata) = metadata else { continue };
             let links = ports.get(&port.server_id).map(Vec::as_slice).unwrap_or_default();
             let guest = Arc::new(Guest::new(metadata, port, links));
-            directory.guests.extend(port.fixed_ips.iter().map(|fixed| (fixed.ip_address, guest.clone())));
+            let v4 = port.fixed_ips.iter().map(|fixed| IpAddr::V4(fixed.ip_address));
+            let v6 = port.fixed_ips_v6.iter().map(|fixed| fixed.ip_address).chain(own).map(IpAddr::V6);
+            directory.guests.extend(v4.chain(v6).map(|address| (address, guest.clone())));
         }
         directory
     }
@@ -108,6 +117,30 @@ fn lease(
         mtu: network.mtu,
         hostname: metadata.map(|metadata| metadata.hostname.clone()).filter(|name| is_hostname(name)),
     })
+}
+
+/// The port's addresses in subnets with stateful DHCPv6, and what else it may ask for; none without DHCPv6.
+fn lease_v6(network: &NetworkSpec, port: &PortSpec, domain: &str) -> Option<LeaseV6> {
+    let by_dhcp = |mode: Option<Ipv6Mode>| mode.is_some_and(|mode| mode != Ipv6Mode::Slaac);
+    let subnet =
+        |id| network.subnets_v6.iter().find(|subnet| subnet.id == id && by_dhcp(subnet.address_mode));
+    let served: Vec<_> =
+        port.fixed_ips_v6.iter().filter_map(|fixed| Some((fixed, subnet(fixed.subnet_id)?))).collect();
+    if served.is_empty() {
+        return None;
+    }
+    let stateful = served.iter().filter(|(_, subnet)| subnet.address_mode == Some(Ipv6Mode::Dhcpv6Stateful));
+    let addresses = stateful.map(|(fixed, _)| fixed.ip_address).collect();
+    let mut dns: Vec<Ipv6Addr> = Vec::new();
+    for server in served.iter().flat_map(|(_, subnet)| &subnet.dns_nameservers) {
+        if !dns.contains(server) {
+            dns.push(*server);
+        }
+    }
+    if dns.is_empty() {
+        dns.push(METADATA_IP_V6);
+    }
+    Some(LeaseV6 { addresses, dns, domain: domain.to_owned() })
 }
 
 /// Letters, digits, hyphens and dots (RFC 1123 §2.1), short enough for the option.

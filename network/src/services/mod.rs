@@ -6,6 +6,7 @@
 
 mod advert;
 pub mod dhcp;
+pub mod dhcp6;
 mod directory;
 pub mod dns;
 mod log_limit;
@@ -149,7 +150,8 @@ impl Services {
         let mut outcome = UpdateOutcome::default();
         for network in desired.iter().filter(|network| valid.contains(&network.id.into())) {
             let mut directory = Directory::new(network, &ports, metadata);
-            directory.advertisement = advert::frame(network, self.routers.get(&network.id));
+            directory.advertisement =
+                advert::frame(network, self.routers.get(&network.id), directory.zone.domain());
             let directory = Arc::new(directory);
             match self.update_network(network, directory).await {
                 Ok(()) => outcome.serving.push(network.id),
@@ -209,6 +211,15 @@ impl Services {
     }
 }
 
+/// The first of several that is ready; never, if there are none.
+async fn any_of<F: Future + Unpin>(futures: impl Iterator<Item = F>) -> F::Output {
+    let futures: Vec<F> = futures.collect();
+    if futures.is_empty() {
+        return std::future::pending().await;
+    }
+    futures_util::future::select_all(futures).await.0
+}
+
 /// Whether it is only too early: the plan has not been executed yet.
 fn is_not_there(error: &ServiceError) -> bool {
     match error {
@@ -250,6 +261,7 @@ impl Services {
         let dns = dns::serve(key, sockets.dns, self.forwarder.clone(), receiver.clone());
         let tasks = vec![
             tokio::spawn(dhcp),
+            tokio::spawn(dhcp6::serve(key, bridge_mac(network), sockets.dhcp6, receiver.clone())),
             tokio::spawn(dns),
             tokio::spawn(metadata::serve(key, sockets.metadata, receiver.clone())),
             tokio::spawn(advert::serve(key, sockets.advert, receiver)),

@@ -14,7 +14,7 @@ use nix::{
     sys::socket::{
         AddressFamily, Backlog, SockFlag, SockProtocol, SockType, SockaddrIn, SockaddrStorage, bind, listen,
         setsockopt, socket,
-        sockopt::{BindToDevice, Ipv4PacketInfo, ReuseAddr},
+        sockopt::{BindToDevice, Ipv4PacketInfo, Ipv6V6Only, ReuseAddr},
     },
 };
 
@@ -22,6 +22,7 @@ use super::{advert, dhcp, dns};
 use crate::names::{BRIDGE, METADATA_IP, METADATA_IP_V6};
 
 const DHCP_PORT: u16 = 67;
+const DHCP6_PORT: u16 = 547;
 const DNS_PORT: u16 = 53;
 const METADATA_PORT: u16 = 80;
 /// Connections that wait to be accepted.
@@ -33,8 +34,10 @@ pub(super) struct ServiceSockets {
     pub(super) bridge: u32,
     /// DHCP.
     pub(super) dhcp: dhcp::Sockets,
-    /// Metadata.
-    pub(super) metadata: TcpListener,
+    /// DHCPv6.
+    pub(super) dhcp6: Option<UdpSocket>,
+    /// Metadata, one for each version of IP that there is.
+    pub(super) metadata: Vec<TcpListener>,
     /// Router advertisements.
     pub(super) advert: advert::Sockets,
     /// DNS.
@@ -52,13 +55,17 @@ pub(super) fn open(v6: bool) -> io::Result<ServiceSockets> {
     let bridge = if_nametoindex(BRIDGE)?;
     let requests = open_dhcp()?;
     let replies = open_packet(bridge)?;
-    let metadata = TcpListener::bind(SocketAddrV4::new(METADATA_IP, METADATA_PORT))?;
-    metadata.set_nonblocking(true)?;
+    let mut metadata = vec![TcpListener::bind(SocketAddrV4::new(METADATA_IP, METADATA_PORT))?];
+    if v6 {
+        metadata.push(TcpListener::bind(SocketAddrV6::new(METADATA_IP_V6, METADATA_PORT, 0, bridge))?);
+    }
+    metadata.iter().try_for_each(|listener| listener.set_nonblocking(true))?;
+    let dhcp6 = v6.then(|| open_dhcp6(bridge)).transpose()?;
     // Without IPv6 (a small MTU, a kernel without it) there is nobody who could ask.
     let solicitations = v6.then(|| open_solicitations(bridge)).transpose()?;
     let advert = advert::Sockets { solicitations, adverts: open_packet(bridge)? };
     let dns = open_dns(v6.then_some(bridge))?;
-    Ok(ServiceSockets { bridge, dhcp: dhcp::Sockets { requests, replies }, metadata, advert, dns })
+    Ok(ServiceSockets { bridge, dhcp: dhcp::Sockets { requests, replies }, dhcp6, metadata, advert, dns })
 }
 
 /// The resolver's; `v6`: the bridge's index, if it has IPv6.
@@ -90,6 +97,9 @@ fn open_bound(kind: SockType, address: SocketAddr) -> io::Result<OwnedFd> {
         // What a former process has left in TIME_WAIT doesn't matter.
         setsockopt(&fd, ReuseAddr, &true)?;
     }
+    if address.is_ipv6() {
+        setsockopt(&fd, Ipv6V6Only, &true)?;
+    }
     bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
     Ok(fd)
 }
@@ -102,6 +112,15 @@ fn open_solicitations(bridge: u32) -> io::Result<UdpSocket> {
     setsockopt(&fd, BindToDevice, &OsString::from(BRIDGE))?;
     let socket = UdpSocket::from(fd);
     socket.join_multicast_v6(&ALL_ROUTERS, bridge)?;
+    Ok(socket)
+}
+
+/// Gets what is sent to all DHCPv6 servers.
+fn open_dhcp6(bridge: u32) -> io::Result<UdpSocket> {
+    const ALL_SERVERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 1, 2);
+    let any = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, DHCP6_PORT, 0, 0);
+    let socket = UdpSocket::from(open_bound(SockType::Datagram, any.into())?);
+    socket.join_multicast_v6(&ALL_SERVERS, bridge)?;
     Ok(socket)
 }
 

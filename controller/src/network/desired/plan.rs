@@ -151,8 +151,7 @@ fn add_subnet(spec: &mut NetworkSpec, subnet: &SubnetRow, service: Option<&PortR
             });
         }
         IpNet::V6(cidr) => {
-            let mode = subnet.ipv6_ra_mode.as_deref().or(subnet.ipv6_address_mode.as_deref());
-            let mode = match mode {
+            let mode = |stored: &Option<String>| match stored.as_deref() {
                 None => None,
                 Some("slaac") => Some(Ipv6Mode::Slaac),
                 Some("dhcpv6-stateless") => Some(Ipv6Mode::Dhcpv6Stateless),
@@ -162,7 +161,8 @@ fn add_subnet(spec: &mut NetworkSpec, subnet: &SubnetRow, service: Option<&PortR
                 id: parse(&subnet.id)?,
                 cidr,
                 gateway_ip: subnet.gateway_ip.as_deref().map(parse).transpose()?,
-                mode,
+                ra_mode: mode(&subnet.ipv6_ra_mode),
+                address_mode: mode(&subnet.ipv6_address_mode),
                 dns_nameservers: json(&subnet.dns_nameservers)?,
             });
         }

@@ -270,7 +270,9 @@ async fn ipv6_and_qos_reach_the_host() {
     let port = &state.networks[0].ports[0];
     assert_eq!((port.fixed_ips.len(), port.fixed_ips_v6.len()), (1, 1));
     assert_eq!(port.qos.as_ref().unwrap().egress.unwrap().max_kbps, 1000);
-    assert_eq!(state.networks[0].subnets_v6[0].mode, Some(mote_host_api::Ipv6Mode::Slaac));
+    let subnet = &state.networks[0].subnets_v6[0];
+    let slaac = Some(mote_host_api::Ipv6Mode::Slaac);
+    assert_eq!((subnet.ra_mode, subnet.address_mode), (slaac, slaac));
     let path = format!("qos/policies/{policy}/dscp_marking_rules");
     let hosts = [&a];
     let by_mark = touched(&test, &hosts, async {

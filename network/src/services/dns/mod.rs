@@ -25,7 +25,7 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{directory::Directory, log_limit::LogLimit};
+use super::{any_of, directory::Directory, log_limit::LogLimit};
 use crate::names::NetworkKey;
 pub(super) use forward::Forwarder;
 use message::{Outcome, Query, Transport, respond};
@@ -107,15 +107,6 @@ pub(super) async fn serve(
     }
     work.tasks.shutdown().await;
     Ok(())
-}
-
-/// The first of several that is ready; never, if there are none.
-async fn any_of<F: Future + Unpin>(futures: impl Iterator<Item = F>) -> F::Output {
-    let futures: Vec<F> = futures.collect();
-    if futures.is_empty() {
-        return std::future::pending().await;
-    }
-    futures_util::future::select_all(futures).await.0
 }
 
 /// What takes longer than a moment, counted by client.

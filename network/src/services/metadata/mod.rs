@@ -1,4 +1,4 @@
-//! The metadata service of one network: HTTP/1 on 169.254.169.254:80 in its namespace.
+//! The metadata service of one network: HTTP/1 on 169.254.169.254:80 and [fe80::a9fe:a9fe]:80 in its namespace.
 //!
 //! Who asks is known by the source address. It can be believed: the plan gives every port's address a permanent
 //! neighbour entry and every port's Ethernet address a static forwarding entry, so that the answer to a connection with a
@@ -12,7 +12,7 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     io,
-    net::{IpAddr, Ipv4Addr, TcpListener as StdTcpListener},
+    net::{IpAddr, TcpListener as StdTcpListener},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -22,6 +22,7 @@ use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use mote_host_api::ServerId;
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
@@ -29,14 +30,14 @@ use tokio::{
 };
 use tracing::warn;
 
-use super::{directory::Directory, log_limit::LogLimit};
+use super::{any_of, directory::Directory, log_limit::LogLimit};
 use crate::names::NetworkKey;
 pub use documents::{Document, lookup};
 pub use guest::Guest;
 
 /// Connections of one network at a time; more are closed at once.
 const CONNECTIONS_MAX: usize = 256;
-/// Connections of one address at a time.
+/// Connections of one guest at a time, whichever of its addresses they come from.
 const CONNECTIONS_PER_GUEST_MAX: usize = 16;
 /// Bytes of a request's head.
 const HEAD_MAX: usize = 16 * 1024;
@@ -52,10 +53,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Serves until the sender of `directory` is dropped; all connections are closed when this returns.
 pub(super) async fn serve(
     network: NetworkKey,
-    listener: StdTcpListener,
+    listeners: Vec<StdTcpListener>,
     mut directory: watch::Receiver<Arc<Directory>>,
 ) -> io::Result<()> {
-    let listener = TcpListener::from_std(listener)?;
+    let listeners: Vec<_> = listeners.into_iter().map(TcpListener::from_std).collect::<io::Result<_>>()?;
     let mut connections = Connections::default();
     let mut limit = LogLimit::default();
     loop {
@@ -63,7 +64,7 @@ pub(super) async fn serve(
             biased;
             changed = directory.changed() => if changed.is_err() { break },
             Some(ended) = connections.tasks.join_next_with_id() => connections.forget(&ended),
-            accepted = listener.accept() => match accepted {
+            accepted = any_of(listeners.iter().map(|listener| Box::pin(listener.accept()))) => match accepted {
                 Ok((stream, peer)) => connections.start(stream, peer.ip(), &directory),
                 Err(error) => {
                     if let Some(suppressed) = limit.admit(Instant::now()) {
@@ -82,19 +83,19 @@ pub(super) async fn serve(
 #[derive(Default)]
 struct Connections {
     tasks: JoinSet<()>,
-    guests: HashMap<task::Id, Ipv4Addr>,
+    guests: HashMap<task::Id, ServerId>,
 }
 
 impl Connections {
     /// Serves a connection of a known guest; any other is closed without a word.
     fn start(&mut self, stream: TcpStream, peer: IpAddr, directory: &watch::Receiver<Arc<Directory>>) {
-        let IpAddr::V4(guest) = peer else { return };
+        let guest = directory.borrow().guests.get(&peer).map(|guest| guest.metadata.uuid);
+        let Some(guest) = guest else { return };
         let of_guest = self.guests.values().filter(|other| **other == guest).count();
-        let too_many = self.guests.len() >= CONNECTIONS_MAX || of_guest >= CONNECTIONS_PER_GUEST_MAX;
-        if too_many || !directory.borrow().guests.contains_key(&guest) {
+        if self.guests.len() >= CONNECTIONS_MAX || of_guest >= CONNECTIONS_PER_GUEST_MAX {
             return;
         }
-        let task = self.tasks.spawn(serve_connection(stream, guest, directory.clone()));
+        let task = self.tasks.spawn(serve_connection(stream, peer, directory.clone()));
         self.guests.insert(task.id(), guest);
     }
 
@@ -107,7 +108,7 @@ impl Connections {
     }
 }
 
-async fn serve_connection(stream: TcpStream, guest: Ipv4Addr, directory: watch::Receiver<Arc<Directory>>) {
+async fn serve_connection(stream: TcpStream, guest: IpAddr, directory: watch::Receiver<Arc<Directory>>) {
     let service = service_fn(move |request: Request<Incoming>| {
         let response = answer(&directory.borrow(), guest, request.method(), request.uri().path());
         async move { Ok::<_, Infallible>(response) }
@@ -122,7 +123,7 @@ async fn serve_connection(stream: TcpStream, guest: Ipv4Addr, directory: watch::
     let _ = tokio::time::timeout(CONNECTION_TIMEOUT, connection).await;
 }
 
-fn answer(directory: &Directory, guest: Ipv4Addr, method: &Method, path: &str) -> Response<Full<Bytes>> {
+fn answer(directory: &Directory, guest: IpAddr, method: &Method, path: &str) -> Response<Full<Bytes>> {
     if method != Method::GET && method != Method::HEAD {
         let mut response = plain(StatusCode::METHOD_NOT_ALLOWED);
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
