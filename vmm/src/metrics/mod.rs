@@ -365,7 +365,11 @@ mod tests {
         let gauge = Gauge::new(7);
         assert_eq!(timed(&gauge, || Err::<(), _>("no")), Err("no"));
         assert_eq!(gauge.load(Ordering::Relaxed), 7);
-        timed::<_, ()>(&gauge, || Ok(std::thread::sleep(Duration::from_millis(1)))).unwrap();
+        timed::<_, ()>(&gauge, || {
+            std::thread::sleep(Duration::from_millis(1));
+            Ok(())
+        })
+        .unwrap();
         assert!(gauge.load(Ordering::Relaxed) >= 1000);
     }
 

@@ -330,7 +330,7 @@ mod tests {
         assert_eq!((reply.consumed, reply.keep_alive), (first.len(), true));
         let second = respond(&mmds, &both.as_bytes()[reply.consumed..], Instant::now()).unwrap();
         assert!(second.bytes.starts_with(b"HTTP/1.0 200 ") && !second.keep_alive);
-        assert_eq!(respond(&mmds, first[..first.len() - 1].as_bytes(), Instant::now()), None);
+        assert_eq!(respond(&mmds, &first.as_bytes()[..first.len() - 1], Instant::now()), None);
     }
 
     #[test]
