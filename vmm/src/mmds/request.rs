@@ -50,7 +50,8 @@ pub fn respond(mmds: &Mmds, buffer: &[u8], now: Instant) -> Option<Reply> {
     };
     let http_1_1 = head.version == Some(1);
     let request = Request::new(&head);
-    let Some(body_length) = request.body_length().filter(|body| head_length + body <= MAX_REQUEST) else {
+    let fits = |body: &usize| head_length.checked_add(*body).is_some_and(|end| end <= MAX_REQUEST);
+    let Some(body_length) = request.body_length().filter(fits) else {
         return Some(end(Response::text(413, "The request is too long."), http_1_1));
     };
     let consumed = head_length + body_length;
@@ -319,6 +320,10 @@ mod tests {
         assert_eq!(ask(&mmds, "PUT /latest HTTP/1.1\r\n\r\n").0, 404);
         assert_eq!(ask(&mmds, "POST /latest HTTP/1.1\r\n\r\n"), (405, "Not allowed HTTP method.".into()));
         assert_eq!(ask(&mmds, "GET http://x HTTP/1.1\r\n\r\n"), (400, "Invalid URI.".into()));
+        for length in [MAX_REQUEST, usize::MAX] {
+            let long = get("/latest", &format!("Content-Length: {length}\r\n"));
+            assert_eq!(ask(&mmds, &long), (413, "The request is too long.".into()));
+        }
     }
 
     #[test]
