@@ -112,6 +112,14 @@ async fn a_flat_network_is_the_physical_one() {
     let client = cloud.plug_in(0, &public, &public.ports[0]);
     cloud.converge().await;
     assert!(probe::ping(&client.namespace, "203.0.113.1".parse().unwrap(), true));
+    // Who sends with its Ethernet address from outside doesn't get what is for it.
+    let wire = Wire::open(&cloud.world, "br0");
+    let mac: mote_network::names::MacAddress = public.ports[0].mac_address.parse().unwrap();
+    (0..3).for_each(|_| wire.send(&probe::ethernet([0xff; 6], mac.0, 0x0800, b"spoofed")));
+    let entries = run("bridge", ["-n", &cloud.hosts[0].lab.executor.namespace(public.id), "fdb", "show"]);
+    let entry = |line: &&str| line.starts_with(&mac.to_string()) && line.contains("master");
+    let entries: Vec<&str> = entries.lines().filter(entry).collect();
+    assert!(entries.len() == 1 && entries[0].contains("dev tap"), "{entries:?}");
     // The host's end goes with the network.
     let links = |cloud: &Cloud| run("ip", ["-n", &cloud.hosts[0].namespace, "-o", "link"]);
     assert!(links(&cloud).contains("up"));

@@ -13,7 +13,8 @@ use std::{
 };
 
 use harness::{Client, Lab, add_port, metadata_of, network, run};
-use mote_network::namespace;
+use mote_host_api::{Direction, EtherType, Protocol, SecurityGroupId, SecurityGroupRule, SecurityGroupSpec};
+use mote_network::{Desired, namespace};
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
@@ -124,6 +125,57 @@ async fn a_lease_is_renewed_by_unicast() {
     .await;
     udhcpc.kill().unwrap();
     udhcpc.wait().unwrap();
+}
+
+/// A new process in the place of one that was killed: nothing is touched that is right, and packets of 240 filtered ports
+/// pass all the while.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restart_changes_nothing_and_loses_no_packet() {
+    skip_if!(harness::skip_reason().or(harness::skip_without("ping")).or(harness::skip_without("nft")));
+    let mut lab = Lab::new();
+    let group = SecurityGroupSpec {
+        id: SecurityGroupId::new(),
+        stateful: true,
+        rules: [Direction::Ingress, Direction::Egress].map(any).into(),
+    };
+    let mut network = network();
+    (10..250).for_each(|host| drop(add_port(&mut network, host)));
+    for port in &mut network.ports {
+        port.port_security = true;
+        port.security_groups = vec![group.id];
+    }
+    let desired = Desired { networks: vec![network], security_groups: vec![group], ..Desired::default() };
+    let (network, metadata) = (&desired.networks[0], metadata_of(&desired.networks));
+    lab.converge_all(&desired, &metadata).await;
+    let clients = [0, 1].map(|number| lab.plug_in(network.id, &network.ports[number]));
+    let mut taps = Vec::new();
+    for port in &network.ports[2..] {
+        taps.push(lab.executor.open_tap(network.id, port, network.mtu).await.unwrap());
+    }
+    lab.converge_all(&desired, &metadata).await;
+    for (client, host) in clients.iter().zip([10, 11]) {
+        client.configure_statically(Ipv4Addr::new(10, 0, 0, host));
+    }
+    let mut ping = clients[0].command("ping");
+    ping.args(["-n", "-q", "-i", "0.002", "-c", "1500", "-W", "2", "10.0.0.11"]).stdout(Stdio::piped());
+    let ping = ping.spawn().unwrap();
+    for _ in 0..3 {
+        // Dropping the services closes their sockets, as a kill does.
+        let config = mote_network::Config { prefix: lab.prefix.clone(), ..mote_network::Config::default() };
+        lab.services.stop().await;
+        lab.executor = mote_network::Executor::new(config.clone());
+        lab.services = mote_network::Services::new(config);
+        let again = lab.converge_all(&desired, &metadata).await;
+        assert_eq!((again.executed, again.services.serving.len()), (0, 1));
+    }
+    let output = beside(move || ping.wait_with_output().unwrap()).await;
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("1500 packets transmitted, 1500 received"), "{text}");
+    drop(taps);
+}
+
+fn any(direction: Direction) -> SecurityGroupRule {
+    SecurityGroupRule { direction, ethertype: EtherType::Ipv4, protocol: Protocol::Any, remote: None }
 }
 
 #[tokio::test]

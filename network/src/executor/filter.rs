@@ -1,14 +1,25 @@
-//! Loads rulesets with nft(8) and reads back which one is loaded.
+//! Loads rulesets with nft(8) and reads back which one is loaded. One of the few places with unsafe code: nft ends with
+//! this process.
 
 use std::{
-    io::{self, Write},
-    os::fd::AsRawFd,
+    fs::File,
+    io::{self, Seek, Write},
+    os::{fd::AsRawFd, unix::process::CommandExt},
     path::Path,
     process::{Command, Stdio},
 };
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+use nix::{
+    errno::Errno,
+    sys::{
+        memfd::{MFdFlags, memfd_create},
+        prctl::set_pdeathsig,
+        signal::Signal,
+        socket::{
+            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+        },
+    },
+    unistd::{Pid, getpid, getppid},
 };
 
 use super::ExecutorError;
@@ -23,23 +34,32 @@ const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 const COMPLAINT_MAX: usize = 500;
 
 /// Runs a script as one transaction in the calling thread's namespace.
+///
+/// When this process is killed, nft must not load a part of the script (hence a file that is whole before nft starts, not
+/// a pipe), nor all of it after the next process has looked what is loaded (hence it is killed, too).
 fn run_nft(script: &str, arguments: &[&str]) -> io::Result<()> {
-    let mut nft = Command::new("nft")
-        .args(arguments)
-        .args(["-f", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()?;
-    // nft reads everything before it says anything, so this can't block for ever.
-    let written = nft.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(script.as_bytes()));
-    let output = nft.wait_with_output()?;
+    let mut file = File::from(memfd_create("nft", MFdFlags::MFD_CLOEXEC)?);
+    file.write_all(script.as_bytes())?;
+    file.rewind()?;
+    let mut nft = Command::new("nft");
+    nft.args(arguments).args(["-f", "-"]).stdin(file).stdout(Stdio::null()).stderr(Stdio::piped());
+    let parent = getpid();
+    // SAFETY: between fork and exec only prctl(2) and getppid(2) are called, which are async-signal-safe; nothing is
+    // allocated.
+    unsafe { nft.pre_exec(move || end_with(parent)) };
+    let output = nft.spawn()?.wait_with_output()?;
     if output.status.success() {
-        return written;
+        return Ok(());
     }
     let complaint = String::from_utf8_lossy(&output.stderr);
     let complaint: String = complaint.trim().chars().take(COMPLAINT_MAX).collect();
     Err(io::Error::other(format!("nft: {complaint}")))
+}
+
+/// Lets the calling process be killed when the thread that made it ends, which waits for it.
+fn end_with(parent: Pid) -> io::Result<()> {
+    set_pdeathsig(Signal::SIGKILL)?;
+    if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
 }
 
 /// Loads a ruleset in a namespace.

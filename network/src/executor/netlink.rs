@@ -274,7 +274,9 @@ impl Netlink {
     pub(super) async fn add_station(&self, link: &str, mac: MacAddress) -> Result<(), ExecutorError> {
         let index = self.index(link).await?;
         let request = self.handle.neighbours().add_bridge(index, &mac.0);
-        let request = request.state(NeighbourState::Noarp).flags(NeighbourFlags::Controller).replace();
+        // Sticky: else a frame from a physical network, where the bridge learns, would take even a static entry along.
+        let flags = NeighbourFlags::Controller | NeighbourFlags::Sticky;
+        let request = request.state(NeighbourState::Noarp).flags(flags).replace();
         request.execute().await.map_err(self.failed(format!("add station {mac} behind {link}")))
     }
 
