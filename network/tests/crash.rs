@@ -54,6 +54,11 @@ impl Random {
     }
 }
 
+/// Some of the numbers.
+fn some(random: &mut Random, numbers: std::ops::Range<u8>) -> Vec<u8> {
+    numbers.filter(|_| random.often()).collect()
+}
+
 /// The same thing has the same id under every seed; ids of different things differ in their first digits.
 fn id(kind: u8, number: u8) -> Uuid {
     Uuid::from_bytes([
@@ -153,7 +158,7 @@ fn network(random: &mut Random, number: u8) -> NetworkSpec {
         ports: ports.into_iter().map(|host| port(random, number, host)).collect(),
         remote_ports: match number {
             0 => Vec::new(),
-            _ => (100..104).filter_map(|host| random.often().then(|| remote(random, host))).collect(),
+            _ => some(random, 100..104).into_iter().map(|host| remote(random, host)).collect(),
         },
         segment,
         ..NetworkSpec::default()
@@ -182,7 +187,7 @@ fn gateway(random: &mut Random, here: bool) -> RouterGateway {
         next_hop: Some([10, 0, 0, 1].into()),
         next_hop_v6: None,
         enable_snat: random.often(),
-        floating_ips: (0..3).filter_map(|number| random.often().then(|| floating(random, number))).collect(),
+        floating_ips: some(random, 0..3).into_iter().map(|number| floating(random, number)).collect(),
     }
 }
 

@@ -200,8 +200,9 @@ fn input(ruleset: &mut Ruleset) {
         // Echo requests and what belongs to a connection.
         "icmp type { 3, 8, 11, 12 } accept".to_owned(),
         "icmpv6 type { 1, 2, 3, 4, 128, 133, 135, 136 } accept".to_owned(),
-        "counter drop".to_owned(),
+        "counter name denied-host drop".to_owned(),
     ];
+    ruleset.counter(Family::Inet, "denied-host");
     let hook = Some("type filter hook input priority 0; policy drop;");
     ruleset.chain(Family::Inet, "input", Chain { hook, rules });
 }
