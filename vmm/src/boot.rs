@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use mote_vmm_api::{Drive, DriveFormat, ExitReason, NetworkInterface, VmConfig};
+use mote_vmm_api::{CpuConfig, CpuConfigSource, Drive, DriveFormat, ExitReason, NetworkInterface, VmConfig};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -118,7 +118,7 @@ impl BootError {
             | Self::Device { .. }
             | Self::TooManyDevices { .. }
             | Self::Memory(MemoryError::Size(_))
-            | Self::Kvm(KvmError::AddressBits { .. }) => ExitReason::BadConfig,
+            | Self::Kvm(KvmError::AddressBits { .. } | KvmError::Template(_)) => ExitReason::BadConfig,
             _ => ExitReason::HostError,
         }
     }
@@ -184,8 +184,18 @@ pub fn boot(config: &VmConfig, options: &BootOptions, outcome: &Arc<Outcome>) ->
     let entry = loader::write_boot_information(&memory, &kernel, initrd, &command_line, rsdp)?;
 
     let mut parts = devices.into_parts(keyboard);
-    parts.vcpus = vm.create_vcpus(Topology { vcpus: machine.vcpu_count, smt: machine.smt }, &entry)?;
+    let topology = Topology { vcpus: machine.vcpu_count, smt: machine.smt };
+    parts.vcpus = vm.create_vcpus(topology, cpu_template(config), &entry)?;
     Machine::start(parts, outcome).map_err(BootError::Threads)
+}
+
+/// The CPU template of a validated configuration.
+fn cpu_template(config: &VmConfig) -> Option<&CpuConfig> {
+    match &config.cpu_config {
+        Some(CpuConfigSource::Template(template)) => Some(template),
+        // `config::validate` has read the file.
+        Some(CpuConfigSource::File(_)) | None => None,
+    }
 }
 
 /// Name of the PCI bus in snapshots: a machine without it has its virtio devices on mmio.

@@ -16,6 +16,7 @@ use crate::api::http::MAX_BODY;
 use crate::api::requests;
 use crate::api::server::Server;
 use crate::controller::{ActionError, Controller, VmmAction};
+use crate::cpu_template::{self, TemplateOptions};
 use crate::error_chain;
 use crate::event_loop::{self, EventLoop};
 use crate::jail::{self, JailOptions, Next};
@@ -33,7 +34,7 @@ const MAX_CONFIG_FILE: u64 = 1 << 20;
 /// Runs one microVM on KVM.
 ///
 /// The VM is configured and started through Firecracker's REST API on a Unix socket, or from one JSON file with
-/// --config-file. `mote-vmm jail` does the same in a jail. The process ends with its VM; the exit code says why: 0 the
+/// --config-file. `mote-vmm jail` does the same in a jail; `mote-vmm cpu-template` shows and checks CPU templates. The process ends with its VM; the exit code says why: 0 the
 /// guest switched itself off, 1 the host failed, 3 the guest rebooted, 4 the guest crashed, 5 ended by a signal, 148 a
 /// system call was refused, 152 bad configuration, 153 bad arguments.
 #[derive(Debug, Parser)]
@@ -176,6 +177,12 @@ pub fn main() -> u8 {
         arguments = match enter_jail(arguments.split_off(1)) {
             Ok(inside) => inside,
             Err(code) => return code,
+        };
+    }
+    if arguments.get(1).is_some_and(|word| word == "cpu-template") {
+        return match TemplateOptions::try_parse_from(arguments.split_off(1)) {
+            Ok(options) => cpu_template::run(&options),
+            Err(error) => usage(&error),
         };
     }
     let options = match Options::try_parse_from(arguments) {

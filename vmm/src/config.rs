@@ -7,9 +7,9 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use mote_vmm_api::{
-    Balloon, BootSource, Drive, DriveFormat, DrivePatch, IoEngine, MAX_VCPUS, MachineConfig,
-    MachineConfigPatch, MmdsConfig, NetworkInterface, NetworkInterfacePatch, RateLimiter, Serial, Smbios,
-    VmConfig, Vsock,
+    Balloon, BootSource, CpuConfig, CpuConfigSource, Drive, DriveFormat, DrivePatch, IoEngine, MAX_VCPUS,
+    MachineConfig, MachineConfigPatch, MmdsConfig, NetworkInterface, NetworkInterfacePatch, RateLimiter,
+    Serial, Smbios, VmConfig, Vsock,
 };
 
 use crate::memory::MAX_MEMORY_MIB;
@@ -17,6 +17,8 @@ use crate::smbios::{self, SmbiosError};
 
 /// Where the metadata service is if nothing else is said.
 pub const MMDS_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+/// Largest file with a CPU template.
+const MAX_CPU_TEMPLATE: u64 = 1 << 20;
 /// Longest chain of backing files.
 const MAX_BACKING_FILES: usize = 16;
 /// Longest id of a drive or interface.
@@ -109,6 +111,15 @@ pub enum ConfigError {
         #[source]
         source: io::Error,
     },
+    /// A template's file.
+    #[error("the CPU template {} is wrong", .path.display())]
+    CpuTemplate {
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: serde_json::Error,
+    },
     /// Nobody would reach the metadata service.
     #[error("The list of network interface IDs that allow forwarding MMDS requests is empty.")]
     MmdsNoInterfaces,
@@ -162,6 +173,10 @@ pub fn validate(config: VmConfig) -> Result<VmConfig, ConfigError> {
         }
         set_network_interface(&mut valid, interface, Origin::File)?;
     }
+    valid.cpu_config = match config.cpu_config {
+        Some(CpuConfigSource::File(path)) => Some(CpuConfigSource::Template(read_cpu_template(&path)?)),
+        source => source,
+    };
     if let Some(mmds) = config.mmds_config {
         set_mmds(&mut valid, mmds)?;
     }
@@ -336,6 +351,20 @@ pub fn set_vsock(config: &mut VmConfig, vsock: Vsock) -> Result<(), ConfigError>
     }
     config.vsock = Some(vsock);
     Ok(())
+}
+
+/// Reads a CPU template.
+///
+/// # Errors
+/// The file can't be read, is too large, or is no template.
+pub fn read_cpu_template(path: &Path) -> Result<CpuConfig, ConfigError> {
+    let failed = |source| ConfigError::File { what: "cpu-config", path: path.to_owned(), source };
+    if std::fs::metadata(path).map_err(failed)?.len() > MAX_CPU_TEMPLATE {
+        return Err(failed(io::Error::other(format!("it has more than {MAX_CPU_TEMPLATE} bytes"))));
+    }
+    let bytes = std::fs::read(path).map_err(failed)?;
+    serde_json::from_slice(&bytes)
+        .map_err(|source| ConfigError::CpuTemplate { path: path.to_owned(), source })
 }
 
 /// Sets the metadata service, whose interfaces must be there.
@@ -523,6 +552,24 @@ mod tests {
         let default = MmdsConfig { network_interfaces: vec!["e0".to_owned()], ..MmdsConfig::default() };
         set_mmds(&mut config, default).unwrap();
         assert_eq!(config.mmds_config.unwrap().ipv4_address, Some(MMDS_ADDRESS));
+    }
+
+    #[test]
+    fn a_cpu_template_is_read_from_its_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("t");
+        let mut config =
+            VmConfig { cpu_config: Some(CpuConfigSource::File(path.clone())), ..VmConfig::default() };
+        assert!(matches!(validate(config.clone()), Err(ConfigError::File { what: "cpu-config", .. })));
+        std::fs::write(&path, r#"{"msr_modifiers":[{"addr":"10","bitmap":"0b1"}]}"#).unwrap();
+        let error = crate::error_chain(&validate(config.clone()).unwrap_err());
+        assert!(error.contains("\"10\" must be 0x"), "{error}");
+        std::fs::write(&path, r#"{"msr_modifiers":[{"addr":"0x10","bitmap":"0b1"}]}"#).unwrap();
+        config = validate(config).unwrap();
+        let Some(CpuConfigSource::Template(template)) = &config.cpu_config else { panic!("{config:?}") };
+        assert_eq!(template.msr_modifiers[0].addr.0, 16);
+        // As in a snapshot.
+        assert_eq!(validate(config.clone()).unwrap(), config);
     }
 
     #[test]

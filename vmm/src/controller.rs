@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 
 use mote_vmm_api::{
     Balloon, BalloonHintingStart, BalloonHintingStatus, BalloonPatch, BalloonStats, BalloonStatsPatch,
-    BootSource, Drive, DrivePatch, Entropy, FIRECRACKER_API_VERSION, InstanceInfo, InstanceState, Logger,
-    MachineConfig, MachineConfigPatch, Metrics, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Serial,
-    Smbios, SnapshotCreate, SnapshotLoad, Version, VmConfig, Vsock,
+    BootSource, CpuConfig, CpuConfigSource, Drive, DrivePatch, Entropy, FIRECRACKER_API_VERSION,
+    InstanceInfo, InstanceState, Logger, MachineConfig, MachineConfigPatch, Metrics, MmdsConfig,
+    NetworkInterface, NetworkInterfacePatch, Serial, Smbios, SnapshotCreate, SnapshotLoad, Version, VmConfig,
+    Vsock,
 };
 use serde_json::Value;
 
@@ -74,6 +75,8 @@ pub enum VmmAction {
     StopBalloonHinting,
     /// Sets the socket device; before the start only.
     SetVsock(Vsock),
+    /// Sets a CPU template; before the start only.
+    SetCpuConfig(CpuConfig),
     /// Sets how the guest reaches its metadata; before the start only.
     SetMmdsConfig(MmdsConfig),
     /// The metadata.
@@ -359,6 +362,9 @@ impl Controller {
             VmmAction::SetEntropy(entropy) => config.entropy = Some(entropy),
             VmmAction::SetBalloon(balloon) => config::set_balloon(config, balloon)?,
             VmmAction::SetVsock(vsock) => config::set_vsock(config, vsock)?,
+            VmmAction::SetCpuConfig(template) => {
+                config.cpu_config = Some(CpuConfigSource::Template(template))
+            }
             VmmAction::SetMmdsConfig(mmds) => config::set_mmds(config, mmds)?,
             VmmAction::SetSerial(serial) => config::set_serial(config, serial)?,
             VmmAction::SetSmbios(smbios) => config::set_smbios(config, smbios)?,

@@ -13,6 +13,7 @@
 //! | [`devices`] | virtio and legacy devices, and the PCI bus |
 //! | [`disk`] | formats of disk images |
 //! | [`controller`], [`config`] | one command enum, the phases before and after the start, and the configuration's rules |
+//! | `cpu_template` | `mote-vmm cpu-template`: what guests see of their processors here |
 //! | [`snapshot`] | a machine in two files, and back |
 //! | [`jail`] | `mote-vmm jail`: chroot, namespaces, cgroups, limits, an unprivileged user |
 //! | [`seccomp`] | a filter for each kind of thread |
@@ -34,6 +35,7 @@ mod boot_timer;
 pub mod cli;
 pub mod config;
 pub mod controller;
+mod cpu_template;
 pub mod devices;
 pub mod disk;
 pub mod event_loop;

@@ -297,3 +297,91 @@ fn snapshot_versions_are_told() {
     assert_eq!(output.status.code(), Some(152));
     assert!(String::from_utf8_lossy(&output.stderr).contains("/dev/null"), "{output:?}");
 }
+
+/// Says the low byte of EAX on the serial port.
+const SAY_AL: [u8; 5] = [0x66, 0xba, 0xf8, 0x03, 0xee];
+
+/// Sets the low byte of EAX in CPUID leaf 0x8000_0002 (the processor's name) to T, and that of MSR 0x8b (the microcode's
+/// version) to M.
+const TEMPLATE: &str = r#"{"cpuid_modifiers":[{"leaf":"0x80000002","subleaf":"0x0","flags":0,"modifiers":
+    [{"register":"eax","bitmap":"0b01010100"}]}],"msr_modifiers":[{"addr":"0x8b","bitmap":"0b01001101"}]}"#;
+
+#[test]
+fn a_cpu_template_changes_what_the_guest_sees() {
+    // mov eax, 0x80000002; xor ecx, ecx; cpuid
+    let cpuid = [0xb8, 0x02, 0, 0, 0x80, 0x31, 0xc9, 0x0f, 0xa2];
+    // mov ecx, 0x8b; rdmsr
+    let msr = [0xb9, 0x8b, 0, 0, 0, 0x0f, 0x32];
+    let code = [&cpuid[..], &SAY_AL, &msr, &SAY_AL, &out(0x600, 5 << 2 | 1 << 5), &HALT].concat();
+    let Some(vm) = Vm::new(&code, true) else { return };
+    let (plain, _) = vm.run();
+    assert_ne!(plain.stdout, b"TM");
+    fs::write(vm.path("template"), TEMPLATE).unwrap();
+    let config = serde_json::json!({
+        "boot-source": {"kernel_image_path": vm.path("kernel")},
+        "machine-config": {"vcpu_count": 1, "mem_size_mib": 16},
+        "cpu-config": vm.path("template"),
+    });
+    fs::write(vm.path("config"), config.to_string()).unwrap();
+    let (output, report) = vm.run();
+    assert_eq!((output.stdout.as_slice(), report.reason), (&b"TM"[..], ExitReason::PowerOff), "{output:?}");
+}
+
+#[test]
+fn a_cpu_template_that_does_not_fit_the_host_is_bad_configuration() {
+    for (template, named) in [
+        (
+            r#"{"cpuid_modifiers":[{"leaf":"0x3fffffff","subleaf":"0x0","flags":0,"modifiers":[]}]}"#,
+            "0x3fffffff",
+        ),
+        (r#"{"msr_modifiers":[{"addr":"0x12345","bitmap":"0b1"}]}"#, "0x12345"),
+        (r#"{"kvm_capabilities":["100000"]}"#, "100000"),
+        (r#"{"kvm_capabilities":["!121"]}"#, "121"),
+    ] {
+        let Some(vm) = Vm::new(&HALT, true) else { return };
+        let config = serde_json::json!({
+            "boot-source": {"kernel_image_path": vm.path("kernel")},
+            "machine-config": {"vcpu_count": 1, "mem_size_mib": 16},
+            "cpu-config": serde_json::from_str::<serde_json::Value>(template).unwrap(),
+        });
+        fs::write(vm.path("config"), config.to_string()).unwrap();
+        let (output, report) = vm.run();
+        assert_eq!((output.status.code(), report.reason), (Some(152), ExitReason::BadConfig), "{output:?}");
+        assert!(report.message.contains(named), "{}", report.message);
+    }
+}
+
+#[test]
+fn templates_are_dumped_verified_and_stripped() {
+    let Some(vm) = Vm::new(&HALT, true) else { return };
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_mote-vmm"));
+        let output = command.arg("cpu-template").args(arguments).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout.clone()).unwrap(), output)
+    };
+    let text = |name: &str| vm.path(name).display().to_string();
+    fs::write(vm.path("template.json"), TEMPLATE).unwrap();
+    let (code, changes, output) = run(&["verify", "--template", &text("template.json")]);
+    assert_eq!(code, Some(0), "{output:?}");
+    assert!(changes.contains("CPUID 0x80000002.0x0 Eax: ") && changes.contains("MSR 0x8b: "), "{changes}");
+    assert!(changes.ends_with("2 registers change\n"), "{changes}");
+    // APIC ids are not a template's.
+    let id = r#"{"cpuid_modifiers":[{"leaf":"0x1","subleaf":"0x0","flags":0,"modifiers":
+        [{"register":"ebx","bitmap":"0b00000111xxxxxxxxxxxxxxxxxxxxxxxx"}]}]}"#;
+    fs::write(vm.path("id.json"), id).unwrap();
+    let (code, said, output) = run(&["verify", "--template", &text("id.json")]);
+    assert_eq!(code, Some(152), "{output:?}");
+    assert!(said.contains("does not hold: CPUID 0x1.0x0 Ebx: bits 0x7000000"), "{said}");
+
+    let dump = |arguments: &[&str]| assert_eq!(run(arguments).0, Some(0));
+    dump(&["dump", "--output", &text("plain.json")]);
+    dump(&["dump", "--template", &text("template.json"), "--output", &text("changed.json")]);
+    dump(&["strip", "--paths", &text("plain.json"), &text("changed.json")]);
+    let stripped = fs::read_to_string(vm.path("changed_stripped.json")).unwrap();
+    let stripped: serde_json::Value = serde_json::from_str(&stripped).unwrap();
+    assert_eq!(stripped["cpuid_modifiers"].as_array().map(Vec::len), Some(1), "{stripped}");
+    assert_eq!(stripped["msr_modifiers"][0]["addr"], "0x8b", "{stripped}");
+    // What is seen here holds here.
+    let (code, _, output) = run(&["verify", "--template", &text("plain.json")]);
+    assert_eq!(code, Some(0), "{output:?}");
+}

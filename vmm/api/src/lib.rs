@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 mod balloon;
+mod cpu_template;
 mod exit;
 mod mmds;
 mod observe;
@@ -18,6 +19,10 @@ mod openapi;
 mod rate_limiter;
 pub use balloon::{
     Balloon, BalloonHintingStart, BalloonHintingStatus, BalloonPatch, BalloonStats, BalloonStatsPatch,
+};
+pub use cpu_template::{
+    Bitmap, CpuConfig, CpuConfigSource, CpuidLeafModifier, CpuidRegister, CpuidRegisterModifier,
+    KvmCapability, MsrModifier, Number, TextError,
 };
 mod smbios;
 mod snapshot;
@@ -419,6 +424,9 @@ pub struct VmConfig {
     /// *Mote*: strings of the SMBIOS tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub smbios: Option<Smbios>,
+    /// A custom CPU template.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_config: Option<CpuConfigSource>,
     /// The metadata service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mmds_config: Option<MmdsConfig>,

@@ -56,6 +56,7 @@ const OPERATIONS: &[Operation] = &[
         response: None,
     },
     put("/boot-source", "Sets kernel, initrd and command line before the start", of::<BootSource>),
+    put("/cpu-config", "Sets a custom CPU template before the start", of::<CpuConfig>),
     put("/drives/{drive_id}", "Adds or replaces a drive before the start", of::<Drive>),
     patch("/drives/{drive_id}", "Changes a drive after the start", of::<DrivePatch>),
     put("/entropy", "Adds the entropy device before the start", of::<Entropy>),

@@ -36,7 +36,7 @@ pub enum RequestError {
     #[error("An error occurred when deserializing the json body of a request: {0}.")]
     Json(serde_json::Error),
     /// A feature of Firecracker that is not there.
-    #[error("The field `{0}` is not supported by mote-vmm; leave it out.")]
+    #[error("The field `{0}` is not supported by mote-vmm; leave it out{hint}.", hint = hint(.0))]
     Unsupported(&'static str),
     /// A path of Firecracker that is not there.
     #[error("{0} is not supported by this version of mote-vmm.")]
@@ -54,6 +54,15 @@ pub enum RequestError {
     },
 }
 
+/// What to do instead.
+fn hint(field: &str) -> &'static str {
+    match field {
+        "cpu_template" => " and use a custom template (PUT /cpu-config)",
+        "reg_modifiers" | "vcpu_features" => " (it is for arm64)",
+        _ => "",
+    }
+}
+
 /// A field of Firecracker's and the value (beside null) that means the same as leaving it out.
 type Neutral = (&'static str, Option<&'static str>);
 
@@ -62,7 +71,9 @@ const DRIVE: &[Neutral] = &[("socket", None)];
 /// Fields of ours that may be null.
 const SNAPSHOT_LOAD: &[Neutral] = &[("vsock_override", None)];
 const LIMITED: &[Neutral] = &[("rate_limiter", None)];
-const CONFIG: &[Neutral] = &[("cpu-config", None), ("memory-hotplug", None), ("pmem", None)];
+/// What of a CPU template is for another architecture.
+const CPU: &[Neutral] = &[("reg_modifiers", None), ("vcpu_features", None)];
+const CONFIG: &[Neutral] = &[("memory-hotplug", None), ("pmem", None)];
 /// Fields of ours that Firecracker allows to be null.
 const NULLABLE: [&str; 2] = ["is_read_only", "io_engine"];
 
@@ -193,6 +204,7 @@ const ROUTES: &[Route] = &[
         action: |_, _| Ok(VmmAction::StopBalloonHinting),
     },
     put("/boot-source", |request, _| body(request, &[]).map(VmmAction::SetBootSource)),
+    put("/cpu-config", |request, _| body(request, CPU).map(VmmAction::SetCpuConfig)),
     put("/drives/{drive_id}", |request, id| {
         with_id(request, id, DRIVE, |drive: &Drive| &drive.drive_id).map(VmmAction::SetDrive)
     }),
@@ -233,11 +245,8 @@ const ROUTES: &[Route] = &[
 ];
 
 /// The paths and methods that Firecracker has and this program has not.
-const MISSING: &[(&str, &[&str])] = &[
-    ("/cpu-config", &["PUT"]),
-    ("/pmem/{id}", &["PUT", "PATCH"]),
-    ("/hotplug/memory", &["GET", "PUT", "PATCH"]),
-];
+const MISSING: &[(&str, &[&str])] =
+    &[("/pmem/{id}", &["PUT", "PATCH"]), ("/hotplug/memory", &["GET", "PUT", "PATCH"])];
 
 /// The id in `path` (nothing if `template` has none), if `path` is one of `template`.
 fn matched<'p>(template: &str, path: &'p str) -> Option<&'p str> {
@@ -376,12 +385,8 @@ mod tests {
 
     #[test]
     fn paths_of_firecracker_that_do_not_exist_are_refused_by_name() {
-        for (method, path) in [
-            ("PUT", "/cpu-config"),
-            ("PUT", "/pmem/a"),
-            ("PATCH", "/hotplug/memory"),
-            ("GET", "/hotplug/memory/"),
-        ] {
+        for (method, path) in [("PUT", "/pmem/a"), ("PATCH", "/hotplug/memory"), ("GET", "/hotplug/memory/")]
+        {
             let text = fault(method, path, "{}");
             assert!(text.contains("is not supported by this version"), "{method} {path}: {text}");
         }
@@ -497,6 +502,10 @@ mod tests {
         ("Metrics", "metrics_path emit_id properties", &[]),
         ("MmdsConfig", "version network_interfaces ipv4_address imds_compat", &[]),
         ("NetworkInterface", "guest_mac host_dev_name iface_id mtu rx_rate_limiter tx_rate_limiter", &[]),
+        ("CpuConfig", "kvm_capabilities cpuid_modifiers msr_modifiers reg_modifiers vcpu_features", CPU),
+        ("CpuidLeafModifier", "leaf subleaf flags modifiers", &[]),
+        ("CpuidRegisterModifier", "register bitmap", &[]),
+        ("MsrModifier", "addr bitmap", &[]),
         ("DrivePatch", "drive_id path_on_host rate_limiter", &[]),
         ("NetworkInterfacePatch", "iface_id rx_rate_limiter tx_rate_limiter", &[]),
         ("RateLimiter", "bandwidth ops", &[]),
@@ -566,6 +575,11 @@ mod tests {
             parse(&request("PUT", "/machine-config", &body))
         };
         assert!(machine(r#""None""#).is_ok());
+        let text =
+            fault("PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":64,"cpu_template":"T2"}"#);
+        assert!(text.contains("`cpu_template`") && text.contains("PUT /cpu-config"), "{text}");
+        assert!(fault("PUT", "/cpu-config", r#"{"vcpu_features":[]}"#).contains("arm64"));
+        assert!(parse(&request("PUT", "/cpu-config", r#"{"vcpu_features":null}"#)).is_ok());
         assert!(machine(r#""2M""#).unwrap_err().to_string().contains("`huge_pages`"));
         let patch = parse(&request("PATCH", "/machine-config", r#"{"smt":null,"vcpu_count":2}"#)).unwrap();
         assert!(matches!(patch, VmmAction::PatchMachineConfig(patch) if patch.vcpu_count == Some(2)));

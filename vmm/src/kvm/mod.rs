@@ -6,6 +6,7 @@
 mod cpuid;
 mod registers;
 mod state;
+mod template;
 mod vcpu;
 mod wiring;
 
@@ -16,11 +17,13 @@ use kvm_bindings::{
     kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, Kvm, VmFd};
+use mote_vmm_api::CpuConfig;
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 pub use cpuid::Topology;
 pub use registers::{Entry, Protocol};
 pub use state::{Clock, ClockState, CpuMismatch, VcpuState};
+pub use template::{ProcessorView, TemplateError};
 pub use vcpu::{Kick, Stop, Vcpu, install_kick_handler};
 pub use wiring::{Doorbell, InterruptRoutes, Message, MessageInterrupt, Wiring};
 
@@ -80,6 +83,9 @@ pub enum KvmError {
     /// A snapshot of another processor.
     #[error(transparent)]
     CpuMismatch(#[from] CpuMismatch),
+    /// A CPU template.
+    #[error(transparent)]
+    Template(#[from] TemplateError),
     /// Boot tables could not be written.
     #[error("cannot write the boot processor's tables into guest memory")]
     Tables(#[source] vm_memory::GuestMemoryError),
@@ -154,8 +160,7 @@ impl Vm {
         if version != KVM_API_VERSION as i32 {
             return Err(KvmError::ApiVersion(version));
         }
-        for capability in [Cap::SplitIrqchip, Cap::Irqfd, Cap::Ioeventfd, Cap::ImmediateExit, Cap::SignalMsi]
-        {
+        for capability in template::ALWAYS_NEEDED {
             if !kvm.check_extension(capability) {
                 return Err(KvmError::Capability(capability));
             }
@@ -203,9 +208,18 @@ impl Vm {
     }
 
     /// Makes the `count` vCPUs: processor identification on each, the boot processor ready to run at `entry`.
-    pub fn create_vcpus(self, topology: Topology, entry: &Entry) -> Result<Vec<Vcpu>, KvmError> {
-        self.each_vcpu(topology, |vcpu, cpuid| {
-            registers::set_up(vcpu.fd(), vcpu.index(), cpuid, entry, &self.shared.memory)
+    ///
+    /// # Errors
+    /// KVM refused, or the template doesn't fit this host.
+    pub fn create_vcpus(
+        self,
+        topology: Topology,
+        template: Option<&CpuConfig>,
+        entry: &Entry,
+    ) -> Result<Vec<Vcpu>, KvmError> {
+        self.each_vcpu(topology, template, |vcpu, cpuid| {
+            registers::identify(vcpu, cpuid, template)?;
+            registers::set_up(vcpu.fd(), vcpu.index(), entry, &self.shared.memory)
         })
     }
 
@@ -215,7 +229,8 @@ impl Vm {
     /// KVM refused, or this host's processors can't stand in for those of the snapshot.
     pub fn restore_vcpus(self, topology: Topology, states: &[VcpuState]) -> Result<Vec<Vcpu>, KvmError> {
         let mut states = states.iter();
-        self.each_vcpu(topology, |vcpu, _| match states.next() {
+        // What a template changed is in the states.
+        self.each_vcpu(topology, None, |vcpu, _| match states.next() {
             Some(state) => vcpu.restore(state),
             None => Err(KvmError::MissingVcpu(vcpu.index())),
         })
@@ -224,9 +239,14 @@ impl Vm {
     fn each_vcpu(
         &self,
         topology: Topology,
+        template: Option<&CpuConfig>,
         mut set_up: impl FnMut(&mut Vcpu, &[kvm_cpuid_entry2]) -> Result<(), KvmError>,
     ) -> Result<Vec<Vcpu>, KvmError> {
-        let supported = supported_cpuid(&self.shared.kvm)?;
+        let mut supported = supported_cpuid(&self.shared.kvm)?;
+        if let Some(template) = template {
+            template::check_capabilities(&self.shared.kvm, template)?;
+            supported = template::change_leaves(&supported, template)?;
+        }
         self.shared.check_address_bits(&supported)?;
         let deadline_timer = self.shared.kvm.check_extension(Cap::TscDeadlineTimer);
         (0..topology.vcpus)

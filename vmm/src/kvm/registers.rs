@@ -6,9 +6,10 @@
 
 use kvm_bindings::{Msrs, kvm_cpuid_entry2, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment, kvm_sregs};
 use kvm_ioctls::VcpuFd;
+use mote_vmm_api::CpuConfig;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::KvmError;
+use super::{KvmError, Vcpu, template};
 use crate::layout;
 use crate::memory::GuestMemory;
 
@@ -60,19 +61,25 @@ const LAPIC_LVT_LINT1: usize = 0x360;
 const DELIVERY_EXTINT: u32 = 0b111 << 8;
 const DELIVERY_NMI: u32 = 0b100 << 8;
 
-/// Gives vCPU `index` its identification; the boot processor (0) also its whole state at `entry`.
-pub(super) fn set_up(
-    vcpu: &VcpuFd,
-    index: u8,
+/// Gives a processor its identification and model-specific registers.
+pub(super) fn identify(
+    vcpu: &Vcpu,
     cpuid: &[kvm_cpuid_entry2],
-    entry: &Entry,
-    memory: &GuestMemory,
+    template: Option<&CpuConfig>,
 ) -> Result<(), KvmError> {
-    let failed = |call: &'static str| move |source| KvmError::Vcpu { call, vcpu: index, source };
+    let failed = |source| KvmError::Vcpu { call: "KVM_SET_CPUID2", vcpu: vcpu.index(), source };
     let cpuid =
         kvm_bindings::CpuId::from_entries(cpuid).expect("at most as many leaves as KVM itself gave, plus 6");
-    vcpu.set_cpuid2(&cpuid).map_err(failed("KVM_SET_CPUID2"))?;
-    set_msrs(vcpu, index)?;
+    vcpu.fd().set_cpuid2(&cpuid).map_err(failed)?;
+    if let Some(template) = template {
+        template::change_msrs(&vcpu.processor(), template)?;
+    }
+    set_msrs(vcpu.fd(), vcpu.index())
+}
+
+/// Gives the boot processor (`index` 0) its whole state at `entry`.
+pub(super) fn set_up(vcpu: &VcpuFd, index: u8, entry: &Entry, memory: &GuestMemory) -> Result<(), KvmError> {
+    let failed = |call: &'static str| move |source| KvmError::Vcpu { call, vcpu: index, source };
     if index != 0 {
         // The others wait for the boot processor's INIT and start-up interrupts, with KVM's reset state.
         return Ok(());

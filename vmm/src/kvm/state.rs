@@ -212,8 +212,8 @@ fn check_cpu(saved: &[Leaf], here: &[Leaf]) -> Result<(), CpuMismatch> {
 
 const NO_LEAF: Leaf = Leaf { function: 0, index: 0, flags: 0, eax: 0, ebx: 0, ecx: 0, edx: 0 };
 
-const MSR_TSC: u32 = 0x10;
-const MSR_TSC_DEADLINE: u32 = 0x6e0;
+pub(super) const MSR_TSC: u32 = 0x10;
+pub(super) const MSR_TSC_DEADLINE: u32 = 0x6e0;
 /// The memory type range registers, which KVM_GET_MSR_INDEX_LIST leaves out (SDM vol. 3A §12.11).
 const MTRRS: [u32; 28] = [
     0x200, 0x201, 0x202, 0x203, 0x204, 0x205, 0x206, 0x207, 0x208, 0x209, 0x20a, 0x20b, 0x20c, 0x20d, 0x20e,
@@ -326,7 +326,8 @@ impl Processor<'_> {
         unsafe { self.fd.set_xsave2(&xsave) }.map_err(self.failed("KVM_SET_XSAVE"))
     }
 
-    fn msr_numbers(&self) -> Result<Vec<u32>, KvmError> {
+    /// The registers that are part of a snapshot.
+    pub fn msr_numbers(&self) -> Result<Vec<u32>, KvmError> {
         let list = self
             .vm
             .kvm
@@ -336,7 +337,7 @@ impl Processor<'_> {
     }
 
     /// The values of those registers that this processor has.
-    fn msrs(&self, numbers: &[u32]) -> Result<BTreeMap<u32, u64>, KvmError> {
+    pub fn msrs(&self, numbers: &[u32]) -> Result<BTreeMap<u32, u64>, KvmError> {
         let mut values = BTreeMap::new();
         let mut left = numbers;
         while !left.is_empty() {

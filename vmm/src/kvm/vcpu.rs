@@ -127,7 +127,7 @@ impl Vcpu {
         &self.fd
     }
 
-    fn processor(&self) -> Processor<'_> {
+    pub(super) fn processor(&self) -> Processor<'_> {
         Processor { fd: &self.fd, index: self.index, vm: &self.vm, cpuid: &self.cpuid }
     }
 
