@@ -125,6 +125,8 @@ pub fn run(boot: &Boot) {
             }
         }
         report.result(format!("hostile-{name}-order"), wrong_order(window));
+        report.result(format!("hostile-{name}-queues-change-while-running"), change_queues(window));
+        report.result(format!("hostile-{name}-features-after-driver-ok"), change_features(window));
         report.result(format!("hostile-{name}-recovers"), recovers(window));
     }
     println!("mote-guest: hostile part over");
@@ -250,6 +252,66 @@ fn wrong_order(window: &Window) -> Result<(), String> {
         window.set(register::STATUS, 0);
     }
     alive(window)
+}
+
+/// Other sizes, addresses and readiness of queues that the device is serving (virtio 1.2 §2.1, §4.2.3.2: they are the
+/// driver's to set before DRIVER_OK only).
+fn change_queues(window: &Window) -> Result<(), String> {
+    let busy =
+        Case { heads: vec![0; 16], index: 16, ..Case::new("", vec![descriptor(0x1000, 64, WRITE, 0)]) };
+    for queue in 0..3 {
+        for (register, value) in [
+            (register::QUEUE_SIZE, 0),
+            (register::QUEUE_SIZE, 1),
+            (register::QUEUE_SIZE, 3),
+            (register::QUEUE_SIZE, u32::MAX),
+            (register::QUEUE_DESCRIPTORS, u32::MAX),
+            (register::QUEUE_DRIVER + 4, 0xffff),
+            (register::QUEUE_DEVICE, 1),
+            (register::QUEUE_READY, 0),
+            (register::QUEUE_READY, 1),
+        ] {
+            start(window, queue, &busy);
+            window.set(register::QUEUE_NOTIFY, queue);
+            window.set(register::QUEUE_SELECT, queue);
+            window.set(register, value);
+            for _ in 0..4 {
+                window.set(register::QUEUE_NOTIFY, queue);
+            }
+            alive(window)?;
+            window.set(register::STATUS, 0);
+        }
+    }
+    let status = window.get(register::STATUS);
+    ensure!(status == 0, "status {status:#x} after a reset");
+    Ok(())
+}
+
+/// Features are settled with FEATURES_OK (virtio 1.2 §3.1.1): what a driver writes later must change nothing, and what it
+/// leaves out of the order neither.
+fn change_features(window: &Window) -> Result<(), String> {
+    let idle = Case { index: 0, ..Case::new("", vec![]) };
+    for bits in [0, 1, 0xffff_0000, u32::MAX] {
+        start(window, 0, &idle);
+        let before = window.get(register::STATUS);
+        for half in [0, 1, 2, u32::MAX] {
+            window.set(register::DRIVER_FEATURES_SELECT, half);
+            window.set(register::DRIVER_FEATURES, bits);
+            window.set(register::QUEUE_NOTIFY, 0);
+        }
+        let after = window.get(register::STATUS);
+        ensure!(before == after, "status {before:#x} became {after:#x}");
+        // Back to FEATURES_OK and further, without a reset.
+        for status in [0xb, 0x3, 0x1, 0xf, 0x8b, 0xff] {
+            window.set(register::STATUS, status);
+            window.set(register::QUEUE_NOTIFY, 0);
+        }
+        alive(window)?;
+        window.set(register::STATUS, 0);
+        let status = window.get(register::STATUS);
+        ensure!(status == 0, "status {status:#x} after a reset");
+    }
+    Ok(())
 }
 
 /// The device works after a reset.
