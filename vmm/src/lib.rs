@@ -39,6 +39,8 @@ mod cpu_template;
 pub mod devices;
 pub mod disk;
 pub mod event_loop;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod ioapic;
 pub mod jail;
 mod kvm;

@@ -25,7 +25,7 @@ pub mod pci;
 pub mod polling;
 pub mod queue;
 pub mod rng;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod testing;
 pub mod vsock;
 pub mod worker;

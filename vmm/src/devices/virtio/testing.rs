@@ -1,4 +1,5 @@
-//! A driver for tests: guest memory, rings that are written byte by byte, and a device behind its mmio registers.
+//! A driver for tests and fuzzing: guest memory, rings that are written byte by byte, and a device behind its mmio registers.
+#![allow(missing_docs, clippy::unwrap_used, reason = "nothing of it is in the program")]
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -253,6 +254,7 @@ impl Driver {
 }
 
 /// What a hostile driver does to one queue: raw descriptors, heads, and how far it says the ring is filled.
+#[cfg(test)]
 pub mod hostile {
     use proptest::prelude::*;
 

@@ -131,6 +131,20 @@ impl Net {
         self
     }
 
+    /// A device whose tap is one end of a socket, with the metadata service behind it, and the other end.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub(crate) fn for_fuzzing() -> (Self, std::os::unix::net::UnixDatagram) {
+        let (tap, wire) = std::os::unix::net::UnixDatagram::pair().expect("sockets");
+        tap.set_nonblocking(true).expect("a socket option");
+        wire.set_nonblocking(true).expect("a socket option");
+        let interface = NetworkInterface { iface_id: "fuzz".into(), ..NetworkInterface::default() };
+        let mmds = crate::mmds::Mmds::new("fuzz", 1000).expect("random numbers");
+        let service = crate::mmds::SharedMmds::new(mmds);
+        let endpoint = Endpoint::new(service, crate::config::MMDS_ADDRESS).expect("random numbers");
+        let net = Self::over(Tap::for_test(tap.into()), &interface, [0; 12], FEATURES).expect("an eventfd");
+        (net.with_service(endpoint), wire)
+    }
+
     /// A handle for what may change while the guest runs.
     pub fn control(&self) -> NetControl {
         NetControl(self.shared.clone())

@@ -243,7 +243,7 @@ impl Tap {
     }
 
     /// Over any descriptor whose reads and writes are frames.
-    #[cfg(test)]
+    #[cfg(any(test, feature = "fuzzing"))]
     pub const fn for_test(fd: OwnedFd) -> Self {
         Self { fd, failed: false }
     }

@@ -1,0 +1,251 @@
+//! Guests that break the rules of virtio: registers, rings and memory of every device.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+
+use mote_vmm_api as api;
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::Input;
+use super::files::memory_file;
+use crate::devices::EventSource;
+use crate::devices::bus::{Bus, BusDevice};
+use crate::devices::pci::host::PciHost;
+use crate::devices::pci::msix::Sink;
+use crate::devices::virtio::balloon::Balloon;
+use crate::devices::virtio::block::Block;
+use crate::devices::virtio::net::Net;
+use crate::devices::virtio::pci::{Connections, Doorbell, PciTransport};
+use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::testing::{BUFFERS, Driver, HIGH, MEMORY_BYTES, SIZE, memory};
+use crate::devices::virtio::vsock::Vsock;
+use crate::devices::virtio::{F_VERSION_1, VirtioDevice};
+use crate::kvm::Message;
+use crate::layout;
+
+/// Most steps of one input.
+const MAX_STEPS: usize = 100;
+const DISK_BYTES: u64 = 1 << 20;
+
+/// A guest's address: mostly of its buffers and rings, now and then of anything.
+fn address(input: &mut Input<'_>) -> Option<u64> {
+    let kind = input.byte()?;
+    let offset = u64::from(input.u16()?);
+    Some(match kind % 8 {
+        0..4 => BUFFERS + offset,
+        4 | 5 => 0x1_0000 * (1 + u64::from(kind >> 3) % 5) + offset % 0x3000,
+        6 => HIGH - 0x1010 + offset % 0x2000,
+        _ if kind > 128 => MEMORY_BYTES as u64 - 16 + offset % 32,
+        _ => input.u64()?,
+    })
+}
+
+/// One thing that a driver does; None at the end of the input.
+fn step(driver: &mut Driver, queues: usize, input: &mut Input<'_>) -> Option<()> {
+    let kind = input.byte()?;
+    let queue = usize::from(kind >> 4) % queues;
+    match kind % 16 {
+        0..4 => {
+            let index = u16::from(input.byte()?) % (SIZE + 1);
+            let (address, length) = (address(input)?, input.u32()?);
+            let flags = input.byte()?;
+            // Mostly lengths that are worth something, and known flags.
+            let length = if flags & 0x80 == 0 { length % 4096 } else { length };
+            let flags = if flags & 0x40 == 0 { u16::from(flags & 7) } else { u16::from(flags) << 3 };
+            driver.descriptor(queue, index, (address, length, flags, (index + 1) % SIZE));
+        }
+        4 | 5 => driver.offer(queue, u16::from(input.byte()?) % (SIZE + 1)),
+        6 => driver.set_available(queue, input.u16()?),
+        7..10 => driver.kick(queue),
+        10 | 11 => {
+            let at = address(input)?;
+            let bytes = input.piece()?;
+            // Where there is no memory, there is nothing to write to.
+            let _ = driver.mem.write(bytes, GuestAddress(at));
+        }
+        12 => {
+            let (offset, width) = (u64::from(input.u16()?) % 0x1000, usize::from(kind >> 4) % 8 + 1);
+            let value = input.u64()?.to_le_bytes();
+            driver.transport.write(offset, &value[..width]);
+        }
+        13 => {
+            let offset = u64::from(input.u16()?) % 0x1000;
+            let mut data = [0xaa; 8];
+            driver.transport.read(offset, &mut data[..usize::from(kind >> 4) % 8 + 1]);
+        }
+        14 => {
+            let features = input.u64()?;
+            driver.write(0x70, 0);
+            let offered = driver.offered();
+            driver.start(features & offered & !F_VERSION_1);
+        }
+        _ => drop(driver.irq.read()),
+    }
+    Some(())
+}
+
+/// A driver that does what the input says with a running device, and then resets it: the device must come back from all.
+fn abuse(device: Box<dyn VirtioDevice>, data: &[u8]) {
+    let mut input = Input(data);
+    let queues = device.queue_max_sizes().len();
+    let mut driver = Driver::new(device);
+    let features = input.u64().unwrap_or(0);
+    let offered = driver.offered();
+    driver.start(features & offered & !F_VERSION_1);
+    for _ in 0..MAX_STEPS {
+        if step(&mut driver, queues, &mut input).is_none() {
+            break;
+        }
+    }
+    driver.write(0x70, 0);
+    assert_eq!(driver.status(), 0, "a reset device");
+}
+
+fn disk() -> (File, PathBuf) {
+    let (file, path) = memory_file(&[]);
+    file.set_len(DISK_BYTES).expect("memory");
+    (file, path)
+}
+
+/// A drive: several queues, flushes, both engines.
+pub fn block(data: &[u8]) {
+    let (_file, path_on_host) = disk();
+    let drive = api::Drive {
+        drive_id: "fuzz".into(),
+        path_on_host,
+        cache_type: api::CacheType::Writeback,
+        num_queues: Some(2),
+        io_engine: if data.len().is_multiple_of(4) { api::IoEngine::Async } else { api::IoEngine::Sync },
+        ..api::Drive::default()
+    };
+    abuse(Box::new(Block::open(&drive).expect("a drive")), data);
+}
+
+/// A network interface with the metadata service, on a tap that has a frame for the guest now and then.
+pub fn net(data: &[u8]) {
+    let (net, wire): (Net, UnixDatagram) = Net::for_fuzzing();
+    for piece in data.chunks(97).take(8) {
+        // A full tap takes no more.
+        let _ = wire.send(piece);
+    }
+    abuse(Box::new(net), data);
+}
+
+/// The entropy device, with a limit and without.
+pub fn rng(data: &[u8]) {
+    let bucket = api::TokenBucket { size: 1000, one_time_burst: None, refill_time: 1 };
+    let limited = data.len() % 2 == 1;
+    let rate_limiter = limited.then_some(api::RateLimiter { bandwidth: Some(bucket), ops: None });
+    abuse(Box::new(Rng::open(&api::Entropy { rate_limiter }).expect("a device")), data);
+}
+
+/// The balloon with all its queues.
+pub fn balloon(data: &[u8]) {
+    let config = api::Balloon {
+        amount_mib: 1,
+        deflate_on_oom: true,
+        stats_polling_interval_s: 1,
+        free_page_hinting: true,
+        free_page_reporting: true,
+    };
+    let balloon = Balloon::open(&config).expect("a balloon");
+    let control = balloon.control();
+    let _ = control.start_hinting(true);
+    abuse(Box::new(balloon), data);
+    let _ = (control.statistics(), control.hinting_status());
+}
+
+/// The socket device, with nobody behind it.
+pub fn vsock(data: &[u8]) {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let name = format!("mote-fuzz-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+    let config = api::Vsock { guest_cid: 3, uds_path: std::env::temp_dir().join(name), vsock_id: None };
+    let vsock = Vsock::open(&config).expect("a socket");
+    let mut file = vsock.socket_file().expect("an eventfd");
+    abuse(Box::new(vsock), data);
+    file.finish();
+}
+
+/// Interrupts and doorbells of nobody.
+struct Nobody;
+
+struct Vector(Arc<EventFd>);
+
+impl Sink for Vector {
+    fn event(&self) -> &Arc<EventFd> {
+        &self.0
+    }
+    fn connect(&mut self, _message: Message) -> io::Result<()> {
+        Ok(())
+    }
+    fn disconnect(&mut self) {}
+}
+
+impl Doorbell for Nobody {
+    fn place(&mut self, _address: Option<u64>) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Connections for Nobody {
+    fn vector(&self) -> io::Result<Box<dyn Sink>> {
+        Ok(Box::new(Vector(Arc::new(EventFd::new(EFD_NONBLOCK)?))))
+    }
+    fn doorbell(&self, _event: Arc<EventFd>) -> Box<dyn Doorbell> {
+        Box::new(Self)
+    }
+}
+
+/// The PCI bus with a drive and an entropy device: configuration space and registers, any width, wherever the guest puts them.
+pub fn pci(data: &[u8]) {
+    let mmio = Arc::new(Bus::default());
+    let host = Arc::new(Mutex::new(PciHost::new(mmio.clone())));
+    mmio.insert(layout::PCI_ECAM, layout::PCI_ECAM_SIZE, host.clone()).expect("an empty bus");
+    let (_file, path_on_host) = disk();
+    let drive = api::Drive { drive_id: "fuzz".into(), path_on_host, ..api::Drive::default() };
+    let block: Box<dyn VirtioDevice> = Box::new(Block::open(&drive).expect("a drive"));
+    let rng: Box<dyn VirtioDevice> = Box::new(Rng::open(&api::Entropy::default()).expect("a device"));
+    let mut slots = Vec::new();
+    for (index, device) in [block, rng].into_iter().enumerate() {
+        let address = layout::PCI_WINDOW as u32 + index as u32 * 0x8000;
+        let transport = PciTransport::new(device, memory(), &Nobody, address).expect("a transport");
+        let mut host = host.lock().expect("no panic while locked");
+        let slot = host.free_slot().expect("a free slot");
+        assert!(host.insert(slot, Arc::new(Mutex::new(transport))));
+        slots.push(slot);
+    }
+    let mut input = Input(data);
+    for _ in 0..4 * MAX_STEPS {
+        let Some(kind) = input.byte() else { break };
+        let Some(offset) = input.u16() else { break };
+        let width = [1, 2, 4, 8][usize::from(kind >> 2) % 4];
+        let address = match kind % 4 {
+            0 | 1 => layout::PCI_ECAM + u64::from(kind >> 4 & 3) * 0x8000 + u64::from(offset) % 0x1000,
+            2 => layout::PCI_WINDOW + u64::from(kind >> 4 & 1) * 0x8000 + u64::from(offset) % 0x8000,
+            _ => {
+                let Some(page) = input.u32() else { break };
+                layout::PCI_WINDOW
+                    + u64::from(page) % layout::PCI_WINDOW_SIZE / 0x1000 * 0x1000
+                    + u64::from(offset)
+            }
+        };
+        if kind & 0x80 == 0 {
+            let Some(value) = input.u64() else { break };
+            mmio.write(address, &value.to_le_bytes()[..width]);
+        } else {
+            mmio.read(address, &mut [0; 8][..width]);
+        }
+    }
+    // Bus and bridge hold each other, which a process that ends need not care about.
+    let mut host = host.lock().expect("no panic while locked");
+    for slot in slots {
+        assert!(host.remove(slot).is_some());
+    }
+    drop(host);
+    mmio.remove(layout::PCI_ECAM);
+}

@@ -1,0 +1,77 @@
+//! What reads the bytes of guests and tenants, as functions of bytes.
+//!
+//! The same functions are driven by libFuzzer (`vmm/fuzz`, `cargo fuzz run NAME` with a nightly toolchain) and in `./test` by
+//! a bounded, deterministic run over the kept corpus and mutations of it ([`tests`]). A target must come back from any input;
+//! a panic is a finding. Only there with `cfg(test)` and the feature `fuzzing`.
+
+mod devices;
+mod files;
+mod network;
+#[cfg(test)]
+mod tests;
+
+/// A target: its name, which is also that of its corpus and its program, and what it does with an input.
+pub struct Target {
+    /// Name.
+    pub name: &'static str,
+    /// Takes any bytes.
+    pub run: fn(&[u8]),
+}
+
+/// All of them.
+pub const TARGETS: &[Target] = &[
+    Target { name: "balloon", run: devices::balloon },
+    Target { name: "block", run: devices::block },
+    Target { name: "http", run: network::http },
+    Target { name: "kernel", run: files::kernel },
+    Target { name: "mmds", run: network::mmds },
+    Target { name: "net", run: devices::net },
+    Target { name: "pci", run: devices::pci },
+    Target { name: "qcow2", run: files::qcow2 },
+    Target { name: "rng", run: devices::rng },
+    Target { name: "vsock", run: devices::vsock },
+];
+
+/// Runs one target, for the programs of `vmm/fuzz`.
+///
+/// # Panics
+/// There is no such target; or a finding.
+pub fn run(name: &str, data: &[u8]) {
+    let target = TARGETS.iter().find(|target| target.name == name).expect("a name of TARGETS");
+    (target.run)(data);
+}
+
+/// An input as a stream of numbers and pieces.
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+        let (first, rest) = self.0.split_first_chunk::<N>()?;
+        self.0 = rest;
+        Some(*first)
+    }
+
+    fn byte(&mut self) -> Option<u8> {
+        self.array::<1>().map(|[byte]| byte)
+    }
+
+    fn u16(&mut self) -> Option<u16> {
+        self.array().map(u16::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Option<u32> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Option<u64> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    /// As many bytes as a length before them says, or what is left.
+    fn piece(&mut self) -> Option<&'a [u8]> {
+        let length = usize::from(self.u16()?).min(self.0.len());
+        let (piece, rest) = self.0.split_at(length);
+        self.0 = rest;
+        Some(piece)
+    }
+}
