@@ -24,6 +24,7 @@ use crate::devices::i8042::{I8042, KeyboardBusy};
 use crate::error_chain;
 use crate::kvm::{Clock, Kick, KvmError, Stop, Vcpu, VcpuState};
 use crate::memory::GuestMemory;
+use crate::metrics::VCPU;
 use crate::outcome::Outcome;
 use crate::seccomp::{self, ThreadKind};
 use crate::snapshot::{CreateError, DeviceState, Stateful};
@@ -289,10 +290,12 @@ fn run_vcpu(mut vcpu: Vcpu, shared: &Shared) -> Vcpu {
             Stop::Interrupted if outcome.ending().load(Ordering::Acquire) => return vcpu,
             Stop::Interrupted => {}
             Stop::Crash(crash) => {
+                VCPU.failures.add_one();
                 outcome.decide(ExitReason::Crash, crash.to_string());
                 return vcpu;
             }
             Stop::Failed(error) => {
+                VCPU.failures.add_one();
                 outcome.decide(ExitReason::HostError, error_chain(&error));
                 return vcpu;
             }

@@ -72,6 +72,9 @@ fn reads_metadata(pci: bool) -> Result<(), Unavailable> {
     let mmds = &last["mmds"];
     assert_eq!((&mmds["rx_no_token"], &mmds["rx_invalid_token"]), (&1.into(), &1.into()), "{mmds}");
     assert!(mmds["connections_created"].as_u64() > Some(50), "{mmds}");
+    assert_eq!(last["net"]["rx_packets_count"], last["net_eth0"]["rx_packets_count"], "{last}");
+    assert!(last["net_eth0"]["rx_packets_count"].as_u64() >= mmds["tx_frames"].as_u64(), "{last}");
+    assert!(last["vcpu"]["exit_io_out"].as_u64() > Some(0), "{last}");
     Ok(())
 }
 

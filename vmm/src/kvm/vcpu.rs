@@ -11,6 +11,7 @@ use kvm_ioctls::{VcpuExit, VcpuFd};
 use super::state::{Leaf, Processor};
 use super::{KvmError, Shared, VcpuState};
 use crate::devices::bus::Bus;
+use crate::metrics::VCPU;
 
 /// The real-time signal that makes a vCPU leave the guest.
 fn kick_signal() -> libc::c_int {
@@ -179,18 +180,24 @@ impl Vcpu {
         loop {
             match self.fd.run() {
                 Ok(VcpuExit::IoOut(port, data)) => {
+                    VCPU.exit_io_out.add_one();
                     data.chunks(Self::port_width(run)).for_each(|access| {
                         ports.write(port.into(), access);
                     });
                 }
                 Ok(VcpuExit::IoIn(port, data)) => {
+                    VCPU.exit_io_in.add_one();
                     data.chunks_mut(Self::port_width(run))
                         .for_each(|access| read(ports, port.into(), access));
                 }
                 Ok(VcpuExit::MmioWrite(address, data)) => {
+                    VCPU.exit_mmio_write.add_one();
                     mmio.write(address, data);
                 }
-                Ok(VcpuExit::MmioRead(address, data)) => read(mmio, address, data),
+                Ok(VcpuExit::MmioRead(address, data)) => {
+                    VCPU.exit_mmio_read.add_one();
+                    read(mmio, address, data);
+                }
                 // The I/O APIC has no state that an end of interrupt changes.
                 Ok(VcpuExit::IoapicEoi(_)) => {}
                 Ok(VcpuExit::Intr | VcpuExit::Hlt | VcpuExit::IrqWindowOpen) => {}

@@ -13,6 +13,13 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use mote_vmm_api::Metrics as MetricsConfig;
 use serde_json::{Map, Value, json};
 
+mod devices;
+
+pub use devices::{
+    BalloonMetrics, BlockMetrics, EntropyMetrics, Group, MmdsMetrics, NetMetrics, VcpuMetrics, VsockMetrics,
+    device,
+};
+
 /// Time between two lines, as Firecracker has it.
 pub const INTERVAL: Duration = Duration::from_secs(60);
 
@@ -36,6 +43,11 @@ impl Counter {
     /// `count` more.
     pub fn add(&self, count: u64) {
         self.total.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.total.load(Ordering::Relaxed)
     }
 
     /// What it grew by since the last call.
@@ -63,13 +75,14 @@ const fn requests(method: &'static str, resource: &'static str, name: &'static s
     Requests { method, resource, name, count: Counter::new(), fails: Counter::new() }
 }
 
-static REQUESTS: [Requests; 18] = [
+static REQUESTS: [Requests; 19] = [
     requests("GET", "", "instance_info"),
     requests("GET", "machine-config", "machine_cfg"),
     requests("GET", "mmds", "mmds"),
     requests("GET", "version", "vmm_version"),
     requests("PUT", "actions", "actions"),
     requests("PUT", "boot-source", "boot_source"),
+    requests("PUT", "cpu-config", "cpu_cfg"),
     requests("PUT", "drives", "drive"),
     requests("PUT", "logger", "logger"),
     requests("PUT", "machine-config", "machine_cfg"),
@@ -89,63 +102,14 @@ pub static MISSED_LOG_COUNT: Counter = Counter::new();
 /// Metrics that could not be written.
 static MISSED_METRICS_COUNT: Counter = Counter::new();
 
-/// What the metadata service does, of all interfaces together.
-pub struct Mmds {
-    /// Frames that went to the service instead of the network.
-    pub rx_accepted: Counter,
-    /// Requests that are no HTTP.
-    pub rx_accepted_err: Counter,
-    /// Frames without an Ethernet header.
-    pub rx_bad_eth: Counter,
-    /// Frames that were understood.
-    pub rx_count: Counter,
-    /// Requests with a token that is not good.
-    pub rx_invalid_token: Counter,
-    /// Requests without a token.
-    pub rx_no_token: Counter,
-    /// Bytes of frames to the guest.
-    pub tx_bytes: Counter,
-    /// Times that a frame was given to the guest.
-    pub tx_count: Counter,
-    /// Frames to the guest.
-    pub tx_frames: Counter,
-    /// TCP connections that began.
-    pub connections_created: Counter,
-    /// TCP connections that ended.
-    pub connections_destroyed: Counter,
-}
+/// The metadata service.
+pub static MMDS: MmdsMetrics = MmdsMetrics::new();
+/// The processors.
+pub static VCPU: VcpuMetrics = VcpuMetrics::new();
 
-/// The metadata service's counters.
-pub static MMDS: Mmds = Mmds {
-    rx_accepted: Counter::new(),
-    rx_accepted_err: Counter::new(),
-    rx_bad_eth: Counter::new(),
-    rx_count: Counter::new(),
-    rx_invalid_token: Counter::new(),
-    rx_no_token: Counter::new(),
-    tx_bytes: Counter::new(),
-    tx_count: Counter::new(),
-    tx_frames: Counter::new(),
-    connections_created: Counter::new(),
-    connections_destroyed: Counter::new(),
-};
-
-impl Mmds {
-    fn counters(&self) -> [(&'static str, &Counter); 11] {
-        [
-            ("rx_accepted", &self.rx_accepted),
-            ("rx_accepted_err", &self.rx_accepted_err),
-            ("rx_bad_eth", &self.rx_bad_eth),
-            ("rx_count", &self.rx_count),
-            ("rx_invalid_token", &self.rx_invalid_token),
-            ("rx_no_token", &self.rx_no_token),
-            ("tx_bytes", &self.tx_bytes),
-            ("tx_count", &self.tx_count),
-            ("tx_frames", &self.tx_frames),
-            ("connections_created", &self.connections_created),
-            ("connections_destroyed", &self.connections_destroyed),
-        ]
-    }
+/// Groups that there is one of.
+fn single_groups() -> [(&'static str, &'static dyn Group); 2] {
+    [("mmds", &MMDS), ("vcpu", &VCPU)]
 }
 
 /// How long the last of each operation took, in microseconds; 0 if there was none.
@@ -213,8 +177,15 @@ fn growth() -> Map<String, Value> {
     for (name, gauge) in &LATENCIES {
         set("latencies_us", (*name).to_owned(), gauge.load(Ordering::Relaxed));
     }
-    for (name, counter) in MMDS.counters() {
-        set("mmds", name.to_owned(), counter.take_growth());
+    for (group, counters) in single_groups() {
+        for (name, counter) in counters.counters() {
+            set(group, name.to_owned(), counter.take_growth());
+        }
+    }
+    for (group, counters) in devices::growth() {
+        for (name, value) in counters {
+            set(&group, name.to_owned(), value);
+        }
     }
     set("logger", "missed_log_count".to_owned(), MISSED_LOG_COUNT.take_growth());
     set("logger", "missed_metrics_count".to_owned(), MISSED_METRICS_COUNT.take_growth());
@@ -232,7 +203,7 @@ fn prometheus(id: &str) -> String {
             text.push_str(&format!("{name}{{{vm}{labels}}} {value}\n"));
         }
     };
-    let load = |counter: &Counter| counter.total.load(Ordering::Relaxed);
+    let load = Counter::total;
     let labels = |kind: &Requests| format!(",method=\"{}\",resource=\"{}\"", kind.method, kind.name);
     let each = |value: fn(&Requests) -> &Counter| {
         REQUESTS.iter().map(|kind| (labels(kind), load(value(kind)))).collect::<Vec<_>>()
@@ -244,13 +215,27 @@ fn prometheus(id: &str) -> String {
         .map(|(name, gauge)| (format!(",operation=\"{name}\""), gauge.load(Ordering::Relaxed)));
     let help = "How long the last such operation took; 0 before the first.";
     family("mote_vmm_operation_microseconds", "gauge", help, latencies.collect());
-    for (name, counter) in MMDS.counters() {
-        let samples = vec![(String::new(), load(counter))];
-        family(&format!("mote_vmm_mmds_{name}_total"), "counter", "The metadata service.", samples);
+    for (group, counters) in single_groups() {
+        for (name, counter) in counters.counters() {
+            let samples = vec![(String::new(), load(counter))];
+            family(&family_name(group, name), "counter", &help_of(group, name), samples);
+        }
+    }
+    for ((kind, name), samples) in devices::totals() {
+        family(&family_name(kind, name), "counter", &help_of(kind, name), samples);
     }
     let missed = vec![(String::new(), load(&MISSED_LOG_COUNT))];
     family("mote_vmm_missed_log_lines_total", "counter", "Log lines that could not be written.", missed);
     text
+}
+
+/// Prometheus wants totals to be named so.
+fn family_name(group: &str, name: &str) -> String {
+    format!("mote_vmm_{group}_{}_total", name.strip_suffix("_count").unwrap_or(name))
+}
+
+fn help_of(group: &str, name: &str) -> String {
+    format!("As {name} of Firecracker's group {group}.")
 }
 
 /// Where the numbers go.
@@ -358,6 +343,49 @@ mod tests {
         let totals = std::fs::read_to_string(&prometheus).unwrap();
         let sample = r#"mote_vmm_api_requests_total{vm="vm-1",method="PUT",resource="vsock"} 2"#;
         assert!(totals.contains(sample), "{totals}");
+    }
+
+    /// Groups and their counters in docs/metrics.md: `| group | \`a\` \`b\` … |`, with `_ID` for a device's id.
+    fn documented() -> std::collections::BTreeSet<String> {
+        let text = include_str!("../../../docs/metrics.md");
+        let rows = text.lines().filter_map(|line| line.strip_prefix("| `"));
+        rows.flat_map(|row| {
+            let (group, rest) = row.split_once("` |").unwrap();
+            let names = rest.split('`').skip(1).step_by(2);
+            names.map(|name| format!("{group}.{name}")).collect::<Vec<_>>()
+        })
+        .collect()
+    }
+
+    #[test]
+    fn the_documented_names_are_exactly_those_emitted() {
+        let ids = ["x1", "x2"];
+        let blocks = ids.map(|id| device::<BlockMetrics>("block", Some(id)));
+        let nets = ids.map(|id| device::<NetMetrics>("net", Some(id)));
+        let (vsock, balloon): (_, std::sync::Arc<BalloonMetrics>) =
+            (device::<VsockMetrics>("vsock", None), device("balloon", None));
+        let entropy = device::<EntropyMetrics>("entropy", None);
+        blocks[0].read_bytes.add(5);
+        blocks[1].read_bytes.add(7);
+        nets[1].tx_bytes_count.add(9);
+        let line = growth();
+        assert_eq!((&line["block"]["read_bytes"], &line["block_x2"]["read_bytes"]), (&json!(12), &json!(7)));
+        let emitted = line.iter().flat_map(|(group, counters)| {
+            let group = group.replace("_x1", "_ID").replace("_x2", "_ID");
+            counters.as_object().unwrap().keys().map(move |name| format!("{group}.{name}"))
+        });
+        assert_eq!(emitted.collect::<std::collections::BTreeSet<_>>(), documented());
+        // Prometheus has the same.
+        let text = prometheus("vm-1");
+        assert!(text.contains("mote_vmm_block_read_bytes_total{vm=\"vm-1\",id=\"x2\"} 7\n"), "{text}");
+        assert!(text.contains("mote_vmm_net_tx_bytes_total{vm=\"vm-1\",id=\"x2\"} 9\n"), "{text}");
+        let mut families: Vec<_> = text.lines().filter(|line| line.starts_with("# TYPE")).collect();
+        let count = families.len();
+        families.sort_unstable();
+        families.dedup();
+        assert_eq!(families.len(), count, "a family is there once");
+        drop((blocks, nets, vsock, balloon, entropy));
+        assert!(growth().get("vsock").is_none(), "devices that are gone are not told of");
     }
 
     #[test]

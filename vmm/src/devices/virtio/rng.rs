@@ -15,6 +15,7 @@ use super::queue::{Chain, QueueError, VirtQueue};
 use super::worker::{Poller, Worker};
 use super::{Activation, VirtioDevice, device_type};
 use crate::devices::{DeviceError, report};
+use crate::metrics::{self, EntropyMetrics};
 use crate::rate_limiter::RateLimiter;
 use crate::snapshot::{DeviceState, StateError};
 
@@ -29,6 +30,7 @@ pub struct Rng {
     /// Shared with the worker, so that a reset of the device does not fill the buckets.
     limiter: Arc<Mutex<RateLimiter>>,
     limited: bool,
+    metrics: Arc<EntropyMetrics>,
     serving: Serving,
 }
 
@@ -47,7 +49,8 @@ impl Rng {
     pub fn open(config: &mote_vmm_api::Entropy) -> Result<Self, DeviceError> {
         let limiter = RateLimiter::new(config.rate_limiter.as_ref(), Instant::now());
         let limited = !limiter.is_unlimited();
-        Ok(Self { limiter: Arc::new(Mutex::new(limiter)), limited, serving: Serving::Nothing })
+        let limiter = Arc::new(Mutex::new(limiter));
+        Ok(Self { limiter, limited, metrics: metrics::device("entropy", None), serving: Serving::Nothing })
     }
 }
 
@@ -55,6 +58,7 @@ impl Rng {
 struct Requests {
     queue: VirtQueue,
     chain: Chain,
+    metrics: Arc<EntropyMetrics>,
 }
 
 impl Requests {
@@ -74,10 +78,13 @@ impl Requests {
             let room = if self.chain.faulty { 0 } else { self.chain.writable.bytes().min(MAX_REQUEST_BYTES) };
             if let Err(too_early) = limiter.consume(room as u64, 1, Instant::now()) {
                 self.queue.undo_pop();
+                self.metrics.entropy_rate_limiter_throttled.add_one();
                 wait = Some(too_early);
                 break;
             }
             let written = self.chain.writable.fill_random(room);
+            self.metrics.entropy_event_count.add_one();
+            self.metrics.entropy_bytes.add(written as u64);
             self.queue.push_used(self.chain.head, written as u32)?;
         }
         self.queue.signal()?;
@@ -130,7 +137,7 @@ impl VirtioDevice for Rng {
         let Ok([queue]) = <[VirtQueue; 1]>::try_from(activation.queues) else {
             return Err(DeviceError::QueueCount { device: "rng", given });
         };
-        let mut requests = Requests { chain: queue.new_chain(), queue };
+        let mut requests = Requests { chain: queue.new_chain(), queue, metrics: self.metrics.clone() };
         if !self.limited {
             self.serving = Serving::Inline(requests);
             return Ok(());

@@ -11,6 +11,7 @@ use super::BalloonError;
 use super::statistics::Statistics;
 use crate::devices::DeviceError;
 use crate::devices::virtio::Interrupt;
+use crate::metrics::{self, BalloonMetrics};
 
 /// Pages (always 4 KiB, virtio 1.2 §5.5.6) of a MiB.
 const PAGES_PER_MIB: u32 = 256;
@@ -87,6 +88,8 @@ pub struct Shared {
     interrupt: Mutex<Option<Arc<Interrupt>>>,
     /// Tells the worker that the statistics' interval has changed.
     pub wake: EventFd,
+    /// What the balloon counts.
+    pub metrics: Arc<BalloonMetrics>,
 }
 
 impl Shared {
@@ -104,6 +107,7 @@ impl Shared {
                 next_run: FIRST_RUN,
             }),
             interrupt: Mutex::new(None),
+            metrics: metrics::device("balloon", None),
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(DeviceError::EventFd)?,
         }))
     }

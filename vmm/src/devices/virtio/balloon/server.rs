@@ -12,6 +12,7 @@ use crate::devices::report;
 use crate::devices::virtio::buffers::GuestBuffers;
 use crate::devices::virtio::queue::{Chain, QueueError, VirtQueue};
 use crate::devices::virtio::worker::Poller;
+use crate::metrics::BalloonMetrics;
 
 /// `VIRTIO_BALLOON_PFN_SHIFT`.
 const PAGE_SHIFT: u64 = 12;
@@ -51,6 +52,7 @@ pub struct Server {
     statistics_head: Option<u16>,
     statistics_asked: Instant,
     discard: Discard,
+    metrics: Arc<BalloonMetrics>,
 }
 
 /// Gives guest memory back to the host.
@@ -84,6 +86,7 @@ impl Server {
             chain: queues.inflate.new_chain(),
             pages: queues.inflate.new_buffers(),
             queues,
+            metrics: shared.metrics.clone(),
             shared,
             statistics_head: None,
             statistics_asked: Instant::now(),
@@ -105,7 +108,7 @@ impl Server {
         while !poller.stopped() {
             let more = [
                 self.inflate()?,
-                deflate(&mut self.queues.deflate, &mut self.chain)?,
+                deflate(&mut self.queues.deflate, &mut self.chain, &self.metrics)?,
                 self.take_statistics()?,
                 self.take_hints()?,
                 self.take_reports()?,
@@ -123,8 +126,9 @@ impl Server {
 
     /// The numbers of pages that the guest gives.
     fn inflate(&mut self) -> Result<bool, ServeError> {
-        let Self { queues, chain, pages, discard, .. } = self;
+        let Self { queues, chain, pages, discard, metrics, .. } = self;
         serve_queue(&mut queues.inflate, chain, |numbers| {
+            metrics.inflate_count.add_one();
             let mut numbers_bytes = [0; 4 * PAGE_NUMBERS];
             let (mut offset, mut run) = (0, None);
             while offset < 4 * MAX_PAGE_NUMBERS {
@@ -158,9 +162,10 @@ impl Server {
     /// The guest's statistics; their buffer is kept until new ones are wanted.
     fn take_statistics(&mut self) -> Result<bool, ServeError> {
         let Some(queue) = &mut self.queues.statistics else { return Ok(false) };
-        let (head, shared) = (&mut self.statistics_head, &self.shared);
+        let (head, shared, metrics) = (&mut self.statistics_head, &self.shared, &self.metrics);
         let mut older = Vec::new();
         let more = serve_queue(queue, &mut self.chain, |chain| {
+            metrics.stats_updates_count.add_one();
             shared.state().statistics.read(&chain.readable);
             // One buffer is kept; a driver that sends more gets the older ones back.
             older.extend(head.replace(chain.head));
@@ -195,7 +200,7 @@ impl Server {
     /// Free pages of a run of hinting, between the run's id and an end (virtio 1.2 §5.5.6.5).
     fn take_hints(&mut self) -> Result<bool, ServeError> {
         let Some(queue) = &mut self.queues.hinting else { return Ok(false) };
-        let (shared, discard) = (&self.shared, &mut self.discard);
+        let (shared, discard, metrics) = (&self.shared, &mut self.discard, &self.metrics);
         serve_queue(queue, &mut self.chain, |chain| {
             let mut command = [0; 4];
             if chain.readable.read_at(0, &mut command) == command.len() {
@@ -206,6 +211,8 @@ impl Server {
             let in_run = state.host_command > COMMAND_DONE && state.guest_command == Some(state.host_command);
             drop(state);
             if in_run && !chain.faulty {
+                metrics.free_page_hint_count.add_one();
+                metrics.free_page_hint_freed.add(chain.writable.bytes() as u64);
                 discard.discard(&chain.writable);
             }
             true
@@ -215,9 +222,11 @@ impl Server {
     /// Free pages that the guest leaves alone until it gets them back (virtio 1.2 §5.5.6.7).
     fn take_reports(&mut self) -> Result<bool, ServeError> {
         let Some(queue) = &mut self.queues.reporting else { return Ok(false) };
-        let discard = &mut self.discard;
+        let (discard, metrics) = (&mut self.discard, &self.metrics);
         serve_queue(queue, &mut self.chain, |chain| {
             if !chain.faulty {
+                metrics.free_page_report_count.add_one();
+                metrics.free_page_report_freed.add(chain.writable.bytes() as u64);
                 discard.discard(&chain.writable);
             }
             true
@@ -236,8 +245,11 @@ fn take_command(shared: &Shared, command: u32) {
 }
 
 /// Pages come back by being touched: nothing is to be done for it.
-fn deflate(queue: &mut VirtQueue, chain: &mut Chain) -> Result<bool, ServeError> {
-    serve_queue(queue, chain, |_| true)
+fn deflate(queue: &mut VirtQueue, chain: &mut Chain, metrics: &BalloonMetrics) -> Result<bool, ServeError> {
+    serve_queue(queue, chain, |_| {
+        metrics.deflate_count.add_one();
+        true
+    })
 }
 
 /// Pages from `first` on that are the guest's memory. Others are left out: numbers are the guest's.

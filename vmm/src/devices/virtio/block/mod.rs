@@ -25,6 +25,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 use super::worker::Worker;
 use super::{Activation, Interrupt, VirtioDevice, device_type, read_config_bytes};
 use crate::devices::{DeviceError, EventSource, report};
+use crate::metrics::{self, BlockMetrics};
 use crate::rate_limiter::RateLimiter;
 use crate::snapshot::{DeviceState, StateError};
 
@@ -62,6 +63,7 @@ struct Disk {
     limiter: Arc<Mutex<RateLimiter>>,
     /// An error of the image was logged.
     failed: AtomicBool,
+    metrics: Arc<BlockMetrics>,
 }
 
 impl Disk {
@@ -73,7 +75,9 @@ impl Disk {
         if !self.limited {
             return Ok(());
         }
-        self.limiter.lock().unwrap_or_else(PoisonError::into_inner).consume(bytes, 1, Instant::now())
+        let mut limiter = self.limiter.lock().unwrap_or_else(PoisonError::into_inner);
+        let passed = limiter.consume(bytes, 1, Instant::now());
+        passed.inspect_err(|_| self.metrics.rate_limiter_throttled_events.add_one())
     }
 
     /// Turns the image's answer into the guest's. The first failure is logged: a guest can repeat it as often as it likes.
@@ -104,6 +108,7 @@ impl Disk {
             limited: !limiter.is_unlimited(),
             limiter: self.limiter.clone(),
             failed: AtomicBool::new(false),
+            metrics: self.metrics.clone(),
         }
     }
 }
@@ -185,6 +190,7 @@ impl Block {
             limited: !limiter.is_unlimited(),
             limiter: Arc::new(Mutex::new(limiter)),
             failed: AtomicBool::new(false),
+            metrics: metrics::device("block", Some(&drive.drive_id)),
         };
         let state = State {
             disk: Arc::new(disk),
@@ -220,6 +226,12 @@ impl BlockControl {
     /// needs a reset by its driver in the second.
     pub fn update(&self, patch: &DrivePatch) -> Result<(), DeviceError> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let metrics = state.disk.metrics.clone();
+        metrics.update_count.add_one();
+        Self::change(&mut state, patch).inspect_err(|_| metrics.update_fails.add_one())
+    }
+
+    fn change(state: &mut State, patch: &DrivePatch) -> Result<(), DeviceError> {
         let old = state.disk.clone();
         let open = |path| Image::open(path, old.image.is_read_only(), state.format, &state.backing_files);
         let opened = patch.path_on_host.as_deref().map(open).transpose()?;

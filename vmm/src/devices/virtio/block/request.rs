@@ -8,6 +8,7 @@ use super::file::is_unsupported;
 use super::{Disk, ID_BYTES, MAX_RANGE_SECTORS, SECTOR};
 use crate::devices::virtio::buffers::GuestBuffers;
 use crate::devices::virtio::queue::Chain;
+use crate::metrics::BlockMetrics;
 
 /// Length of type, reserved and sector.
 const HEADER_BYTES: usize = 16;
@@ -52,6 +53,8 @@ pub struct Request {
     status: GuestBuffers,
     /// Bytes of the chain's writable part, with the status.
     room: usize,
+    /// What was asked for, and how many bytes of data it has: an engine uses up the buffers.
+    asked: (Command, u64),
 }
 
 /// A chain that has no room for a status byte can't be answered.
@@ -61,7 +64,7 @@ pub struct Unanswerable;
 impl Request {
     /// Over an empty chain and empty buffers of the same memory.
     pub const fn new(chain: Chain, status: GuestBuffers) -> Self {
-        Self { chain, status, room: 0 }
+        Self { chain, status, room: 0, asked: (Command::Refused(Refusal::Io), 0) }
     }
 
     /// Reads the chain, whatever it holds; what is left in its buffers are the data.
@@ -75,7 +78,9 @@ impl Request {
         }
         self.status.clear();
         self.chain.writable.split_last(1, &mut self.status);
-        Ok(self.command(disk).unwrap_or_else(Command::Refused))
+        let command = self.command(disk).unwrap_or_else(Command::Refused);
+        self.asked = (command, self.data_bytes(command));
+        Ok(command)
     }
 
     fn command(&mut self, disk: &Disk) -> Result<Command, Refusal> {
@@ -130,7 +135,8 @@ impl Request {
     }
 
     /// Writes the status, and returns how many bytes of the chain's writable part were written.
-    pub fn finish(&self, result: Result<(), Refusal>) -> u32 {
+    pub fn finish(&self, metrics: &BlockMetrics, result: Result<(), Refusal>) -> u32 {
+        self.count(metrics, result);
         let (status, written) = match result {
             Ok(()) => (abi::VIRTIO_BLK_S_OK, self.room),
             Err(Refusal::Io) => (abi::VIRTIO_BLK_S_IOERR, 1),
@@ -139,6 +145,26 @@ impl Request {
         self.status.write_at(0, &[status as u8]);
         // A chain holds less than 4 GiB.
         u32::try_from(written).unwrap_or(u32::MAX)
+    }
+}
+
+impl Request {
+    fn count(&self, metrics: &BlockMetrics, result: Result<(), Refusal>) {
+        let (command, bytes) = self.asked;
+        match (command, result) {
+            (Command::Refused(_), _) => metrics.invalid_reqs_count.add_one(),
+            (_, Err(_)) => metrics.execute_fails.add_one(),
+            (Command::Read(_), Ok(())) => {
+                metrics.read_bytes.add(bytes);
+                metrics.read_count.add_one();
+            }
+            (Command::Write(_), Ok(())) => {
+                metrics.write_bytes.add(bytes);
+                metrics.write_count.add_one();
+            }
+            (Command::Flush, Ok(())) => metrics.flush_count.add_one(),
+            (Command::GetId | Command::Clear { .. }, Ok(())) => {}
+        }
     }
 }
 

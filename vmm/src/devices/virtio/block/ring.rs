@@ -151,7 +151,8 @@ impl Ring {
                 self.free.push(slot);
                 self.in_flight -= 1;
                 let request = &self.slots[usize::from(slot)].request;
-                return Some(Completed { head: request.chain.head, written: request.finish(result) });
+                let written = request.finish(&disk.metrics, result);
+                return Some(Completed { head: request.chain.head, written });
             }
             self.queue(slot);
         }

@@ -234,7 +234,7 @@ impl Server {
                 Taken::Limited(wait) => return Ok(Turn::Limited(wait)),
             };
             let result = self.request.execute(disk, command);
-            let written = self.request.finish(result);
+            let written = self.request.finish(&disk.metrics, result);
             self.answer(self.request.chain.head, written)?;
         }
         Ok(Turn::Busy)
@@ -270,7 +270,7 @@ impl Server {
             } else {
                 // Rare, or answered from memory.
                 let result = request.execute(disk, command);
-                let (head, written) = (request.chain.head, request.finish(result));
+                let (head, written) = (request.chain.head, request.finish(&disk.metrics, result));
                 self.answer(head, written)?;
             }
         }

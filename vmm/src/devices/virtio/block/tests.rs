@@ -117,6 +117,37 @@ impl Rig {
 }
 
 #[test]
+fn requests_are_counted_by_kind_and_result() {
+    for engine in ENGINES {
+        let file = disk(SECTORS);
+        let mut rig = Rig::over(&file, engine);
+        let metrics = rig.control.0.lock().unwrap().disk.metrics.clone();
+        assert_eq!(rig.read(3, 1024).0, OK);
+        assert_eq!(rig.read(5, 512).0, OK);
+        assert_eq!(rig.write(7, &[1; 1536]), OK);
+        assert_eq!(rig.request(abi::VIRTIO_BLK_T_FLUSH, 0, &[]), OK);
+        assert_eq!(rig.read(SECTORS, 512).0, IOERR);
+        assert_eq!(rig.request(0xffff, 0, &[]), UNSUPP);
+        let counters: std::collections::BTreeMap<_, _> = crate::metrics::Group::counters(&*metrics)
+            .into_iter()
+            .map(|(name, counter)| (name, counter.total()))
+            .filter(|(_, total)| *total > 0)
+            .collect();
+        let expected = [
+            ("flush_count", 1),
+            ("invalid_reqs_count", 2),
+            ("read_bytes", 1536),
+            ("read_count", 2),
+            ("write_bytes", 1536),
+            ("write_count", 1),
+        ];
+        assert_eq!(counters, expected.into(), "{engine:?}");
+        rig.control.update(&DrivePatch { drive_id: "scratch".into(), ..DrivePatch::default() }).unwrap();
+        assert_eq!(metrics.update_count.total(), 1, "the same counters after a change");
+    }
+}
+
+#[test]
 fn what_is_written_is_read_back_and_is_in_the_file() {
     for engine in ENGINES {
         let file = disk(SECTORS);

@@ -9,6 +9,7 @@ use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::devices::DeviceError;
 use crate::devices::virtio::Interrupt;
+use crate::metrics::{self, NetMetrics};
 use crate::rate_limiter::RateLimiter;
 
 /// The limits of both directions.
@@ -27,6 +28,8 @@ pub struct Shared {
     limits: Mutex<Limits>,
     /// The way to a running driver that knows VIRTIO_NET_F_STATUS.
     interrupt: Mutex<Option<Arc<Interrupt>>>,
+    /// What the interface counts.
+    pub metrics: Arc<NetMetrics>,
     /// Tells the worker that something changed.
     pub wake: EventFd,
 }
@@ -43,6 +46,7 @@ impl Shared {
                 transmit: RateLimiter::new(interface.tx_rate_limiter.as_ref(), now),
             }),
             interrupt: Mutex::new(None),
+            metrics: metrics::device("net", Some(&interface.iface_id)),
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(DeviceError::EventFd)?,
         }))
     }

@@ -8,12 +8,14 @@
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::server::ServeError;
 use super::{HEADER_BYTES, MAX_FRAME, Tap};
 use crate::devices::virtio::buffers::{GuestBuffers, MAX_SEGMENTS};
 use crate::devices::virtio::queue::{Chain, VirtQueue};
+use crate::metrics::NetMetrics;
 use crate::mmds::Endpoint;
 use crate::rate_limiter::RateLimiter;
 
@@ -75,6 +77,9 @@ pub struct Receiver {
     window_wanted: usize,
     /// Frames in a row that a short window holds.
     short_frames: u32,
+    /// Frames for the guest, and their bytes, that are not counted yet.
+    received: (u64, u64),
+    metrics: Arc<NetMetrics>,
 }
 
 /// Chains that were taken ahead of their frames go back to the ring, for a queue that continues after a pause. A frame
@@ -89,7 +94,7 @@ impl Drop for Receiver {
 
 impl Receiver {
     /// Over `queue`; `mergeable` if VIRTIO_NET_F_MRG_RXBUF was agreed on.
-    pub fn new(queue: VirtQueue, mergeable: bool) -> Self {
+    pub fn new(queue: VirtQueue, mergeable: bool, metrics: Arc<NetMetrics>) -> Self {
         Self {
             chains: (0..BATCH).map(|_| queue.new_chain()).collect(),
             ahead: 0..0,
@@ -103,6 +108,8 @@ impl Receiver {
             window_full: false,
             window_wanted: SHORT_WINDOW,
             short_frames: 0,
+            received: (0, 0),
+            metrics,
         }
     }
 
@@ -133,6 +140,9 @@ impl Receiver {
         }
         self.queue.disable_notification()?;
         let received = self.move_frames(tap, service, limiter, budget);
+        let (frames, bytes) = std::mem::take(&mut self.received);
+        self.metrics.rx_packets_count.add(frames);
+        self.metrics.rx_bytes_count.add(bytes);
         self.publish()?;
         self.queue.signal()?;
         received
@@ -199,7 +209,12 @@ impl Receiver {
                     self.received(len)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return Ok(Received::Empty),
+                Err(error) => {
+                    if error.kind() != io::ErrorKind::WouldBlock {
+                        self.metrics.tap_read_fails.add_one();
+                    }
+                    return Ok(Received::Empty);
+                }
             }
         }
         Ok(Received::Budget)
@@ -288,6 +303,8 @@ impl Receiver {
 
     /// The frame of `len` bytes at the start of the window is the guest's.
     fn place(&mut self, len: usize) -> Result<(), ServeError> {
+        self.received.0 += 1;
+        self.received.1 += len.saturating_sub(HEADER_BYTES) as u64;
         let (mut count, mut segments, mut room) = (0, 0, 0);
         for slot in &self.slots {
             count += 1;

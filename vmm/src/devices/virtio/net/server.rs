@@ -143,8 +143,8 @@ impl Server {
         shared: Arc<Shared>,
     ) -> Self {
         Self {
-            receiver: Receiver::new(receive, mergeable),
-            transmitter: Transmitter::new(transmit, source),
+            receiver: Receiver::new(receive, mergeable, shared.metrics.clone()),
+            transmitter: Transmitter::new(transmit, source, shared.metrics.clone()),
             shared,
             service: None,
             waits: Waits::START,
@@ -197,7 +197,10 @@ impl Server {
             match self.transmitter.serve(tap, service.as_deref_mut(), link_up, transmit, BUDGET)? {
                 Transmitted::Empty => waits.transmit_pending = false,
                 Transmitted::Blocked => waits.blocked = true,
-                Transmitted::Limited(wait) => waits.transmit_limited = Some(Instant::now() + wait),
+                Transmitted::Limited(wait) => {
+                    self.shared.metrics.tx_rate_limiter_throttled.add_one();
+                    waits.transmit_limited = Some(Instant::now() + wait);
+                }
                 Transmitted::Budget => {}
             }
             waits.tap_readable |= (1..=ANSWERED_AT_ONCE).contains(&self.transmitter.taken());
@@ -209,8 +212,14 @@ impl Server {
         if waits.can_receive() {
             match self.receiver.serve(tap, service.as_deref_mut(), link_up, receive, BUDGET)? {
                 Received::Empty => waits.tap_readable = false,
-                Received::NoBuffers => waits.starved = true,
-                Received::Limited(wait) => waits.receive_limited = Some(Instant::now() + wait),
+                Received::NoBuffers => {
+                    self.shared.metrics.no_rx_avail_buffer.add_one();
+                    waits.starved = true;
+                }
+                Received::Limited(wait) => {
+                    self.shared.metrics.rx_rate_limiter_throttled.add_one();
+                    waits.receive_limited = Some(Instant::now() + wait);
+                }
                 Received::Budget => {}
             }
             waits.service_ready = service.is_some_and(|service| service.has_frames());

@@ -1,12 +1,14 @@
 //! Guest → tap.
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::server::ServeError;
 use super::{ETHERNET_HEADER_BYTES, HEADER_BYTES, MAX_FRAME, Tap};
 use crate::devices::virtio::buffers::GuestBuffers;
 use crate::devices::virtio::queue::{Chain, VirtQueue};
+use crate::metrics::NetMetrics;
 use crate::mmds::{Endpoint, PEEK_BYTES};
 use crate::rate_limiter::RateLimiter;
 
@@ -42,13 +44,16 @@ pub struct Transmitter {
     source: Option<[u8; 6]>,
     /// Frames taken from the ring by the last [`Transmitter::serve`].
     taken: usize,
+    /// Frames that the tap has taken, and their bytes, that are not counted yet.
+    sent: (u64, u64),
+    metrics: Arc<NetMetrics>,
 }
 
 impl Transmitter {
     /// Over `queue`; with `source`, frames from another source address are dropped.
-    pub fn new(queue: VirtQueue, source: Option<[u8; 6]>) -> Self {
+    pub fn new(queue: VirtQueue, source: Option<[u8; 6]>, metrics: Arc<NetMetrics>) -> Self {
         let chains = (0..BATCH).map(|_| queue.new_chain()).collect();
-        Self { chains, done: Vec::with_capacity(BATCH), queue, source, taken: 0 }
+        Self { chains, done: Vec::with_capacity(BATCH), queue, source, taken: 0, sent: (0, 0), metrics }
     }
 
     /// For DEVICE_NEEDS_RESET.
@@ -84,6 +89,9 @@ impl Transmitter {
         self.queue.disable_notification()?;
         self.taken = 0;
         let transmitted = self.send_frames(tap, service, link_up, limiter, budget);
+        let (frames, bytes) = std::mem::take(&mut self.sent);
+        self.metrics.tx_packets_count.add(frames);
+        self.metrics.tx_bytes_count.add(bytes);
         self.queue.signal()?;
         transmitted
     }
@@ -139,12 +147,21 @@ impl Transmitter {
                 {
                     return Ok(Some(Transmitted::Limited(wait)));
                 }
-                if send(&mut chain.readable, self.source, tap) == Sent::Blocked {
-                    return Ok(Some(Transmitted::Blocked));
+                match send(&mut chain.readable, self.source, tap) {
+                    Sent::Blocked => return Ok(Some(Transmitted::Blocked)),
+                    Sent::Gone => {
+                        self.sent.0 += 1;
+                        self.sent.1 += frame;
+                    }
+                    Sent::Refused => self.metrics.tap_write_fails.add_one(),
+                    Sent::Spoofed => self.metrics.tx_spoofed_mac_count.add_one(),
                 }
                 if let Some(now) = now {
                     limiter.take(frame, 1, now);
                 }
+            }
+            if !(HEADER_BYTES..=MAX_FRAME).contains(&bytes) {
+                self.metrics.tx_malformed_frames.add_one();
             }
             self.done.push(chain.head);
         }
@@ -160,7 +177,7 @@ fn send(frame: &mut GuestBuffers, source: Option<[u8; 6]>, tap: &mut Tap) -> Sen
             // The headers are sent from a copy of ours: the guest could change its own after the check.
             let mut headers = [0; HEADERS];
             if frame.read_at(0, &mut headers) < HEADERS || headers[SOURCE_AT] != source {
-                return Sent::Gone;
+                return Sent::Spoofed;
             }
             frame.skip_front(HEADERS);
             tap.send(&headers, frame)
@@ -168,7 +185,8 @@ fn send(frame: &mut GuestBuffers, source: Option<[u8; 6]>, tap: &mut Tap) -> Sen
     };
     match result {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => Sent::Blocked,
-        _ => Sent::Gone,
+        Err(_) => Sent::Refused,
+        Ok(_) => Sent::Gone,
     }
 }
 
@@ -192,8 +210,12 @@ fn take(frame: &GuestBuffers, source: Option<[u8; 6]>, service: &mut Endpoint) -
 /// What became of a frame.
 #[derive(PartialEq, Eq)]
 enum Sent {
-    /// It is the driver's again.
+    /// It is on its way.
     Gone,
+    /// The tap did not like it, and it is lost.
+    Refused,
+    /// It has another source than the guest may have, and is lost.
+    Spoofed,
     /// It is to be tried again.
     Blocked,
 }

@@ -24,6 +24,7 @@ use super::queue::{Chain, QueueError, VirtQueue};
 use super::worker::Worker;
 use super::{Activation, VirtioDevice, device_type, read_config_bytes};
 use crate::devices::{DeviceError, EventSource, report};
+use crate::metrics::{self, VsockMetrics};
 use crate::snapshot::{DeviceState, StateError};
 
 mod connection;
@@ -58,6 +59,7 @@ pub struct Vsock {
     guest_cid: u64,
     path: PathBuf,
     listener: Arc<UnixListener>,
+    metrics: Arc<VsockMetrics>,
     worker: Option<Worker>,
     /// The connections of a worker that has ended, for the next one.
     kept: Arc<Mutex<Option<Muxer>>>,
@@ -79,6 +81,7 @@ impl Vsock {
             guest_cid: config.guest_cid.into(),
             path: path.clone(),
             listener: Arc::new(listener),
+            metrics: metrics::device("vsock", None),
             worker: None,
             kept: Arc::default(),
             reset_due: Arc::default(),
@@ -148,6 +151,7 @@ struct Server {
     muxer: Muxer,
     /// The driver has supplied receive buffers, or may have.
     has_room: bool,
+    metrics: Arc<VsockMetrics>,
 }
 
 /// Why the worker stops serving until the driver resets the device.
@@ -224,6 +228,8 @@ impl Server {
             let packet = &mut self.from_guest.readable;
             let mut header = [0; HEADER_BYTES];
             if !self.from_guest.faulty && packet.read_at(0, &mut header) == HEADER_BYTES {
+                self.metrics.tx_packets_count.add_one();
+                self.metrics.tx_bytes_count.add(packet.bytes() as u64);
                 packet.skip_front(HEADER_BYTES);
                 self.muxer.receive(&Header::from_bytes(&header), packet);
             }
@@ -252,7 +258,11 @@ impl Server {
             }
             self.data.clear();
             match self.muxer.next_packet(room, &mut self.data) {
-                Some(len) => self.receive.push_used(self.to_guest.head, len as u32)?,
+                Some(len) => {
+                    self.metrics.rx_packets_count.add_one();
+                    self.metrics.rx_bytes_count.add(len as u64);
+                    self.receive.push_used(self.to_guest.head, len as u32)?;
+                }
                 None => self.receive.undo_pop(),
             }
         }
@@ -293,7 +303,9 @@ impl VirtioDevice for Vsock {
         // One that was kept watches the notifiers already: they are the device's as long as it lives.
         let muxer = match lock(&self.kept).take() {
             Some(muxer) => muxer,
-            None => Muxer::new(cid, path, listener, &kicks).map_err(DeviceError::EventFd)?,
+            None => {
+                Muxer::new(cid, path, listener, &kicks, self.metrics.clone()).map_err(DeviceError::EventFd)?
+            }
         };
         let mut server = Server {
             from_guest: transmit.new_chain(),
@@ -306,6 +318,7 @@ impl VirtioDevice for Vsock {
             reset_due: self.reset_due.clone(),
             muxer,
             has_room: true,
+            metrics: self.metrics.clone(),
         };
         let kept = self.kept.clone();
         self.worker = Some(Worker::spawn("vsock", move |stop: BorrowedFd<'_>| {

@@ -14,6 +14,7 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use super::connection::{Connection, Fate};
 use super::packet::{HEADER_BYTES, HOST_CID, Header, TYPE_STREAM, op};
 use crate::devices::virtio::buffers::GuestBuffers;
+use crate::metrics::VsockMetrics;
 
 /// Most connections at a time, with those that have not said yet where to (as in Firecracker).
 pub const MAX_CONNECTIONS: usize = 1023;
@@ -74,6 +75,7 @@ pub struct Muxer {
     /// Connections that may have a packet for the guest, each at most once.
     ready: VecDeque<Ports>,
     resets: VecDeque<Reset>,
+    metrics: Arc<VsockMetrics>,
 }
 
 /// Events of descriptors that are not the muxer's.
@@ -99,6 +101,7 @@ impl Muxer {
         path: PathBuf,
         listener: Arc<UnixListener>,
         others: &[(RawFd, u64)],
+        metrics: Arc<VsockMetrics>,
     ) -> io::Result<Self> {
         let epoll = Epoll::new()?;
         let listening = [(listener.as_raw_fd(), LISTENER)];
@@ -121,6 +124,7 @@ impl Muxer {
             next_port: FIRST_HOST_PORT,
             ready: VecDeque::new(),
             resets: VecDeque::new(),
+            metrics,
         })
     }
 
@@ -237,6 +241,7 @@ impl Muxer {
     }
 
     fn insert(&mut self, ports: Ports, connection: Connection) {
+        self.metrics.conns_added.add_one();
         self.connections.insert(ports, connection);
         self.apply(ports, Fate::Lives);
     }
@@ -263,6 +268,7 @@ impl Muxer {
             return;
         }
         if let Some(connection) = self.connections.remove(&ports) {
+            self.metrics.conns_removed.add_one();
             self.close(connection.token);
             if fate == Fate::Reset {
                 self.reset(Reset { ports, cid: HOST_CID, kind: TYPE_STREAM });
