@@ -176,7 +176,10 @@ fn gateway(random: &mut Random, here: bool) -> RouterGateway {
             internal_ip_address: [10, 1, 0, 10].into(),
             internal_ports: (8080, 8080),
         }],
-        qos: None,
+        qos: random.often().then(|| QosSpec {
+            egress: Some(BandwidthLimit { max_kbps: 1000 + u32::from(random.below(9)), max_burst_kbps: 0 }),
+            ..QosSpec::default()
+        }),
     };
     RouterGateway {
         place: if here { GatewayPlace::Here } else { GatewayPlace::Remote([192, 0, 2, 21].into()) },

@@ -8,9 +8,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use harness::{Client, add_port, cloud::Cloud, network, probe, run};
 use mote_host_api::{
-    FixedIpV6, FloatingIpId, FloatingIpSpec, ForwardedProtocol, GatewayPlace, HostRoute, Ipv6Mode,
-    NetworkSpec, PortForwarding, PortId, RouterGateway, RouterId, RouterInterface, RouterSpec, SegmentSpec,
-    SubnetId, SubnetV6Spec,
+    BandwidthLimit, FixedIpV6, FloatingIpId, FloatingIpSpec, ForwardedProtocol, GatewayPlace, HostRoute,
+    Ipv6Mode, NetworkSpec, PortForwarding, PortId, QosSpec, RouterGateway, RouterId, RouterInterface,
+    RouterSpec, SegmentSpec, SubnetId, SubnetV6Spec,
 };
 use mote_network::{NetworkKey, namespace};
 
@@ -245,6 +245,33 @@ async fn floating_ips_lead_to_their_ports_wherever_those_are_and_move() {
     ground.gateway().floating_ips.clear();
     ground.converge().await;
     assert!(reaches(&ground, &world, (FLOATING, 22), 0, at(inner(1, 10), 22), false));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_floating_ips_policy_limits_what_passes_the_gateway_in_each_direction() {
+    skip_if!(harness::skip_reason().or(harness::skip_without("nft")));
+    const KBPS: u32 = 16_000;
+    let mut ground = Ground::new().await;
+    // At a port on another host than the gateway's.
+    let mut limited = floating(Some([10, 0, 2, 10].into()), FLOATING);
+    let limit = Some(BandwidthLimit { max_kbps: KBPS, max_burst_kbps: 0 });
+    let world = ground.cloud.world.clone();
+    for (ingress, egress) in [(limit, None), (None, limit)] {
+        limited.qos = Some(QosSpec { ingress, egress, dscp_mark: egress.map(|_| 10) });
+        ground.gateway().floating_ips = vec![limited.clone()];
+        ground.converge().await;
+        let into = probe::bytes_per_second(&world, ground.ns(2), FLOATING.into());
+        let out = probe::bytes_per_second(ground.ns(2), &world, WORLD.into());
+        // Payload is 1400 of 1428 bytes that count.
+        let of_limit = |rate: f64| rate * 1428.0 / 1400.0 / (f64::from(KBPS) * 125.0);
+        println!("in {:.3}, out {:.3} of the limit", of_limit(into), of_limit(out));
+        for (rate, limited) in [(into, ingress.is_some()), (out, egress.is_some())] {
+            let share = of_limit(rate);
+            assert!(if limited { (0.95..1.05).contains(&share) } else { share > 1.5 }, "{share}");
+        }
+        // From inside, by the same address, nothing is limited.
+        assert!(of_limit(probe::bytes_per_second(ground.ns(0), ground.ns(2), FLOATING.into())) > 1.5);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -21,16 +21,20 @@ pub(super) fn limits(qos: Option<&QosSpec>) -> Result<(Vec<String>, Vec<String>)
     let Some(qos) = qos else { return Ok((Vec::new(), Vec::new())) };
     let mut out: Vec<String> = qos.egress.map(policer).transpose()?.into_iter().collect();
     if let Some(dscp) = qos.dscp_mark {
-        if dscp > DSCP_MAX {
-            return Err(SpecProblem::Qos("a DSCP mark is 0 to 63"));
-        }
+        let dscp = checked_dscp(dscp)?;
         out.push(format!("ether type ip ip dscp set {dscp}"));
         out.push(format!("ether type ip6 ip6 dscp set {dscp}"));
     }
     Ok((out, qos.ingress.map(policer).transpose()?.into_iter().collect()))
 }
 
-fn policer(limit: BandwidthLimit) -> Result<String, SpecProblem> {
+/// A DSCP that fits into its field.
+pub(crate) fn checked_dscp(dscp: u8) -> Result<u8, SpecProblem> {
+    if dscp > DSCP_MAX { Err(SpecProblem::Qos("a DSCP mark is 0 to 63")) } else { Ok(dscp) }
+}
+
+/// A rule that drops what is over a limit.
+pub(crate) fn policer(limit: BandwidthLimit) -> Result<String, SpecProblem> {
     let kbit = u64::from(limit.max_kbps);
     if kbit == 0 {
         return Err(SpecProblem::Qos("a bandwidth limit is at least 1 kbit/s"));

@@ -24,5 +24,6 @@ mod ports;
 mod rules;
 mod ruleset;
 
+pub(crate) use limits::{checked_dscp, policer};
 pub use ports::{Conntrack, Surroundings, filter};
 pub use ruleset::{Chain, Digest, Family, MARKER, Ruleset, TABLE};

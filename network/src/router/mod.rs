@@ -25,6 +25,7 @@ use crate::{
     Desired,
     filter::Ruleset,
     names::{MacAddress, NetworkKey, leading_bits, router_port_name},
+    spec::SpecProblem,
 };
 pub(crate) use plan::sysctl_paths;
 pub use plan::{
@@ -110,9 +111,9 @@ pub enum RouterProblem {
         "port forwarding of {0}: external and internal range differ in length, are empty, or start at different ports and have more than {SHIFTED_PORTS_MAX}"
     )]
     PortForwarding(Ipv4Addr),
-    /// What this host can't do.
-    #[error("{0} is not possible on this host yet")]
-    NotYet(&'static str),
+    /// QoS policy.
+    #[error("floating IP {0}: {1}")]
+    Qos(Ipv4Addr, SpecProblem),
 }
 
 /// A router that can be executed.

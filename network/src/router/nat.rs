@@ -6,12 +6,14 @@ use ipnet::IpNet;
 use mote_host_api::{ForwardedProtocol, PortForwarding, RouterGateway, RouterSpec};
 
 use super::{FLOATING_IPS_MAX, RouterProblem, SHIFTED_PORTS_MAX, link_name};
-use crate::filter::{Chain, Family, Ruleset};
+use crate::filter::{Chain, Family, Ruleset, checked_dscp, policer};
 
 const PREROUTING: &str = "type nat hook prerouting priority -100; policy accept;";
 const POSTROUTING: &str = "type nat hook postrouting priority 100; policy accept;";
 const FORWARD: &str = "type filter hook forward priority 0; policy accept;";
 const MARKING: &str = "type filter hook prerouting priority -150; policy accept;";
+const LIMIT_IN: &str = "type filter hook prerouting priority -140; policy accept;";
+const LIMIT_OUT: &str = "type filter hook postrouting priority 150; policy accept;";
 const ADDRESS_MAP: &str = "type ipv4_addr : ipv4_addr;";
 /// Mark of what goes from an inner network to a floating IP: its answers must come back through here.
 const HAIRPIN: &str = "0x1";
@@ -29,12 +31,10 @@ pub(super) fn ruleset(router: &RouterSpec, gateway: &RouterGateway) -> Result<Ru
     if gateway.floating_ips.len() > FLOATING_IPS_MAX {
         return Err(RouterProblem::TooMany);
     }
-    if gateway.floating_ips.iter().any(|ip| ip.qos.is_some()) {
-        return Err(RouterProblem::NotYet("a QoS policy of a floating IP"));
-    }
     let external = external.ok_or(RouterProblem::NoExternalAddress)?;
     let link = link_name(gateway.port_id);
     sets(&mut ruleset, gateway);
+    limit(&mut ruleset, gateway, &link)?;
     ruleset.set(Family::Inet, "sources", "type ipv4_addr;").elements.insert(external.to_string(), None);
 
     let mark = vec![format!("iifname != \"{link}\" ip daddr @floating meta mark set {HAIRPIN}")];
@@ -94,6 +94,36 @@ fn sets(ruleset: &mut Ruleset, gateway: &RouterGateway) {
             put("outwards", "", fixed.to_string(), Some(floating));
         }
     }
+}
+
+/// Policers of floating IPs, by their addresses as the world sees them: before what comes in is translated, after what goes
+/// out is. Traffic between the router's own networks isn't limited, as in Neutron.
+fn limit(ruleset: &mut Ruleset, gateway: &RouterGateway, link: &str) -> Result<(), RouterProblem> {
+    let limited: Vec<_> = gateway.floating_ips.iter().filter_map(|ip| Some((ip, ip.qos.as_ref()?))).collect();
+    if limited.is_empty() {
+        return Ok(());
+    }
+    for (ip, qos) in limited {
+        let address = ip.floating_ip_address;
+        let refuse = |problem| RouterProblem::Qos(address, problem);
+        let into = qos.ingress.map(policer).transpose().map_err(refuse)?;
+        let out = qos.egress.map(policer).transpose().map_err(refuse)?;
+        let dscp = qos.dscp_mark.map(checked_dscp).transpose().map_err(refuse)?;
+        let dscp = dscp.map(|dscp| format!("ip dscp set {dscp}"));
+        for (direction, rules) in
+            [("in", into.into_iter().collect()), ("out", Vec::from_iter(out.into_iter().chain(dscp)))]
+        {
+            let chain = format!("{direction}-{}", ip.id.0.simple());
+            ruleset.rules(Family::Inet, chain.as_str(), rules);
+            let map = ruleset.set(Family::Inet, format!("limited-{direction}"), "type ipv4_addr : verdict;");
+            map.elements.insert(address.to_string(), Some(format!("jump {chain}")));
+        }
+    }
+    let into = vec![format!("iifname \"{link}\" ip daddr vmap @limited-in")];
+    ruleset.chain(Family::Inet, "limit-in", Chain { hook: Some(LIMIT_IN), rules: into });
+    let out = vec![format!("oifname \"{link}\" ip saddr vmap @limited-out")];
+    ruleset.chain(Family::Inet, "limit-out", Chain { hook: Some(LIMIT_OUT), rules: out });
+    Ok(())
 }
 
 fn inner_ranges(router: &RouterSpec) -> Vec<String> {

@@ -73,7 +73,8 @@ pub fn udp(from: &str, to: &str, address: SocketAddr, answer: bool, expected: bo
 /// What of a flood of UDP arrives, once the bucket of a limit is empty.
 pub fn bytes_per_second(from: &str, to: &str, ip: IpAddr) -> f64 {
     let address = SocketAddr::new(ip, 5001);
-    let server = in_namespace(to, || UdpSocket::bind(address)).unwrap().unwrap();
+    // The address may be translated on the way.
+    let server = in_namespace(to, || UdpSocket::bind(("0.0.0.0", address.port()))).unwrap().unwrap();
     let client = in_namespace(from, || UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
     client.connect(address).unwrap();
     server.set_read_timeout(Some(PATIENCE)).unwrap();

@@ -1,4 +1,4 @@
-//! Benchmarks of mote-vmm beside its peers, and of the controller. They measure and print; they don't pass or fail.
+//! Benchmarks of mote-vmm beside its peers, of the controller, and of tenant networks. They measure and print; they don't pass or fail.
 #![forbid(unsafe_code)]
 
 use std::path::PathBuf;
@@ -11,6 +11,7 @@ mod block;
 mod candidate;
 mod measure;
 mod net;
+mod network;
 mod startup;
 mod table;
 
@@ -47,6 +48,12 @@ enum Command {
     /// frames sent and received, 60 KiB frames to be segmented, and echo round trips answered by the host's network
     /// stack. Prints min / median / max of the rounds, and how mote-vmm compares to the best of the peers.
     Net(NetArguments),
+    /// Tenant networks on hosts
+    ///
+    /// In network namespaces made for it: TCP between two ports of one host and of two hosts, without a filter, with a few
+    /// rules and with a hundred, beside a plain bridge and a plain VXLAN in the same run; how long a rule change takes on a
+    /// host with many ports, and a port from its creation until it is wired. Needs root.
+    Network(network::NetworkArguments),
 }
 
 /// What `net` measures.
@@ -149,6 +156,10 @@ fn main() -> Result<()> {
         Command::Net(arguments) => {
             let cases = net::run(&arguments)?;
             print(&cases, arguments.json, |cases| net::render(cases))
+        }
+        Command::Network(arguments) => {
+            let report = network::run(&arguments)?;
+            print(&report, arguments.json, network::render)
         }
         Command::Block(arguments) => {
             let cases = block::run(&arguments)?;
