@@ -107,12 +107,6 @@ async fn members(conn: &mut Conn, id: &str) -> Result<Vec<String>, ApiError> {
     Ok(sqlx::query_scalar(sql).bind(id).fetch_all(conn).await?)
 }
 
-/// The groups of a server.
-pub(super) async fn of_server(conn: &mut Conn, server_id: &str) -> Result<Vec<String>, ApiError> {
-    let sql = "SELECT group_id FROM server_group_members WHERE server_id = $1 ORDER BY group_id";
-    Ok(sqlx::query_scalar(sql).bind(server_id).fetch_all(conn).await?)
-}
-
 async fn find(conn: &mut Conn, ctx: &Ctx, id: &str) -> Result<Row, ApiError> {
     let project = ctx.require_project()?;
     let mut query = QueryBuilder::<Db>::new(SELECT);

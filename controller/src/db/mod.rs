@@ -61,6 +61,11 @@ const STATEMENT: Duration = Duration::from_secs(60);
 const STARTING: Duration = Duration::from_secs(30);
 /// Pause before it is asked again.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+/// Rows that SQLite's thread may be ahead of who reads them: with few, the two wait for each other row by row.
+const ROW_BUFFER: usize = 1024;
+/// Takes away what SQLite knows of how large tables are. It would be of some earlier day (of the empty tables of a new cloud,
+/// say), and make plans that read whole tables; without, it trusts the indexes.
+const STATISTICS: [&str; 2] = ["DROP TABLE IF EXISTS sqlite_stat1", "DROP TABLE IF EXISTS sqlite_stat4"];
 /// The advisory lock of the one writer: "mote".
 const WRITER_LOCK: &str = "SELECT pg_advisory_xact_lock(1836020837)";
 
@@ -162,10 +167,13 @@ async fn open_sqlite(state_dir: &Path) -> Result<Pools, DbError> {
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
         .busy_timeout(WRITE_WAIT)
-        .optimize_on_close(true, None);
+        .row_buffer_size(ROW_BUFFER);
     let mut first = sqlx::SqliteConnection::connect_with(&options).await.map_err(failed)?;
     let migrated = MIGRATIONS.run(&mut first).await;
     migrated.map_err(|source| DbError::Migrate { place: place.clone(), source })?;
+    for table in STATISTICS {
+        sqlx::query(table).execute(&mut first).await.map_err(failed)?;
+    }
     first.close().await.map_err(failed)?;
     let options = driver::Options::Sqlite(Box::new(options));
     let (write, read) = pools(options.clone(), options, READERS);
@@ -347,6 +355,22 @@ mod tests {
                 pools.read.close().await;
                 pools.write.close().await;
             }
+        }
+
+        #[tokio::test]
+        async fn statistics_of_an_earlier_day_are_forgotten_at_the_start() {
+            let dir = tempfile::tempdir().unwrap();
+            let pools = open(dir.path(), None).await.unwrap();
+            sqlx::query("ANALYZE").execute(&pools.write).await.unwrap();
+            pools.read.close().await;
+            pools.write.close().await;
+            let pools = open(dir.path(), None).await.unwrap();
+            let plan: Vec<(i64, i64, i64, String)> =
+                sqlx::query_as("EXPLAIN QUERY PLAN SELECT id FROM ports WHERE server_id = 'x'")
+                    .fetch_all(&pools.read)
+                    .await
+                    .unwrap();
+            assert!(plan[0].3.contains("ports_server"), "{plan:?}");
         }
 
         #[tokio::test]

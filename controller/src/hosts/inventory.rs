@@ -67,7 +67,7 @@ pub(crate) fn is_up(last_seen_us: i64) -> bool {
 pub(super) async fn rows(conn: &mut Conn) -> Result<Vec<HostRow>, ApiError> {
     let sql =
         "SELECT h.id, h.name, h.availability_zone, h.enabled, h.vcpus, h.memory_mib, h.disk_gib, h.kernel,
-            h.version, h.traits, h.last_seen_us, COUNT(s.id) AS servers,
+            h.version, h.traits, h.last_seen_us, COUNT(s.host_id) AS servers,
             CAST(COALESCE(SUM(s.vcpus + s.held_vcpus), 0) AS BIGINT) AS used_vcpus,
             CAST(COALESCE(SUM(s.memory_mib + s.held_memory_mib), 0) AS BIGINT) AS used_memory_mib,
             CAST(COALESCE(SUM(s.disk_claim_gib), 0) AS BIGINT) AS used_disk_gib

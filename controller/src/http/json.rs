@@ -3,9 +3,10 @@
 use axum::{
     body::Bytes,
     extract::{FromRequest, Request, rejection::BytesRejection},
+    response::{IntoResponse, Response},
 };
 use http::header;
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::error::ApiError;
 
@@ -45,6 +46,15 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         };
         ApiError::BadRequest(format!("{what}: {error}"))
     })
+}
+
+/// 200 with a JSON body that may borrow from what the handler has: it is serialized at once.
+///
+/// # Errors
+/// 500 if it has no form in JSON.
+pub fn answer<T: Serialize>(body: &T) -> Result<Response, ApiError> {
+    let body = serde_json::to_vec(body).map_err(ApiError::internal)?;
+    Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
 /// Why a body could not be read.

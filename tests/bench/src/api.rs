@@ -18,7 +18,8 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
 
 /// The administrator's password in the benchmark's own controller.
 const PASSWORD: &str = "bench-password";
@@ -28,6 +29,8 @@ const WARM_UP: Duration = Duration::from_millis(300);
 const MAX_BODY_BYTES: usize = 64 << 20;
 /// How long the controller may take to listen.
 const START_LIMIT: Duration = Duration::from_secs(60);
+/// Servers made.
+const CREATES: usize = 200;
 /// Servers of a page, as the target says.
 const PAGE: usize = 1000;
 
@@ -107,7 +110,7 @@ pub fn run(arguments: &ApiArguments) -> Result<Report> {
     let of = |given: &Option<PathBuf>, name: &str| given.clone().unwrap_or_else(|| beside.join(name));
     let program = of(&arguments.controller, "mote-controller");
     let state = tempfile::tempdir()?;
-    let server = prepare(arguments, &program, &of(&arguments.fill, "examples/fill_database"), state.path())?;
+    let filled = prepare(arguments, &program, &of(&arguments.fill, "examples/fill_database"), state.path())?;
     let controller = start(arguments, &program, state.path())?;
     thread::sleep(Duration::from_millis(500));
     let idle_mib = resident_mib(&controller)?;
@@ -117,11 +120,12 @@ pub fn run(arguments: &ApiArguments) -> Result<Report> {
         format!("GET {path} HTTP/1.1\r\nHost: bench\r\nX-Auth-Token: {token}\r\n{more}\r\n")
     };
     let validate = get("/identity/v3/auth/tokens", &format!("X-Subject-Token: {token}\r\n"));
-    let show = get(&format!("/compute/v2.1/servers/{server}"), "");
+    let show = get(&format!("/compute/v2.1/servers/{}", filled.server), "");
     let detail = get(&format!("/compute/v2.1/servers/detail?limit={PAGE}"), "");
     let measured = Duration::from_secs(arguments.seconds.into());
     let many = arguments.connections;
     let cases = vec![
+        case("floor: a route without database", &get("/", ""), at, many, measured)?,
         case("token by password", &log_in(), at, 4, measured)?,
         case("validate token", &validate, at, many, measured)?,
         case("validate token", &validate, at, 1, measured)?,
@@ -129,6 +133,7 @@ pub fn run(arguments: &ApiArguments) -> Result<Report> {
         case("show server", &show, at, 1, measured)?,
         case("list 1,000 servers in detail", &detail, at, 1, measured)?,
         all_pages(at, &token, arguments.servers)?,
+        creates(at, &token, &filled)?,
     ];
     let database = if arguments.database.is_some() { "PostgreSQL" } else { "SQLite" };
     Ok(Report { database, cases, idle_mib, after_mib: resident_mib(&controller)? })
@@ -144,8 +149,18 @@ fn command(arguments: &ApiArguments, program: &Path) -> Command {
     command
 }
 
-/// The id of a server.
-fn prepare(arguments: &ApiArguments, program: &Path, fill: &Path, state: &Path) -> Result<String> {
+/// What is in the filled database.
+#[derive(Debug, Deserialize)]
+struct Filled {
+    /// A server.
+    server: String,
+    /// An image that servers can be made of.
+    image: String,
+    /// Networks without a server yet.
+    networks: Vec<String>,
+}
+
+fn prepare(arguments: &ApiArguments, program: &Path, fill: &Path, state: &Path) -> Result<Filled> {
     let made = command(arguments, program).args(["bootstrap", "--state-dir"]).arg(state).output()?;
     ensure!(made.status.success(), "bootstrap: {}", String::from_utf8_lossy(&made.stderr));
     let counts = [arguments.servers, arguments.users, arguments.images].map(|count| count.to_string());
@@ -154,7 +169,7 @@ fn prepare(arguments: &ApiArguments, program: &Path, fill: &Path, state: &Path) 
         format!("{} (cargo build --release -p mote-controller --example fill_database)", fill.display())
     })?;
     ensure!(filled.status.success(), "filling: {}", String::from_utf8_lossy(&filled.stderr));
-    Ok(String::from_utf8(filled.stdout)?.trim().to_owned())
+    Ok(serde_json::from_slice(&filled.stdout)?)
 }
 
 fn start(arguments: &ApiArguments, program: &Path, state: &Path) -> Result<Controller> {
@@ -317,6 +332,48 @@ fn all_pages(address: SocketAddr, token: &str, servers: u32) -> Result<Case> {
     }
     ensure!(seen == usize::try_from(servers)?, "{seen} of {servers} servers were listed");
     summary("all servers, page by page of 1,000", 1, times, begun.elapsed())
+}
+
+/// Makes servers one after the other, each on one of a few small networks: an answer means that it is scheduled, since that
+/// is part of the transaction that makes it.
+fn creates(address: SocketAddr, token: &str, filled: &Filled) -> Result<Case> {
+    let mut connection = Connection::open(address)?;
+    let head =
+        format!("HTTP/1.1\r\nHost: bench\r\nX-Auth-Token: {token}\r\nContent-Type: application/json\r\n");
+    let project = {
+        let subject = format!("GET /identity/v3/auth/tokens {head}X-Subject-Token: {token}\r\n\r\n");
+        let (_, _, body) = connection.ask(subject.as_bytes())?;
+        let answer: serde_json::Value = serde_json::from_slice(body)?;
+        answer["token"]["project"]["id"].as_str().context("a project")?.to_owned()
+    };
+    let mut send = |method: &str, path: &str, body: &serde_json::Value| -> Result<serde_json::Value> {
+        let body = body.to_string();
+        let request = format!("{method} {path} {head}Content-Length: {}\r\n\r\n{body}", body.len());
+        let (status, _, body) = connection.ask(request.as_bytes())?;
+        ensure!((200..300).contains(&status), "{status} {}", String::from_utf8_lossy(body));
+        Ok(serde_json::from_slice(body)?)
+    };
+    let unlimited = json!({"quota_set": {"instances": -1, "cores": -1, "ram": -1}});
+    send("PUT", &format!("/compute/v2.1/os-quota-sets/{project}"), &unlimited)?;
+    let unlimited = json!({"quota": {"port": -1}});
+    send("PUT", &format!("/network/v2.0/quotas/{project}"), &unlimited)?;
+    let mut times = Vec::with_capacity(CREATES);
+    let begun = Instant::now();
+    for network in filled.networks.iter().cycle().take(CREATES) {
+        let server = json!({"server": {
+            "name": "new", "imageRef": filled.image, "flavorRef": "1", "networks": [{"uuid": network}],
+        }});
+        let asked = Instant::now();
+        send("POST", "/compute/v2.1/servers", &server)?;
+        times.push(asked.elapsed());
+    }
+    let took = begun.elapsed();
+    let servers = json!(null);
+    let list = send("GET", &format!("/compute/v2.1/servers/detail?limit={CREATES}"), &servers)?;
+    let scheduled = |server: &&serde_json::Value| server["OS-EXT-STS:task_state"] == "scheduling";
+    let count = list["servers"].as_array().context("servers")?.iter().filter(scheduled).count();
+    ensure!(count == CREATES, "{count} of {CREATES} servers were scheduled");
+    summary("create → scheduled", 1, times, took)
 }
 
 fn summary(name: &str, connections: u16, mut times: Vec<Duration>, took: Duration) -> Result<Case> {

@@ -101,8 +101,7 @@ pub(super) async fn create(
     let id = first.ok_or_else(|| ApiError::internal("a request for no server passed the checks"))?;
     tx.commit().await?;
     app.hub.wake_all(touched);
-    let links = view::links(&app, &id);
-    let location = links[0]["href"].as_str().unwrap_or_default().to_owned();
+    let (links, location) = (view::links(&app, &id), view::url(&app, &id));
     let server = json!({
         "id": id, "links": links, "OS-DCF:diskConfig": "MANUAL",
         "security_groups": group_names(&wanted.security_groups),

@@ -62,7 +62,7 @@ async fn of_server(
     version: Version,
 ) -> Result<(ServerRow, Vec<Value>), ApiError> {
     let row = row::visible(db, ctx, id).await?;
-    let addresses = server::addresses(db, Some(&row.id), None).await?;
+    let addresses = server::addresses(db, &row.id).await?;
     let attachments = attachments(&row, &addresses, version);
     Ok((row, attachments))
 }
@@ -149,7 +149,7 @@ async fn attach(
 ) -> Result<Json<Value>, ApiError> {
     let wish = wish(body, version)?;
     let (mut tx, row) = begin(&app, &ctx, &id).await?;
-    let before = server::addresses(&mut tx, Some(&row.id), None).await?;
+    let before = server::addresses(&mut tx, &row.id).await?;
     let mut ports: Vec<String> = before.iter().map(|address| address.port_id.clone()).collect();
     ports.dedup();
     if ports.len() >= MAX_NICS {
@@ -167,7 +167,7 @@ async fn attach(
         security_groups: &[],
     };
     let mut touched = server::plug(&mut tx, &plugged, std::slice::from_ref(&wish)).await?;
-    let after = server::addresses(&mut tx, Some(&row.id), None).await?;
+    let after = server::addresses(&mut tx, &row.id).await?;
     let new = after.iter().find(|address| !ports.contains(&address.port_id));
     let new = new.map(|address| address.port_id.clone());
     let new = new.ok_or_else(|| ApiError::internal("a port that was just plugged in is not there"))?;

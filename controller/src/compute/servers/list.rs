@@ -1,51 +1,30 @@
 //! `GET /servers` and `/servers/detail`.
 
 use crate::db::{Conn, Db};
-use std::{cmp::Ordering, collections::HashMap};
+use std::collections::HashMap;
 
-use axum::{Json, extract::State};
+use axum::{extract::State, response::Response};
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde::Serialize;
 use sqlx::QueryBuilder;
 
 use super::{
     super::{
-        state::{STATUSES, TaskState, has_status, power_state},
+        state::{STATUSES, has_status, power_state},
         versions::Version,
     },
-    row::{SELECT, ServerRow},
+    details::Details,
+    row::{SELECT_LISTED, SELECT_LISTED_SHORT, ServerRow},
     tags, view,
 };
 use crate::{
     app::App,
-    http::{context::Ctx, error::ApiError, query::Params},
-    network::ports::server::{self, ServerAddress},
+    http::{context::Ctx, error::ApiError, json::answer, query::Params},
 };
 
 /// Nova's `max_limit`: most servers in one answer.
 const MAX_LIMIT: usize = 1000;
 
-/// Keys of `sort_key` that mean something here.
-const SORT_KEYS: [&str; 18] = [
-    "availability_zone",
-    "created_at",
-    "display_description",
-    "display_name",
-    "host",
-    "image_ref",
-    "instance_type_id",
-    "key_name",
-    "launch_index",
-    "launched_at",
-    "locked",
-    "node",
-    "project_id",
-    "task_state",
-    "updated_at",
-    "user_id",
-    "uuid",
-    "vm_state",
-];
 /// Parameters that later microversions brought, and which.
 const SINCE: [(&str, u16); 6] = [
     ("tags", 26),
@@ -100,16 +79,21 @@ const KNOWN: [&str; 26] = [
     "launch_index",
 ];
 
+/// Rows read at a time while filters that aren't SQL choose among them.
+const CHUNK: usize = 1000;
+
 /// Short.
 pub(super) async fn brief(
     State(app): State<App>,
     ctx: Ctx,
     version: Version,
     params: Params,
-) -> Result<Json<Value>, ApiError> {
-    let page = page(&app, &ctx, version, &params).await?;
-    let servers: Vec<Value> = page.rows.iter().map(|row| view::brief(&app, row)).collect();
-    Ok(Json(page.answer(&app, &params, "servers", servers)))
+) -> Result<Response, ApiError> {
+    let page = Page::read(&app, &ctx, version, &params, Form::Brief).await?;
+    answer(&Answer {
+        servers: page.rows.iter().map(|row| view::brief(&app, row)).collect(),
+        servers_links: page.next(&app, &params, "servers"),
+    })
 }
 
 /// Full.
@@ -118,39 +102,82 @@ pub(super) async fn detail(
     ctx: Ctx,
     version: Version,
     params: Params,
-) -> Result<Json<Value>, ApiError> {
-    let mut page = page(&app, &ctx, version, &params).await?;
-    let mut tags = std::mem::take(&mut page.tags);
-    let none = Vec::new();
-    let servers = page
-        .rows
-        .iter()
-        .map(|row| {
-            let details = view::Details { tags: tags.remove(&row.id).unwrap_or_default(), groups: None };
-            let addresses = page.addresses.get(&row.id).unwrap_or(&none);
-            view::document(&app, &ctx, version, row, addresses, &details)
-        })
-        .collect::<Result<Vec<_>, _>>()?;
-    Ok(Json(page.answer(&app, &params, "servers/detail", servers)))
+) -> Result<Response, ApiError> {
+    let page = Page::read(&app, &ctx, version, &params, Form::Detailed).await?;
+    let none = Details::default();
+    let document = |row: &ServerRow| page.details.get(&row.id).unwrap_or(&none);
+    answer(&Answer {
+        servers: page
+            .rows
+            .iter()
+            .map(|row| view::document(&app, &ctx, (version, view::Form::Listed), row, document(row)))
+            .collect::<Result<Vec<_>, _>>()?,
+        servers_links: page.next(&app, &params, "servers/detail"),
+    })
 }
 
+#[derive(Debug, Serialize)]
+struct Answer<T> {
+    servers: Vec<T>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    servers_links: Option<[Next; 1]>,
+}
+
+#[derive(Debug, Serialize)]
+struct Next {
+    rel: &'static str,
+    href: String,
+}
+
+/// What of each server is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Brief,
+    Detailed,
+}
+
+/// A page of servers.
+#[derive(Debug, Default)]
 struct Page {
     rows: Vec<ServerRow>,
-    addresses: HashMap<String, Vec<ServerAddress>>,
-    tags: HashMap<String, Vec<String>>,
+    details: HashMap<String, Details>,
     more: bool,
 }
 
 impl Page {
-    fn answer(&self, app: &App, params: &Params, path: &str, servers: Vec<Value>) -> Value {
-        let mut answer = json!({ "servers": servers });
-        if let (true, Some(last)) = (self.more, self.rows.last()) {
-            let mut query = url_query(params.iter().filter(|(name, _)| *name != "marker"));
-            query.push_str(&format!("marker={}", last.id));
-            let href = format!("{}/compute/v2.1/{path}?{query}", app.config.public_url);
-            answer["servers_links"] = json!([{"rel": "next", "href": href}]);
+    async fn read(
+        app: &App,
+        ctx: &Ctx,
+        version: Version,
+        params: &Params,
+        form: Form,
+    ) -> Result<Self, ApiError> {
+        let project = project(ctx, version, params)?;
+        if params.boolean("deleted")? == Some(true) {
+            ctx.require_admin()?;
+            // Mote keeps no deleted servers.
+            return Ok(Self::default());
         }
-        answer
+        let limit = match params.number("limit")? {
+            Some(limit) => usize::try_from(limit).unwrap_or(MAX_LIMIT).min(MAX_LIMIT),
+            None => MAX_LIMIT,
+        };
+        let filters = Filters::parse(version, params)?;
+        let wish = Wish { project, params, order: order(params)?, filters: &filters, ctx, version };
+        // One snapshot: what is read after a server is what followed it then.
+        let mut tx = app.db.begin().await?;
+        let page = wish.page(&mut tx, limit, form).await?;
+        tx.commit().await?;
+        Ok(page)
+    }
+
+    /// Where the next page is, if there is one.
+    fn next(&self, app: &App, params: &Params, path: &str) -> Option<[Next; 1]> {
+        let last = self.rows.last().filter(|_| self.more)?;
+        let mut query = url_query(params.iter().filter(|(name, _)| *name != "marker"));
+        query.push_str(&format!("marker={}", last.id));
+        let href = format!("{}/compute/v2.1/{path}?{query}", app.config.public_url);
+        Some([Next { rel: "next", href }])
     }
 }
 
@@ -181,7 +208,8 @@ fn check_names(version: Version, params: &Params) -> Result<(), ApiError> {
     Ok(())
 }
 
-async fn page(app: &App, ctx: &Ctx, version: Version, params: &Params) -> Result<Page, ApiError> {
+/// Whose servers are asked for; `None` for all.
+fn project<'a>(ctx: &'a Ctx, version: Version, params: &'a Params) -> Result<Option<&'a str>, ApiError> {
     let own = ctx.require_project()?;
     check_names(version, params)?;
     let all = params.boolean("all_tenants").or_else(|error| match params.get("all_tenants") {
@@ -189,91 +217,148 @@ async fn page(app: &App, ctx: &Ctx, version: Version, params: &Params) -> Result
         Some("") => Ok(Some(true)),
         _ => Err(error),
     })?;
-    let project = match all == Some(true) {
+    match all == Some(true) {
         true => {
             ctx.require_admin()?;
-            params.get("project_id").or(params.get("tenant_id"))
+            Ok(params.get("project_id").or(params.get("tenant_id")))
         }
-        false => Some(own),
-    };
-    if params.boolean("deleted")? == Some(true) {
-        ctx.require_admin()?;
-        // Mote keeps no deleted servers.
-        return Ok(Page { rows: Vec::new(), addresses: HashMap::new(), tags: HashMap::new(), more: false });
+        false => Ok(Some(own)),
     }
-    let mut db = app.db.acquire().await?;
-    let mut rows = rows(&mut db, project, params, ctx.is_admin).await?;
-    let addresses = addresses(&mut db, project).await?;
-    let filters = Filters::parse(version, params)?;
-    let tags = match version.has(26) {
-        true => tags::of_servers(&mut db, project).await?,
-        false => HashMap::new(),
-    };
-    let (no_address, no_tag) = (Vec::new(), Vec::new());
-    rows.retain(|row| {
-        filters.pass(row, addresses.get(&row.id).unwrap_or(&no_address))
-            && filters.tags.pass(tags.get(&row.id).unwrap_or(&no_tag))
-    });
-    sort(&mut rows, params)?;
-    if let Some(marker) = params.get("marker") {
-        let shown: String = marker.chars().take(64).collect();
-        let found = rows.iter().position(|row| row.id == marker);
-        let at = found.ok_or_else(|| ApiError::BadRequest(format!("marker [{shown}] not found")))?;
-        rows.drain(..=at);
-    }
-    let limit = match params.number("limit")? {
-        Some(limit) => usize::try_from(limit).unwrap_or(MAX_LIMIT).min(MAX_LIMIT),
-        None => MAX_LIMIT,
-    };
-    let more = rows.len() > limit;
-    rows.truncate(limit);
-    Ok(Page { rows, addresses, tags, more })
 }
 
-/// The rows, narrowed by what is compared for equality.
-async fn rows(
-    db: &mut Conn,
-    project: Option<&str>,
-    params: &Params,
-    admin: bool,
-) -> Result<Vec<ServerRow>, ApiError> {
-    let mut query = QueryBuilder::<Db>::new(SELECT);
-    query.push(" WHERE TRUE");
-    if let Some(project) = project {
-        query.push(" AND servers.project_id = ").push_bind(project.to_owned());
-    }
-    for (name, column) in [
-        ("uuid", "servers.id"),
-        ("user_id", "servers.user_id"),
-        ("flavor", "servers.flavor_id"),
-        ("image", "servers.image_id"),
-        ("key_name", "servers.key_name"),
-        ("availability_zone", "servers.availability_zone"),
-        ("vm_state", "servers.vm_state"),
-        ("task_state", "servers.task_state"),
-        ("host", "hosts.name"),
-        ("node", "hosts.name"),
-        ("hostname", "servers.hostname"),
-    ] {
-        let Some(value) = params.get(name) else { continue };
-        if matches!(name, "host" | "node") && !admin {
-            continue; // As in Nova: this filter is for admins, others' are without effect.
-        }
-        query.push(" AND ").push(column).push(" = ").push_bind(value.to_owned());
-    }
-    query.push(" ORDER BY servers.created_us DESC, servers.id DESC");
-    Ok(query.build_query_as().fetch_all(db).await?)
+/// What is asked for.
+struct Wish<'a> {
+    project: Option<&'a str>,
+    params: &'a Params,
+    order: Vec<Key>,
+    filters: &'a Filters,
+    ctx: &'a Ctx,
+    version: Version,
 }
 
-async fn addresses(
-    db: &mut Conn,
-    project: Option<&str>,
-) -> Result<HashMap<String, Vec<ServerAddress>>, ApiError> {
-    let mut of_server = HashMap::<String, Vec<ServerAddress>>::new();
-    for address in server::addresses(db, None, project).await? {
-        of_server.entry(address.server_id.clone()).or_default().push(address);
+impl Wish<'_> {
+    async fn page(&self, db: &mut Conn, limit: usize, form: Form) -> Result<Page, ApiError> {
+        let mut page = Page::default();
+        let mut after = self.params.get("marker").map(str::to_owned);
+        if let Some(marker) = &after {
+            self.check_marker(db, marker).await?;
+        }
+        // One more than is shown tells whether there are more.
+        while page.rows.len() <= limit {
+            let wanted = if self.filters.in_sql() { limit + 1 - page.rows.len() } else { CHUNK };
+            let mut rows = self.rows(db, after.as_deref(), wanted).await?;
+            let ended = rows.len() < wanted;
+            after = rows.last().map(|row| row.id.clone());
+            rows.retain(|row| self.filters.pass(row));
+            if self.filters.need_details() {
+                let details = details(db, &rows).await?;
+                let none = Details::default();
+                rows.retain(|row| self.filters.pass_details(details.get(&row.id).unwrap_or(&none)));
+            }
+            page.rows.append(&mut rows);
+            if ended {
+                break;
+            }
+        }
+        page.more = page.rows.len() > limit;
+        page.rows.truncate(limit);
+        if form == Form::Detailed {
+            page.details = details(db, &page.rows).await?;
+        }
+        Ok(page)
     }
-    Ok(of_server)
+
+    /// A marker is any server that the asker may see here.
+    async fn check_marker(&self, db: &mut Conn, marker: &str) -> Result<(), ApiError> {
+        let owner: Option<String> = sqlx::query_scalar("SELECT project_id FROM servers WHERE id = $1")
+            .bind(marker)
+            .fetch_optional(db)
+            .await?;
+        match owner.is_some_and(|owner| self.project.is_none_or(|project| project == owner)) {
+            true => Ok(()),
+            false => {
+                let shown: String = marker.chars().take(64).collect();
+                Err(ApiError::BadRequest(format!("marker [{shown}] not found")))
+            }
+        }
+    }
+
+    /// The next rows after a server in the wanted order, as far as SQL chooses among them.
+    async fn rows(
+        &self,
+        db: &mut Conn,
+        after: Option<&str>,
+        limit: usize,
+    ) -> Result<Vec<ServerRow>, ApiError> {
+        let with_user_data = self.ctx.is_admin && self.version.has(3);
+        let mut query =
+            QueryBuilder::<Db>::new(if with_user_data { SELECT_LISTED } else { SELECT_LISTED_SHORT });
+        query.push(" WHERE TRUE");
+        if let Some(project) = self.project {
+            query.push(" AND servers.project_id = ").push_bind(project.to_owned());
+        }
+        for (name, column) in [
+            ("uuid", "servers.id"),
+            ("user_id", "servers.user_id"),
+            ("flavor", "servers.flavor_id"),
+            ("image", "servers.image_id"),
+            ("key_name", "servers.key_name"),
+            ("availability_zone", "servers.availability_zone"),
+            ("vm_state", "servers.vm_state"),
+            ("task_state", "servers.task_state"),
+            ("host", "hosts.name"),
+            ("node", "hosts.name"),
+            ("hostname", "servers.hostname"),
+        ] {
+            let Some(value) = self.params.get(name) else { continue };
+            if matches!(name, "host" | "node") && !self.ctx.is_admin {
+                continue; // As in Nova: this filter is for admins, others' are without effect.
+            }
+            query.push(" AND ").push(column).push(" = ").push_bind(value.to_owned());
+        }
+        self.filters.push(&mut query);
+        if let Some(id) = after {
+            push_after(&mut query, &self.order, id);
+        }
+        query.push(" ORDER BY ");
+        let mut keys = query.separated(", ");
+        for key in &self.order {
+            keys.push(key.expression).push_unseparated(if key.ascending { " ASC" } else { " DESC" });
+        }
+        query.push(" LIMIT ").push_bind(i64::try_from(limit).map_err(ApiError::internal)?);
+        Ok(query.build_query_as().fetch_all(db).await?)
+    }
+}
+
+async fn details(db: &mut Conn, rows: &[ServerRow]) -> Result<HashMap<String, Details>, ApiError> {
+    let ids: Vec<&str> = rows.iter().map(|row| row.id.as_str()).collect();
+    Details::of_all(db, &ids).await
+}
+
+/// Narrows to what comes after the server of this id, which is there.
+fn push_after(query: &mut QueryBuilder<Db>, order: &[Key], id: &str) {
+    const OF: &str = " FROM servers LEFT JOIN hosts ON hosts.id = servers.host_id WHERE servers.id = ";
+    let ascending = |key: &Key| key.ascending;
+    let expressions = |keys: &[Key]| keys.iter().map(|key| key.expression).collect::<Vec<_>>().join(", ");
+    if order.iter().all(ascending) || !order.iter().any(ascending) {
+        // What an index can be searched for.
+        let all = expressions(order);
+        let sign = if order.iter().all(ascending) { ">" } else { "<" };
+        query.push(format!(" AND ({all}) {sign} (SELECT {all}{OF}")).push_bind(id.to_owned()).push(")");
+        return;
+    }
+    query.push(" AND (FALSE");
+    for (index, key) in order.iter().enumerate() {
+        let (equal, sign) = (&order[..index], if key.ascending { ">" } else { "<" });
+        query.push(" OR (");
+        if !equal.is_empty() {
+            let all = expressions(equal);
+            query.push(format!("({all}) = (SELECT {all}{OF}")).push_bind(id.to_owned()).push(") AND ");
+        }
+        let of = key.expression;
+        query.push(format!("{of} {sign} (SELECT {of}{OF}")).push_bind(id.to_owned()).push("))");
+    }
+    query.push(")");
 }
 
 /// Filters that aren't equality.
@@ -315,25 +400,57 @@ impl Filters {
         })
     }
 
-    fn pass(&self, row: &ServerRow, addresses: &[ServerAddress]) -> bool {
+    /// Those that are comparisons of columns.
+    fn push(&self, query: &mut QueryBuilder<Db>) {
+        if let Some(since) = self.since_us {
+            query.push(" AND servers.updated_us >= ").push_bind(since);
+        }
+        if let Some(before) = self.before_us {
+            query.push(" AND servers.updated_us <= ").push_bind(before);
+        }
+        if let Some(locked) = self.locked {
+            query.push(if locked {
+                " AND servers.locked_by IS NOT NULL"
+            } else {
+                " AND servers.locked_by IS NULL"
+            });
+        }
+        if let Some(index) = self.launch_index {
+            query.push(" AND servers.launch_index = ").push_bind(i64::try_from(index).unwrap_or(-1));
+        }
+    }
+
+    /// Whether SQL alone chooses.
+    fn in_sql(&self) -> bool {
+        self.name.is_none()
+            && self.statuses.is_empty()
+            && self.description.is_none()
+            && self.power_state.is_none()
+            && !self.need_details()
+    }
+
+    /// What the row tells.
+    fn pass(&self, row: &ServerRow) -> bool {
         let is = |status: &String| has_status(row.vm_state(), row.task_state(), status);
-        let has = |pattern: &Pattern| {
-            addresses.iter().filter_map(ServerAddress::ip).any(|ip| pattern.matches(&ip.to_string()))
-        };
+        let description = || row.description.as_deref().unwrap_or_default();
+        let power = || u64::from(power_state(row.vm_state(), row.desired_power()));
         self.name.as_ref().is_none_or(|pattern| pattern.matches(&row.name))
-            && self.ip.as_ref().is_none_or(has)
             && (self.statuses.is_empty() || self.statuses.iter().any(is))
-            && self
-                .description
-                .as_ref()
-                .is_none_or(|pattern| pattern.matches(row.description.as_deref().unwrap_or_default()))
-            && self.locked.is_none_or(|locked| locked == row.locked_by.is_some())
-            && self
-                .power_state
-                .is_none_or(|state| u64::from(power_state(row.vm_state(), row.desired_power())) == state)
-            && self.launch_index.is_none_or(|index| u64::try_from(row.launch_index) == Ok(index))
-            && self.since_us.is_none_or(|since| row.updated_us >= since)
-            && self.before_us.is_none_or(|before| row.updated_us <= before)
+            && self.description.as_ref().is_none_or(|pattern| pattern.matches(description()))
+            && self.power_state.is_none_or(|state| power() == state)
+    }
+
+    /// Whether [`Filters::pass_details`] chooses.
+    fn need_details(&self) -> bool {
+        self.ip.is_some() || !self.tags.is_empty()
+    }
+
+    /// What is told beside the row.
+    fn pass_details(&self, details: &Details) -> bool {
+        let has = |pattern: &Pattern| {
+            details.addresses.iter().any(|address| pattern.matches(&address.ip.to_string()))
+        };
+        self.ip.as_ref().is_none_or(has) && self.tags.pass(&details.tags)
     }
 }
 
@@ -371,13 +488,20 @@ impl Pattern {
     }
 }
 
+/// What a list is ordered by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Key {
+    expression: &'static str,
+    ascending: bool,
+}
+
 /// By `sort_key` and `sort_dir`, each as often as wanted; newest first without.
-fn sort(rows: &mut [ServerRow], params: &Params) -> Result<(), ApiError> {
+fn order(params: &Params) -> Result<Vec<Key>, ApiError> {
     let refused =
         |name: &str| ApiError::BadRequest(format!("The parameter {name} has an unsupported value."));
     let mut keys: Vec<&str> = params.all("sort_key").collect();
     let directions: Vec<&str> = params.all("sort_dir").collect();
-    if let Some(unknown) = keys.iter().find(|key| !SORT_KEYS.contains(key)) {
+    if let Some(unknown) = keys.iter().find(|key| expression(key).is_none()) {
         let unknown: String = unknown.chars().take(64).collect();
         return Err(refused(&format!("sort_key ({unknown})")));
     }
@@ -386,40 +510,42 @@ fn sort(rows: &mut [ServerRow], params: &Params) -> Result<(), ApiError> {
     }
     let wanted = keys.len();
     keys.extend(["created_at", "uuid"]);
-    rows.sort_by(|a, b| {
-        let by_key = |(index, key): (usize, &&str)| {
-            let direction = directions.get(index).filter(|_| index < wanted.max(1));
-            match direction.or(directions.first().filter(|_| wanted == 0)) {
-                Some(&"asc") => compare(a, b, key),
-                _ => compare(b, a, key),
-            }
+    let mut order: Vec<Key> = Vec::new();
+    for (index, expression) in keys.into_iter().filter_map(expression).enumerate() {
+        let direction = match wanted {
+            0 => directions.first(),
+            _ => directions.get(index).filter(|_| index < wanted),
         };
-        keys.iter().enumerate().map(by_key).find(|order| order.is_ne()).unwrap_or(Ordering::Equal)
-    });
-    Ok(())
+        // The second time a key says nothing.
+        if !order.iter().any(|key| key.expression == expression) {
+            order.push(Key { expression, ascending: direction == Some(&"asc") });
+        }
+    }
+    Ok(order)
 }
 
-fn compare(a: &ServerRow, b: &ServerRow, key: &str) -> Ordering {
-    let word = |row: &ServerRow| row.task_state().map(TaskState::word);
-    match key {
-        "display_name" => a.name.cmp(&b.name),
-        "display_description" => a.description.cmp(&b.description),
-        "updated_at" => a.updated_us.cmp(&b.updated_us),
-        "launched_at" => a.launched_us.cmp(&b.launched_us),
-        "launch_index" => a.launch_index.cmp(&b.launch_index),
-        "uuid" => a.id.cmp(&b.id),
-        "host" | "node" => a.host_name.cmp(&b.host_name),
-        "availability_zone" => a.availability_zone.cmp(&b.availability_zone),
-        "instance_type_id" => a.flavor_id.cmp(&b.flavor_id),
-        "image_ref" => a.image_id.cmp(&b.image_id),
-        "key_name" => a.key_name.cmp(&b.key_name),
-        "project_id" => a.project_id.cmp(&b.project_id),
-        "user_id" => a.user_id.cmp(&b.user_id),
-        "vm_state" => a.vm_state().word().cmp(b.vm_state().word()),
-        "task_state" => word(a).cmp(&word(b)),
-        "locked" => a.locked_by.is_some().cmp(&b.locked_by.is_some()),
-        _ => a.created_us.cmp(&b.created_us),
-    }
+/// What a key means. Never NULL, so that comparisons are the same on both databases.
+fn expression(key: &str) -> Option<&'static str> {
+    Some(match key {
+        "availability_zone" => "servers.availability_zone",
+        "created_at" => "servers.created_us",
+        "display_description" => "COALESCE(servers.description, '')",
+        "display_name" => "servers.name",
+        "host" | "node" => "COALESCE(hosts.name, '')",
+        "image_ref" => "servers.image_id",
+        "instance_type_id" => "servers.flavor_id",
+        "key_name" => "COALESCE(servers.key_name, '')",
+        "launch_index" => "servers.launch_index",
+        "launched_at" => "COALESCE(servers.launched_us, 0)",
+        "locked" => "CASE WHEN servers.locked_by IS NULL THEN 0 ELSE 1 END",
+        "project_id" => "servers.project_id",
+        "task_state" => "COALESCE(servers.task_state, '')",
+        "updated_at" => "servers.updated_us",
+        "user_id" => "servers.user_id",
+        "uuid" => "servers.id",
+        "vm_state" => "servers.vm_state",
+        _ => return None,
+    })
 }
 
 #[cfg(test)]

@@ -12,15 +12,18 @@
 //! Handlers write what is wanted; [`super::state`] makes of hosts' reports what is.
 
 use axum::{
-    Json, Router,
+    Router,
     extract::{Path, State},
+    response::Response,
     routing::{get, post},
 };
 use http::StatusCode;
-use serde_json::{Value, json};
+use serde::Serialize;
+use serde_json::Value;
 
 mod actions;
 mod create;
+mod details;
 pub(super) mod input;
 mod interfaces;
 mod list;
@@ -37,12 +40,18 @@ use crate::{
     app::App,
     db::{Conn, now_us},
     hosts,
-    http::{context::Ctx, error::ApiError, json::JsonBody},
+    http::{
+        context::Ctx,
+        error::ApiError,
+        json::{JsonBody, answer},
+    },
     image::blobs,
     network::ports::server,
 };
+use details::Details;
 use input::Fields;
 use row::ServerRow;
+use view::Form;
 
 /// The routes.
 pub(super) fn routes() -> Router<App> {
@@ -62,10 +71,16 @@ async fn show(
     ctx: Ctx,
     version: Version,
     Path(id): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Response, ApiError> {
     let mut db = app.db.acquire().await?;
     let row = row::visible(&mut db, &ctx, &id).await?;
-    Ok(Json(json!({"server": whole(&app, &mut db, &ctx, version, &row).await?})))
+    whole(&app, &mut db, &ctx, version, &row).await
+}
+
+/// `{"server": …}`.
+#[derive(Debug, Serialize)]
+struct Whole<'a> {
+    server: view::Document<'a>,
 }
 
 async fn whole(
@@ -74,10 +89,9 @@ async fn whole(
     ctx: &Ctx,
     version: Version,
     row: &ServerRow,
-) -> Result<Value, ApiError> {
-    let addresses = server::addresses(db, Some(&row.id), None).await?;
-    let details = view::Details::of(db, version, row).await?;
-    view::document(app, ctx, version, row, &addresses, &details)
+) -> Result<Response, ApiError> {
+    let details = Details::of(db, &row.id).await?;
+    answer(&Whole { server: view::document(app, ctx, (version, Form::Single), row, &details)? })
 }
 
 /// A new display name, description (2.19) or host name (2.90). A new name leaves the guest's host name as it is.
@@ -87,7 +101,7 @@ async fn update(
     version: Version,
     Path(id): Path<String>,
     JsonBody(body): JsonBody<Value>,
-) -> Result<Json<Value>, ApiError> {
+) -> Result<Response, ApiError> {
     ctx.require_writer()?;
     let mut fields = Fields::open(body, "server", &[])?;
     let name = fields.has("name").then(|| input::server_name(&mut fields)).transpose()?;
@@ -121,7 +135,7 @@ async fn update(
     let document = whole(&app, &mut tx, &ctx, version, &row).await?;
     tx.commit().await?;
     app.hub.wake_all(touched);
-    Ok(Json(json!({ "server": document })))
+    Ok(document)
 }
 
 async fn delete(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<StatusCode, ApiError> {

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::{
     actions::check_lock,
+    details::Details,
     input::{self, Fields},
     row::{self, ServerRow},
     view,
@@ -22,7 +23,7 @@ use crate::{
     db::now_us,
     hosts::{self, Touched},
     http::{context::Ctx, error::ApiError, json::JsonBody},
-    network::ports::server::{self, ServerAddress},
+    network::ports::server,
 };
 
 /// The routes.
@@ -41,16 +42,15 @@ pub(super) fn routes() -> Router<App> {
 
 type Id = Path<String>;
 
-async fn find(app: &App, ctx: &Ctx, id: &str) -> Result<(ServerRow, Vec<ServerAddress>), ApiError> {
+async fn find(app: &App, ctx: &Ctx, id: &str) -> Result<Details, ApiError> {
     let mut db = app.db.acquire().await?;
     let row = row::visible(&mut db, ctx, id).await?;
-    let addresses = server::addresses(&mut db, Some(&row.id), None).await?;
-    Ok((row, addresses))
+    Details::of(&mut db, &row.id).await
 }
 
 async fn ips(State(app): State<App>, ctx: Ctx, Path(id): Id) -> Result<Json<Value>, ApiError> {
-    let (_, addresses) = find(&app, &ctx, &id).await?;
-    Ok(Json(json!({"addresses": short(&addresses)})))
+    let details = find(&app, &ctx, &id).await?;
+    Ok(Json(json!({"addresses": view::addresses(&details.addresses, false)})))
 }
 
 async fn ips_of(
@@ -58,22 +58,11 @@ async fn ips_of(
     ctx: Ctx,
     Path((id, network)): Path<(String, String)>,
 ) -> Result<Json<Value>, ApiError> {
-    let (_, addresses) = find(&app, &ctx, &id).await?;
-    let list = short(&addresses)[&network].take();
-    match list.is_null() {
-        true => Err(ApiError::NotFound("Instance is not a member of specified network".into())),
-        false => Ok(Json(json!({ network: list }))),
+    let details = find(&app, &ctx, &id).await?;
+    match view::addresses(&details.addresses, false).get(network.as_str()) {
+        None => Err(ApiError::NotFound("Instance is not a member of specified network".into())),
+        Some(list) => Ok(Json(json!({ network: list }))),
     }
-}
-
-/// Addresses without the extensions' fields.
-fn short(addresses: &[ServerAddress]) -> Value {
-    let mut networks = view::addresses(addresses);
-    let entries = networks.as_object_mut().into_iter().flat_map(|networks| networks.values_mut());
-    for entry in entries.filter_map(Value::as_array_mut).flatten().filter_map(Value::as_object_mut) {
-        entry.retain(|name, _| !name.contains(':'));
-    }
-    networks
 }
 
 async fn volumes(State(app): State<App>, ctx: Ctx, Path(id): Id) -> Result<Json<Value>, ApiError> {
@@ -88,7 +77,7 @@ async fn security_groups(State(app): State<App>, ctx: Ctx, Path(id): Id) -> Resu
 }
 
 async fn metadata(State(app): State<App>, ctx: Ctx, Path(id): Id) -> Result<Json<Value>, ApiError> {
-    let (row, _) = find(&app, &ctx, &id).await?;
+    let row = row::visible(&mut *app.db.acquire().await?, &ctx, &id).await?;
     Ok(Json(json!({"metadata": row.metadata()?})))
 }
 
@@ -97,7 +86,7 @@ async fn metadata_item(
     ctx: Ctx,
     Path((id, key)): Path<(String, String)>,
 ) -> Result<Json<Value>, ApiError> {
-    let (row, _) = find(&app, &ctx, &id).await?;
+    let row = row::visible(&mut *app.db.acquire().await?, &ctx, &id).await?;
     let value = row.metadata()?.remove(&key).ok_or_else(no_item)?;
     Ok(Json(json!({"meta": {key: value}})))
 }

@@ -66,18 +66,36 @@ pub(super) struct ServerRow {
     pub(super) launched_us: Option<i64>,
 }
 
+/// The statement that reads [`ServerRow`]s, with these in place of its three large columns.
+macro_rules! select {
+    ($boot:literal, $rescue:literal, $user_data:literal) => {
+        concat!(
+            "SELECT servers.id, servers.project_id, servers.user_id, servers.name, servers.flavor_id,
+                servers.image_id, servers.key_name, servers.metadata, servers.description, servers.hostname,
+                servers.launch_index, servers.locked_by, servers.locked_reason, servers.flavor_name,
+                servers.vcpus, servers.memory_mib, servers.disk_gib, servers.disk_claim_gib,
+                servers.flavor_extra_specs, servers.disk_number, servers.disk_last, servers.resized_from,
+                servers.shelved_image_id, servers.desired_power, servers.availability_zone, servers.host_id,
+                hosts.name AS host_name, hosts.enabled AS host_enabled, hosts.last_seen_us AS host_seen_us,
+                servers.deleting, servers.vm_state, servers.task_state, servers.fault_code,
+                servers.fault_message, servers.fault_us, servers.created_us, servers.updated_us,
+                servers.launched_us, ",
+            $boot,
+            " AS boot, ",
+            $rescue,
+            " AS rescue, ",
+            $user_data,
+            " AS user_data FROM servers LEFT JOIN hosts ON hosts.id = servers.host_id "
+        )
+    };
+}
+
 /// What [`ServerRow`] is read from.
-pub(super) const SELECT: &str = "SELECT servers.id, servers.project_id, servers.user_id, servers.name,
-        servers.flavor_id, servers.image_id, servers.key_name, servers.metadata, servers.description,
-        servers.hostname, servers.launch_index, servers.locked_by, servers.locked_reason, servers.flavor_name,
-        servers.vcpus, servers.memory_mib, servers.disk_gib, servers.disk_claim_gib, servers.flavor_extra_specs,
-        servers.boot, servers.disk_number, servers.disk_last, servers.resized_from, servers.rescue,
-        servers.shelved_image_id, servers.desired_power,
-        servers.availability_zone, servers.host_id, hosts.name AS host_name, hosts.enabled AS host_enabled,
-        hosts.last_seen_us AS host_seen_us, servers.user_data, servers.deleting,
-        servers.vm_state, servers.task_state, servers.fault_code, servers.fault_message, servers.fault_us,
-        servers.created_us, servers.updated_us, servers.launched_us
-    FROM servers LEFT JOIN hosts ON hosts.id = servers.host_id ";
+pub(super) const SELECT: &str = select!("servers.boot", "servers.rescue", "servers.user_data");
+/// The same for lists, which don't show what servers boot; with user data.
+pub(super) const SELECT_LISTED: &str = select!("''", "NULL", "servers.user_data");
+/// The same without user data.
+pub(super) const SELECT_LISTED_SHORT: &str = select!("''", "NULL", "NULL");
 
 impl ServerRow {
     /// Nova's `vm_state`.

@@ -1,7 +1,5 @@
 //! Tags of servers (2.26).
 
-use std::collections::HashMap;
-
 use axum::{
     Json, Router,
     extract::{Path, State},
@@ -31,25 +29,6 @@ pub(super) fn routes() -> Router<App> {
 pub(super) async fn of_server(db: &mut Conn, id: &str) -> Result<Vec<String>, ApiError> {
     let sql = "SELECT tag FROM server_tags WHERE server_id = $1 ORDER BY tag";
     Ok(sqlx::query_scalar(sql).bind(id).fetch_all(db).await?)
-}
-
-/// Of all servers of a project, or of all, by server.
-pub(super) async fn of_servers(
-    db: &mut Conn,
-    project: Option<&str>,
-) -> Result<HashMap<String, Vec<String>>, ApiError> {
-    let rows: Vec<(String, String)> = sqlx::query_as(
-        "SELECT t.server_id, t.tag FROM server_tags t JOIN servers s ON s.id = t.server_id
-         WHERE (CAST($1 AS TEXT) IS NULL OR s.project_id = $1) ORDER BY t.server_id, t.tag",
-    )
-    .bind(project)
-    .fetch_all(db)
-    .await?;
-    let mut tags: HashMap<String, Vec<String>> = HashMap::new();
-    for (server, tag) in rows {
-        tags.entry(server).or_default().push(tag);
-    }
-    Ok(tags)
 }
 
 fn known(version: Version) -> Result<(), ApiError> {
@@ -203,6 +182,11 @@ impl Filter {
             not_all: list("not-tags"),
             not_any: list("not-tags-any"),
         }
+    }
+
+    /// Whether it lets all pass.
+    pub(super) fn is_empty(&self) -> bool {
+        [&self.all, &self.any, &self.not_all, &self.not_any].into_iter().all(Vec::is_empty)
     }
 
     pub(super) fn pass(&self, tags: &[String]) -> bool {

@@ -1,62 +1,121 @@
 //! Servers as Nova shows them, by microversion.
+//!
+//! The documents are serialized as they are, without a tree of JSON in between: a page has a thousand of them.
 
-use serde_json::{Map, Value, json};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Display, Formatter},
+};
+
+use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha224};
 
 use super::{
     super::{
-        server_groups,
         state::{VmState, power_state},
         versions::Version,
     },
+    details::{Address, Details},
     row::ServerRow,
-    tags,
 };
 use crate::{
     app::App,
-    db::{Conn, rfc3339_s},
+    db::rfc3339_s,
     http::{context::Ctx, error::ApiError},
-    network::ports::server::ServerAddress,
 };
 
 /// Where a guest finds its first disk.
 const ROOT_DEVICE: &str = "/dev/vda";
 
-/// `{id, links}` of something in compute or image.
-fn reference(app: &App, path: &str, id: &str) -> Value {
-    let href = format!("{}/{path}/{id}", app.config.public_url);
-    json!({"id": id, "links": [{"rel": "bookmark", "href": href}]})
+/// A URL below the controller's own.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Href<'a> {
+    base: &'a str,
+    path: &'static str,
+    id: &'a str,
 }
 
-/// Where a server is found.
-pub(super) fn links(app: &App, id: &str) -> Value {
-    let base = &app.config.public_url;
-    json!([
-        {"rel": "self", "href": format!("{base}/compute/v2.1/servers/{id}")},
-        {"rel": "bookmark", "href": format!("{base}/compute/servers/{id}")},
-    ])
+impl Display for Href<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.base, self.path, self.id)
+    }
+}
+
+impl Serialize for Href<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Where something is found.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Link<'a> {
+    rel: &'static str,
+    href: Href<'a>,
+}
+
+/// Where a server is found: by this API's version, and for ever.
+pub(super) fn links<'a>(app: &'a App, id: &'a str) -> [Link<'a>; 2] {
+    let base = app.config.public_url.as_str();
+    [
+        Link { rel: "self", href: Href { base, path: "compute/v2.1/servers", id } },
+        Link { rel: "bookmark", href: Href { base, path: "compute/servers", id } },
+    ]
+}
+
+/// A server's own URL.
+pub(super) fn url(app: &App, id: &str) -> String {
+    links(app, id)[0].href.to_string()
+}
+
+/// `{id, links}` of something in compute or image.
+#[derive(Debug, Serialize)]
+struct Reference<'a> {
+    id: &'a str,
+    links: [Link<'a>; 1],
+}
+
+fn reference<'a>(app: &'a App, path: &'static str, id: &'a str) -> Reference<'a> {
+    let href = Href { base: &app.config.public_url, path, id };
+    Reference { id, links: [Link { rel: "bookmark", href }] }
 }
 
 /// The short form of lists.
-pub(super) fn brief(app: &App, row: &ServerRow) -> Value {
-    json!({"id": row.id, "name": row.name, "links": links(app, &row.id)})
+#[derive(Debug, Serialize)]
+pub(super) struct Brief<'a> {
+    id: &'a str,
+    name: &'a str,
+    links: [Link<'a>; 2],
 }
 
-/// Addresses by network's name.
-pub(super) fn addresses<'a>(addresses: impl IntoIterator<Item = &'a ServerAddress>) -> Value {
-    let mut networks = Map::new();
+/// The short form of lists.
+pub(super) fn brief<'a>(app: &'a App, row: &'a ServerRow) -> Brief<'a> {
+    Brief { id: &row.id, name: &row.name, links: links(app, &row.id) }
+}
+
+/// One address, with what extensions add in the full form.
+#[derive(Debug, Serialize)]
+pub(super) struct AddressView<'a> {
+    version: u8,
+    addr: std::net::IpAddr,
+    #[serde(rename = "OS-EXT-IPS:type", skip_serializing_if = "Option::is_none")]
+    kind: Option<&'static str>,
+    #[serde(rename = "OS-EXT-IPS-MAC:mac_addr", skip_serializing_if = "Option::is_none")]
+    mac_address: Option<&'a str>,
+}
+
+/// Addresses by network's name; `full` with what extensions add.
+pub(super) fn addresses(addresses: &[Address], full: bool) -> BTreeMap<&str, Vec<AddressView<'_>>> {
+    let mut networks = BTreeMap::<&str, Vec<AddressView<'_>>>::new();
     for address in addresses {
-        let Some(ip) = address.ip() else { continue };
-        let entry = json!({
-            "version": if ip.is_ipv4() { 4 } else { 6 }, "addr": ip.to_string(), "OS-EXT-IPS:type": "fixed",
-            "OS-EXT-IPS-MAC:mac_addr": address.mac_address,
+        networks.entry(&address.network).or_default().push(AddressView {
+            version: if address.ip.is_ipv4() { 4 } else { 6 },
+            addr: address.ip,
+            kind: full.then_some("fixed"),
+            mac_address: full.then_some(&address.mac_address),
         });
-        let list = networks.entry(address.network_name.clone()).or_insert_with(|| json!([]));
-        if let Value::Array(list) = list {
-            list.push(entry);
-        }
     }
-    Value::Object(networks)
+    networks
 }
 
 /// The same for all servers of a project on a host, and says nothing else: as in Nova.
@@ -67,24 +126,142 @@ pub(super) fn host_id(row: &ServerRow) -> String {
     }
 }
 
-/// What is shown of a server beside its row and its addresses.
-#[derive(Debug, Default)]
-pub(super) struct Details {
-    /// Since 2.26.
-    pub(super) tags: Vec<String>,
-    /// Of a single server, since 2.71.
-    pub(super) groups: Option<Vec<String>>,
+/// A flavor: by reference, and since 2.47 as it was.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum FlavorView<'a> {
+    Reference(Reference<'a>),
+    Copy {
+        vcpus: i64,
+        ram: i64,
+        disk: i64,
+        ephemeral: u8,
+        swap: u8,
+        original_name: &'a str,
+        extra_specs: BTreeMap<String, String>,
+    },
 }
 
-impl Details {
-    /// Those of one server.
-    pub(super) async fn of(db: &mut Conn, version: Version, row: &ServerRow) -> Result<Self, ApiError> {
-        let groups = match version.has(71) {
-            true => Some(server_groups::of_server(db, &row.id).await?),
-            false => None,
-        };
-        Ok(Self { tags: tags::of_server(db, &row.id).await?, groups })
-    }
+#[derive(Debug, Serialize)]
+struct Fault<'a> {
+    code: i64,
+    message: Option<&'a str>,
+    created: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    details: Option<&'a str>,
+}
+
+/// The name of something.
+#[derive(Debug, Serialize)]
+struct Name<'a> {
+    name: &'a str,
+}
+
+/// What only administrators see.
+#[derive(Debug, Serialize)]
+struct ForAdmins<'a> {
+    #[serde(rename = "OS-EXT-SRV-ATTR:host")]
+    host: Option<&'a str>,
+    #[serde(rename = "OS-EXT-SRV-ATTR:hypervisor_hostname")]
+    hypervisor_hostname: Option<&'a str>,
+    #[serde(rename = "OS-EXT-SRV-ATTR:instance_name")]
+    instance_name: &'a str,
+}
+
+/// What only administrators see, since 2.3.
+#[derive(Debug, Serialize)]
+struct ForAdminsSince3<'a> {
+    #[serde(rename = "OS-EXT-SRV-ATTR:launch_index")]
+    launch_index: i64,
+    #[serde(rename = "OS-EXT-SRV-ATTR:reservation_id")]
+    reservation_id: Option<&'a str>,
+    #[serde(rename = "OS-EXT-SRV-ATTR:kernel_id")]
+    kernel_id: &'a str,
+    #[serde(rename = "OS-EXT-SRV-ATTR:ramdisk_id")]
+    ramdisk_id: &'a str,
+    #[serde(rename = "OS-EXT-SRV-ATTR:root_device_name")]
+    root_device_name: &'a str,
+    #[serde(rename = "OS-EXT-SRV-ATTR:user_data")]
+    user_data: Option<&'a str>,
+}
+
+/// The full form. A field that a microversion doesn't have is `None`, one that it has and that is null is `Some(None)`.
+#[derive(Debug, Serialize)]
+pub(super) struct Document<'a> {
+    id: &'a str,
+    name: &'a str,
+    status: &'static str,
+    tenant_id: &'a str,
+    user_id: &'a str,
+    #[serde(rename = "hostId")]
+    host_id: String,
+    links: [Link<'a>; 2],
+    addresses: BTreeMap<&'a str, Vec<AddressView<'a>>>,
+    #[serde(rename = "accessIPv4")]
+    access_ipv4: &'static str,
+    #[serde(rename = "accessIPv6")]
+    access_ipv6: &'static str,
+    image: Reference<'a>,
+    flavor: FlavorView<'a>,
+    created: String,
+    updated: String,
+    metadata: BTreeMap<String, String>,
+    key_name: Option<&'a str>,
+    config_drive: &'static str,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    security_groups: Vec<Name<'a>>,
+    #[serde(rename = "OS-DCF:diskConfig")]
+    disk_config: &'static str,
+    #[serde(rename = "OS-EXT-AZ:availability_zone")]
+    availability_zone: &'a str,
+    #[serde(rename = "OS-EXT-STS:vm_state")]
+    vm_state: &'static str,
+    #[serde(rename = "OS-EXT-STS:task_state")]
+    task_state: Option<&'static str>,
+    #[serde(rename = "OS-EXT-STS:power_state")]
+    power_state: u8,
+    #[serde(rename = "OS-SRV-USG:launched_at")]
+    launched_at: Option<String>,
+    #[serde(rename = "OS-SRV-USG:terminated_at")]
+    terminated_at: Option<&'static str>,
+    #[serde(rename = "os-extended-volumes:volumes_attached")]
+    volumes_attached: [&'static str; 0],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fault: Option<Fault<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress: Option<u8>,
+    #[serde(flatten)]
+    for_admins: Option<ForAdmins<'a>>,
+    #[serde(flatten)]
+    for_admins_since_3: Option<ForAdminsSince3<'a>>,
+    #[serde(rename = "OS-EXT-SRV-ATTR:hostname", skip_serializing_if = "Option::is_none")]
+    hostname: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    locked: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    host_status: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<Option<&'a str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tags: Option<&'a [String]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trusted_image_certificates: Option<Option<&'a str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    server_groups: Option<&'a [String]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    locked_reason: Option<Option<&'a str>>,
+    /// Of a rebuild.
+    #[serde(rename = "adminPass", skip_serializing_if = "Option::is_none")]
+    pub(super) admin_pass: Option<String>,
+}
+
+/// Whether a document is of one server or of a page of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// With its server groups (2.71).
+    Single,
+    /// In a list.
+    Listed,
 }
 
 /// The full form.
@@ -92,93 +269,82 @@ impl Details {
 /// # Errors
 /// 500 if the row's metadata is broken.
 pub(super) fn document<'a>(
-    app: &App,
+    app: &'a App,
     ctx: &Ctx,
-    version: Version,
-    row: &ServerRow,
-    its_addresses: impl IntoIterator<Item = &'a ServerAddress>,
-    details: &Details,
-) -> Result<Value, ApiError> {
-    let mut server = json!({
-        "id": row.id, "name": row.name, "status": row.status(), "tenant_id": row.project_id,
-        "user_id": row.user_id, "hostId": host_id(row), "links": links(app, &row.id),
-        "addresses": addresses(its_addresses), "accessIPv4": "", "accessIPv6": "",
-        "image": reference(app, "compute/images", &row.image_id),
-        "flavor": reference(app, "compute/flavors", &row.flavor_id),
-        "created": rfc3339_s(row.created_us), "updated": rfc3339_s(row.updated_us),
-        "metadata": row.metadata()?, "key_name": row.key_name, "config_drive": "", "security_groups": [],
-        "OS-DCF:diskConfig": "MANUAL",
-        "OS-EXT-AZ:availability_zone": row.availability_zone,
-        "OS-EXT-STS:vm_state": row.vm_state().word(),
-        "OS-EXT-STS:task_state": row.task_state().map(|task| task.word()),
-        "OS-EXT-STS:power_state": power_state(row.vm_state(), row.desired_power()),
-        "OS-SRV-USG:launched_at": row.launched_us.map(launched_at),
-        "OS-SRV-USG:terminated_at": null,
-        "os-extended-volumes:volumes_attached": [],
-    });
-    match row.vm_state() {
-        VmState::Error => server["fault"] = fault(ctx, row),
+    (version, form): (Version, Form),
+    row: &'a ServerRow,
+    details: &'a Details,
+) -> Result<Document<'a>, ApiError> {
+    let admin = ctx.is_admin;
+    let (vm_state, task_state) = (row.vm_state(), row.task_state());
+    Ok(Document {
+        id: &row.id,
+        name: &row.name,
+        status: row.status(),
+        tenant_id: &row.project_id,
+        user_id: &row.user_id,
+        host_id: host_id(row),
+        links: links(app, &row.id),
+        addresses: addresses(&details.addresses, true),
+        access_ipv4: "",
+        access_ipv6: "",
+        image: reference(app, "compute/images", &row.image_id),
+        flavor: flavor(app, version, row)?,
+        created: rfc3339_s(row.created_us),
+        updated: rfc3339_s(row.updated_us),
+        metadata: row.metadata()?,
+        key_name: row.key_name.as_deref(),
+        config_drive: "",
+        security_groups: details.security_groups.iter().map(|name| Name { name }).collect(),
+        disk_config: "MANUAL",
+        availability_zone: &row.availability_zone,
+        vm_state: vm_state.word(),
+        task_state: task_state.map(|task| task.word()),
+        power_state: power_state(vm_state, row.desired_power()),
+        launched_at: row.launched_us.map(launched_at),
+        terminated_at: None,
+        volumes_attached: [],
+        fault: (vm_state == VmState::Error).then(|| fault(ctx, row)),
         // Nova shows a progress in the states that have one.
-        VmState::Building | VmState::Active | VmState::Resized => server["progress"] = json!(0),
-        _ => {}
-    }
-    if ctx.is_admin {
-        server["OS-EXT-SRV-ATTR:host"] = json!(row.host_name);
-        server["OS-EXT-SRV-ATTR:hypervisor_hostname"] = json!(row.host_name);
-        server["OS-EXT-SRV-ATTR:instance_name"] = json!(row.id);
-    }
-    by_version(&mut server, ctx, version, row, details)?;
-    Ok(server)
+        progress: matches!(vm_state, VmState::Building | VmState::Active | VmState::Resized).then_some(0),
+        for_admins: admin.then(|| ForAdmins {
+            host: row.host_name.as_deref(),
+            hypervisor_hostname: row.host_name.as_deref(),
+            instance_name: &row.id,
+        }),
+        for_admins_since_3: (admin && version.has(3)).then(|| ForAdminsSince3 {
+            launch_index: row.launch_index,
+            reservation_id: None,
+            kernel_id: "",
+            ramdisk_id: "",
+            root_device_name: ROOT_DEVICE,
+            user_data: row.user_data.as_deref(),
+        }),
+        hostname: ((admin && version.has(3)) || version.has(90)).then_some(&row.hostname),
+        locked: version.has(9).then_some(row.locked_by.is_some()),
+        host_status: (admin && version.has(16)).then(|| row.host_status()),
+        description: version.has(19).then_some(row.description.as_deref()),
+        tags: version.has(26).then_some(&details.tags),
+        trusted_image_certificates: version.has(63).then_some(None),
+        server_groups: (version.has(71) && form == Form::Single).then_some(&details.groups),
+        locked_reason: version.has(73).then_some(row.locked_reason.as_deref()),
+        admin_pass: None,
+    })
 }
 
-/// What later microversions show besides.
-fn by_version(
-    server: &mut Value,
-    ctx: &Ctx,
-    version: Version,
-    row: &ServerRow,
-    details: &Details,
-) -> Result<(), ApiError> {
-    if version.has(3) && ctx.is_admin {
-        server["OS-EXT-SRV-ATTR:launch_index"] = json!(row.launch_index);
-        server["OS-EXT-SRV-ATTR:reservation_id"] = Value::Null;
-        server["OS-EXT-SRV-ATTR:kernel_id"] = json!("");
-        server["OS-EXT-SRV-ATTR:ramdisk_id"] = json!("");
-        server["OS-EXT-SRV-ATTR:root_device_name"] = json!(ROOT_DEVICE);
-        server["OS-EXT-SRV-ATTR:user_data"] = json!(row.user_data);
-        server["OS-EXT-SRV-ATTR:hostname"] = json!(row.hostname);
+fn flavor<'a>(app: &'a App, version: Version, row: &'a ServerRow) -> Result<FlavorView<'a>, ApiError> {
+    if !version.has(47) {
+        return Ok(FlavorView::Reference(reference(app, "compute/flavors", &row.flavor_id)));
     }
-    if version.has(9) {
-        server["locked"] = json!(row.locked_by.is_some());
-    }
-    if version.has(16) && ctx.is_admin {
-        server["host_status"] = json!(row.host_status());
-    }
-    if version.has(19) {
-        server["description"] = json!(row.description);
-    }
-    if version.has(26) {
-        server["tags"] = json!(details.tags);
-    }
-    if version.has(47) {
-        server["flavor"] = json!({
-            "vcpus": row.vcpus, "ram": row.memory_mib, "disk": row.disk_gib, "ephemeral": 0, "swap": 0,
-            "original_name": row.flavor_name, "extra_specs": row.extra_specs()?,
-        });
-    }
-    if version.has(63) {
-        server["trusted_image_certificates"] = Value::Null;
-    }
-    if let Some(groups) = &details.groups {
-        server["server_groups"] = json!(groups);
-    }
-    if version.has(73) {
-        server["locked_reason"] = json!(row.locked_reason);
-    }
-    if version.has(90) {
-        server["OS-EXT-SRV-ATTR:hostname"] = json!(row.hostname);
-    }
-    Ok(())
+    Ok(FlavorView::Copy {
+        vcpus: row.vcpus,
+        ram: row.memory_mib,
+        disk: row.disk_gib,
+        ephemeral: 0,
+        swap: 0,
+        original_name: &row.flavor_name,
+        extra_specs: row.extra_specs()?,
+    })
 }
 
 /// Nova prints this one time with microseconds and without a zone.
@@ -186,13 +352,11 @@ fn launched_at(us: i64) -> String {
     crate::db::rfc3339_us(us).trim_end_matches('Z').to_owned()
 }
 
-fn fault(ctx: &Ctx, row: &ServerRow) -> Value {
-    let mut fault = json!({
-        "code": row.fault_code.unwrap_or(500), "message": row.fault_message,
-        "created": rfc3339_s(row.fault_us.unwrap_or(row.updated_us)),
-    });
-    if ctx.is_admin {
-        fault["details"] = json!(row.fault_message);
+fn fault<'a>(ctx: &Ctx, row: &'a ServerRow) -> Fault<'a> {
+    Fault {
+        code: row.fault_code.unwrap_or(500),
+        message: row.fault_message.as_deref(),
+        created: rfc3339_s(row.fault_us.unwrap_or(row.updated_us)),
+        details: row.fault_message.as_deref().filter(|_| ctx.is_admin),
     }
-    fault
 }

@@ -13,7 +13,7 @@ use super::{
     store::{self, Groups, NewPort, Plugged},
 };
 use crate::{
-    db::{Conn, Db, now_us},
+    db::{Conn, now_us},
     hosts::{self, Touched},
     http::{context::Ctx, error::ApiError},
 };
@@ -51,16 +51,12 @@ pub(crate) struct PluggedServer<'a> {
 /// One address of a server, as Nova shows it.
 #[derive(Debug, Clone, FromRow)]
 pub(crate) struct ServerAddress {
-    /// Server.
-    pub(crate) server_id: String,
     /// Port.
     pub(crate) port_id: String,
     /// Its MAC.
     pub(crate) mac_address: String,
     /// Network's id.
     pub(crate) network_id: String,
-    /// Network's name.
-    pub(crate) network_name: String,
     /// The address's subnet; none if the port has no address.
     pub(crate) subnet_id: Option<String>,
     address: Option<String>,
@@ -329,28 +325,11 @@ pub(crate) async fn unplug(tx: &mut Conn, server_id: &str, port: &str) -> Result
     Ok(true)
 }
 
-/// The addresses of one server, or of all servers of a project, or of all; in the order of their NICs.
-pub(crate) async fn addresses(
-    db: &mut Conn,
-    server_id: Option<&str>,
-    project_id: Option<&str>,
-) -> Result<Vec<ServerAddress>, ApiError> {
-    let mut query = sqlx::QueryBuilder::<Db>::new(
-        "SELECT ports.server_id, ports.id AS port_id, ports.mac_address, ports.network_id,
-             networks.name AS network_name, fixed_ips.subnet_id, fixed_ips.address
-         FROM ports JOIN networks ON networks.id = ports.network_id
-             LEFT JOIN fixed_ips ON fixed_ips.port_id = ports.id
-         WHERE ports.server_id IS NOT NULL",
-    );
-    if let Some(id) = server_id {
-        query.push(" AND ports.server_id = ").push_bind(id.to_owned());
-    }
-    if let Some(id) = project_id {
-        query
-            .push(" AND ports.server_id IN (SELECT id FROM servers WHERE project_id = ")
-            .push_bind(id.to_owned());
-        query.push(")");
-    }
-    query.push(" ORDER BY ports.server_id, ports.device_index, fixed_ips.position");
-    Ok(query.build_query_as().fetch_all(db).await?)
+/// The addresses of a server, in the order of its NICs.
+pub(crate) async fn addresses(db: &mut Conn, server_id: &str) -> Result<Vec<ServerAddress>, ApiError> {
+    let sql = "SELECT ports.id AS port_id, ports.mac_address, ports.network_id, fixed_ips.subnet_id,
+             fixed_ips.address
+         FROM ports LEFT JOIN fixed_ips ON fixed_ips.port_id = ports.id
+         WHERE ports.server_id = $1 ORDER BY ports.device_index, fixed_ips.position";
+    Ok(sqlx::query_as(sql).bind(server_id).fetch_all(db).await?)
 }

@@ -11,15 +11,16 @@ use serde_json::{Value, json};
 use super::{
     super::{
         super::state::power_word,
-        create,
+        Whole, create,
+        details::Details,
         input::{self, Fields},
-        view,
+        view::{self, Form},
     },
     Act, ApiError, Asked, Rule, TaskState, VmState, invalid, row,
 };
 use crate::{
+    http::json::answer,
     image::{self, blobs},
-    network::ports::server,
 };
 
 const REBUILD: Rule = Rule::new("rebuild", &[VmState::Active, VmState::Stopped, VmState::Error]);
@@ -82,11 +83,11 @@ pub(super) async fn rebuild(asked: &Asked<'_>) -> Result<Response, ApiError> {
     blobs::release(asked.app, &released).await?;
     let mut db = asked.app.db.acquire().await?;
     let row = row::visible(&mut db, asked.ctx, &id).await?;
-    let addresses = server::addresses(&mut db, Some(&id), None).await?;
-    let more = view::Details::of(&mut db, asked.version, &row).await?;
-    let mut document = view::document(asked.app, asked.ctx, version, &row, &addresses, &more)?;
-    document["adminPass"] = json!(password);
-    Ok((StatusCode::ACCEPTED, Json(json!({ "server": document }))).into_response())
+    let details = Details::of(&mut db, &id).await?;
+    let mut server = view::document(asked.app, asked.ctx, (version, Form::Single), &row, &details)?;
+    server.admin_pass = Some(password);
+    let document = answer(&Whole { server })?;
+    Ok((StatusCode::ACCEPTED, document).into_response())
 }
 
 /// The server boots from an image of its own choice, with its root disk as second drive.
