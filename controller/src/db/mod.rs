@@ -337,6 +337,22 @@ mod tests {
         assert_eq!(rfc3339_us(1_795_402_800_000_007), "2026-11-23T03:00:00.000007Z");
     }
 
+    #[tokio::test]
+    async fn a_statement_is_prepared_once_by_connection() {
+        let test = crate::testing::TestApp::new().await;
+        let mut conn = test.app.db.acquire().await.unwrap();
+        conn.clear_cached_statements().await.unwrap();
+        for id in ["a", "b", "c"] {
+            let rows: Vec<String> = sqlx::query_scalar("SELECT name FROM servers WHERE id = $1")
+                .bind(id)
+                .fetch_all(&mut *conn)
+                .await
+                .unwrap();
+            assert!(rows.is_empty());
+            assert_eq!(conn.cached_statements_size(), 1);
+        }
+    }
+
     mod sqlite {
         use super::*;
 

@@ -312,7 +312,7 @@ pub(super) fn document<'a>(
             hypervisor_hostname: row.host_name.as_deref(),
             instance_name: &row.id,
         }),
-        for_admins_since_3: (admin && version.has(3)).then(|| ForAdminsSince3 {
+        for_admins_since_3: (admin && version.has(3)).then_some(ForAdminsSince3 {
             launch_index: row.launch_index,
             reservation_id: None,
             kernel_id: "",

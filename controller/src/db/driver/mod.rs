@@ -276,8 +276,7 @@ impl<DB: Database> Execute<'_, DB> for Native<DB> {
     }
 
     fn persistent(&self) -> bool {
-        // A statement without arguments may be several: not to be prepared.
-        self.persistent && self.arguments.is_some()
+        self.persistent
     }
 }
 
@@ -289,7 +288,9 @@ where
     let persistent = query.persistent();
     let arguments = query.take_arguments().map_err(sqlx::Error::Encode)?;
     let arguments = arguments.map(value::Into::<DB>::into_native).transpose().map_err(sqlx::Error::Encode)?;
-    // The native drivers ask for this before they take the arguments.
+    // A statement without arguments may be several: not to be prepared. The native drivers ask for this when they have
+    // taken the arguments already.
+    let persistent = persistent && arguments.is_some();
     Ok(Native { sql: query.sql(), arguments, persistent })
 }
 
