@@ -283,6 +283,7 @@ impl Agent {
             | Action::Prepare(id)
             | Action::Start(id)
             | Action::SetPaused(id, _)
+            | Action::Suspend(id)
             | Action::Capture(id, _)
             | Action::Prune(id)
             | Action::Terminate(id)

@@ -29,6 +29,7 @@ const VERSION: u32 = 1;
 ///             │  ▲          │           │                                    │
 ///             │  └─ again ──┴───────────┤ (VMM ended by itself)              │
 ///             └─────────────────────────┴────────────────► Failed / Stopped ─┘
+/// Running ─► Suspended ─► Starting
 /// any ─► Removing ─► (none)
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -42,6 +43,8 @@ pub enum Phase {
     Running,
     /// The VMM is being ended on purpose, so its end is no failure.
     Stopping,
+    /// What the VMM held is in files ([`ServerRecord::suspended`]); it has ended or is being ended.
+    Suspended,
     /// No VMM, and none is wanted.
     Stopped,
     /// No VMM, and this agent will not start one until something changes.
@@ -86,6 +89,9 @@ pub struct ServerRecord {
     /// Whether its VMM was told to hold the guest; none while it is being told.
     #[serde(default = "runs")]
     pub paused: Option<bool>,
+    /// The files of its suspended VMM are complete, and no guest has run since they were made.
+    #[serde(default)]
+    pub suspended: bool,
 }
 
 /// [`ServerRecord::paused`] of a record that knows of no pause.
@@ -114,6 +120,7 @@ impl ServerRecord {
             not_before: None,
             networks: BTreeSet::new(),
             paused: runs(),
+            suspended: false,
         }
     }
 
@@ -132,6 +139,9 @@ impl ServerRecord {
             Phase::Preparing | Phase::Starting => ServerState::Preparing,
             Phase::Running if self.paused == Some(true) => ServerState::Paused,
             Phase::Running | Phase::Stopping => ServerState::Running,
+            // Until its VMM has ended, its memory isn't free.
+            Phase::Suspended if self.process.is_some() => ServerState::Running,
+            Phase::Suspended => ServerState::Suspended,
             Phase::Stopped => ServerState::Stopped,
             Phase::Failed => ServerState::Failed,
             Phase::Removing => ServerState::Removing,
@@ -148,10 +158,10 @@ impl ServerRecord {
 
     /// After a crash of the host, an older record (or none) may be back unless it was written durably. No VMM survives such
     /// a crash, so what is to be done follows from the desired state alone, except that a server that had ended must not be
-    /// started again.
+    /// started again, and one that is suspended goes on from its files.
     fn durability(&self) -> Durability {
         match self.phase {
-            Phase::Stopped | Phase::Failed => Durability::Host,
+            Phase::Stopped | Phase::Failed | Phase::Suspended => Durability::Host,
             _ => Durability::Process,
         }
     }
@@ -236,6 +246,7 @@ impl Ledger {
                 files::remove_dir(&entry.path())?;
             } else if let Ok(id) = name.parse::<ServerId>() {
                 self.check_disk(id)?;
+                files::remove_dir(&self.state.server(id).suspended_unfinished())?;
                 found.records.push(self.read(id, now));
             } else {
                 tracing::warn!(path = %entry.path().display(), "not a server directory; left alone");

@@ -48,9 +48,17 @@ pub trait Vmms: Send + Sync {
     fn ended(&self, process: &ProcessIdentity) -> BoxFuture<'static, ()>;
     /// Makes the vCPUs of that server's VMM stand still or go on; it need not have been otherwise.
     fn set_paused(&self, id: ServerId, paused: bool) -> BoxFuture<'_, Result<(), VmmError>>;
+    /// Writes what that server's VMM, whose vCPUs stand still, holds into files of this directory ([`STATE_FILE`] and
+    /// [`MEMORY_FILE`]), and on the disk.
+    fn snapshot(&self, id: ServerId, dir: PathBuf) -> BoxFuture<'_, Result<(), VmmError>>;
     /// Sends a signal; a process that is gone is fine.
     fn signal(&self, process: &ProcessIdentity, signal: Signal) -> Result<(), VmmError>;
 }
+
+/// The machine's state in the directory of a suspended VMM.
+pub const STATE_FILE: &str = "state";
+/// The guest's memory in the directory of a suspended VMM.
+pub const MEMORY_FILE: &str = "memory";
 
 /// What to start. `vmm.json` has been written already.
 #[derive(Debug)]

@@ -138,6 +138,14 @@ impl ServerDir {
         let entries = std::fs::read_dir(&self.0).into_iter().flatten().flatten();
         entries.filter_map(|entry| entry.file_name().into_string().ok())
     }
+    /// What a suspended VMM held: complete as soon as this directory is there.
+    pub fn suspended(&self) -> PathBuf {
+        self.0.join("suspended")
+    }
+    /// The same while it is being written or removed.
+    pub fn suspended_unfinished(&self) -> PathBuf {
+        self.0.join("suspended.partial")
+    }
     /// Configuration of the VMM.
     pub fn vmm_config(&self) -> PathBuf {
         self.0.join("vmm.json")

@@ -16,6 +16,11 @@
 //! | running | ended | `Starting`, `Running` | [`Action::Settle`] by [`outcome`] |
 //! | running | none | `Stopped` by the guest, or `Failed`; generation and specification the same | – |
 //! | running | none | else | [`Action::Prepare`] while a disk is missing, then [`Action::Start`] when its networks are ready |
+//! | suspended | runs | `Running`, generation right; `Suspended` | [`Action::Suspend`] |
+//! | suspended | none | `Suspended` | the last row |
+//! | suspended | any | else | as for running |
+//! | running, paused | runs | `Suspended` | [`Action::Suspend`], so that it ends as it was meant to |
+//! | running, paused | none | `Suspended` | [`Action::Start`], which goes on from the files |
 //! | any | as it should be | – | [`Action::Capture`] of a disk that is asked for, then [`Action::Prune`] of what nothing names |
 //!
 //! A paused server is one that runs, but for [`Action::SetPaused`].
@@ -157,6 +162,8 @@ pub enum Action {
     Adopt(ServerId, ProcessIdentity),
     /// Make its guest stand still, or go on.
     SetPaused(ServerId, bool),
+    /// Write what its VMM holds into files, and end it.
+    Suspend(ServerId),
     /// Copy its root disk for that image.
     Capture(ServerId, ImageId),
     /// Remove disks and captures that nothing names any more.
@@ -181,6 +188,7 @@ impl Action {
             | Self::Start(id)
             | Self::Adopt(id, _)
             | Self::SetPaused(id, _)
+            | Self::Suspend(id)
             | Self::Capture(id, _)
             | Self::Prune(id)
             | Self::Terminate(id)
@@ -307,7 +315,24 @@ impl Decider<'_> {
         match want {
             None => self.remove(seen),
             Some(want) if want.power == DesiredPower::Stopped => halt(want, seen, self.observed.now),
+            Some(want) if want.power == DesiredPower::Suspended => self.suspend(want, seen),
             Some(want) => self.run(want, seen),
+        }
+    }
+
+    /// What isn't as a suspended server or one that can be suspended has to come there first, as one that shall run.
+    fn suspend(&mut self, want: &ServerSpec, seen: &SeenServer) -> Option<Action> {
+        let record = &seen.record;
+        match (seen.alive.as_slice(), record.phase) {
+            ([], Phase::Suspended) if record.process.is_none() => tidy(want, seen),
+            (_, Phase::Suspended) => Some(Action::Suspend(want.id)),
+            ([process], Phase::Running)
+                if record.run_generation >= want.run_generation
+                    && record.process.as_ref() == Some(process) =>
+            {
+                Some(Action::Suspend(want.id))
+            }
+            _ => self.run(want, seen),
         }
     }
 
@@ -340,6 +365,7 @@ impl Decider<'_> {
                     }
                 }
                 Phase::Starting if right => Some(Action::Adopt(want.id, process.clone())),
+                Phase::Suspended => Some(Action::Suspend(want.id)),
                 _ => Some(Action::Terminate(want.id)),
             };
         }

@@ -32,7 +32,10 @@ use crate::{
     clock::{Clock, after},
     files::{self, Durability},
     ledger::Ledger,
-    parts::{Checkpoints, ImageError, Images, Launch, Networks, NetworksError, Parts, VmmError, Vmms},
+    parts::{
+        Checkpoints, ImageError, Images, Launch, MEMORY_FILE, Networks, NetworksError, Parts, STATE_FILE,
+        VmmError, Vmms,
+    },
     paths::{RunDir, StateDir},
     process::{ProcessIdentity, boot_id},
     reconcile::{Converged, NetworkGoal},
@@ -71,6 +74,8 @@ struct Inner {
     /// VMMs that end as soon as they are started.
     short_lived: Option<ExitReason>,
     launches: u64,
+    /// Those that were not made of a suspended one's files.
+    boots: u64,
 }
 
 impl World {
@@ -173,6 +178,11 @@ impl World {
         self.lock().launches
     }
 
+    /// How many VMMs were started that began from nothing.
+    pub fn boots(&self) -> u64 {
+        self.lock().boots
+    }
+
     /// Ends a VMM as its guest or somebody else would; without a reason it leaves no report.
     pub fn end(&self, process: &ProcessIdentity, reason: Option<ExitReason>) {
         let id = self.lock().processes.remove(process);
@@ -256,8 +266,15 @@ impl Vmms for Simulated {
             let process = ProcessIdentity { pid, start_ticks: 1, boot_id: boot_id() };
             let mut inner = self.0.lock();
             inner.launches += 1;
-            inner.paused.remove(&launch.id);
-            match inner.short_lived {
+            let load = launch.config.snapshot_load.as_ref();
+            match load {
+                Some(_) => inner.paused.insert(launch.id),
+                None => inner.paused.remove(&launch.id),
+            };
+            inner.boots += u64::from(load.is_none());
+            let lacking = load.is_some_and(|load| !load.snapshot_path.is_file());
+            let ends = if lacking { Some(ExitReason::BadConfig) } else { inner.short_lived };
+            match ends {
                 Some(reason) => {
                     drop(inner);
                     self.0.write_report(launch.id, reason);
@@ -265,7 +282,9 @@ impl Vmms for Simulated {
                 None => {
                     inner.processes.insert(process.clone(), launch.id);
                     drop(inner);
-                    self.0.say_hello(launch.id);
+                    if load.is_none() {
+                        self.0.say_hello(launch.id);
+                    }
                     self.0.remember();
                 }
             }
@@ -303,6 +322,22 @@ impl Vmms for Simulated {
             };
             drop(inner);
             self.0.remember();
+            Ok(())
+        })
+    }
+
+    fn snapshot(&self, id: ServerId, dir: PathBuf) -> BoxFuture<'_, Result<(), VmmError>> {
+        Box::pin(async move {
+            let what = "write its snapshot";
+            let failed = |source| VmmError::Ask { what, source };
+            let inner = self.0.lock();
+            if !inner.processes.values().any(|running| *running == id) || !inner.paused.contains(&id) {
+                return Err(failed("it does not stand still".into()));
+            }
+            drop(inner);
+            for name in [STATE_FILE, MEMORY_FILE] {
+                std::fs::write(dir.join(name), b"simulated").map_err(|e| failed(e.into()))?;
+            }
             Ok(())
         })
     }

@@ -20,14 +20,14 @@ use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use mote_host_api::ServerId;
-use mote_vmm_api::{InstanceInfo, InstanceState};
+use mote_vmm_api::{InstanceInfo, InstanceState, SnapshotCreate, SnapshotType};
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::{
     errors::{bounded, one_line},
-    parts::{Launch, VmmError, Vmms},
+    parts::{Launch, MEMORY_FILE, STATE_FILE, VmmError, Vmms},
     paths::{RunDir, ServerDir, StateDir},
     process::{self, ProcessIdentity},
 };
@@ -38,6 +38,8 @@ pub const VMM_LOG_MAX: u64 = 256 << 10;
 const ANSWER_MAX: usize = 64 << 10;
 /// Longest time that one question to a VMM may take.
 const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest time that writing a guest's memory to the disk may take.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// First and longest pause between two questions whether the guest runs.
 const ASK_PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 
@@ -164,6 +166,25 @@ impl Vmms for VmmProcesses {
             };
             match tokio::time::timeout(ASK_TIMEOUT, change).await {
                 Ok(result) => result.map_err(|e| failed(Box::new(e))),
+                Err(e) => Err(failed(Box::new(e))),
+            }
+        })
+    }
+
+    fn snapshot(&self, id: ServerId, dir: PathBuf) -> BoxFuture<'_, Result<(), VmmError>> {
+        let socket = self.run.server(id).api_socket();
+        Box::pin(async move {
+            let what = "write its snapshot";
+            let body = SnapshotCreate {
+                snapshot_type: SnapshotType::Full,
+                snapshot_path: dir.join(STATE_FILE),
+                mem_file_path: dir.join(MEMORY_FILE),
+            };
+            let failed = |source: Box<dyn std::error::Error + Send + Sync>| VmmError::Ask { what, source };
+            let body = serde_json::to_string(&body).map_err(|e| failed(Box::new(e)))?;
+            let asked = ask::<serde_json::Value>(&socket, "PUT", "/snapshot/create", body);
+            match tokio::time::timeout(SNAPSHOT_TIMEOUT, asked).await {
+                Ok(result) => result.map(drop).map_err(|e| failed(Box::new(e))),
                 Err(e) => Err(failed(Box::new(e))),
             }
         })

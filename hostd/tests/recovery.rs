@@ -236,6 +236,104 @@ async fn kill_9_at_any_step_of_a_life_is_repaired_by_the_next_agent() {
     }
 }
 
+/// Suspends and resumes a server, with a `kill -9` at the n-th checkpoint. Returns false when there were fewer.
+async fn suspended_and_killed_at(n: usize) -> bool {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).unwrap();
+    let running = vec![server_in_network(1)];
+    let mut suspended = running.clone();
+    suspended[0].1.power = DesiredPower::Suspended;
+    let spec = suspended[0].1.clone();
+    let is_suspended = |snapshot: &Snapshot| state(snapshot, &spec) == Some(ServerState::Suspended);
+    let mut agent = Running::start(&world, Arc::new(PassThrough), &desired(1, &running)).await;
+    agent.until("running", all_run(1, &running)).await;
+    agent.kill().await;
+
+    let stop = StopAt::new(n);
+    let mut agent = Running::start(&world, stop.clone(), &desired(2, &suspended)).await;
+    let mut was_suspended = false;
+    let life = async {
+        agent.until("suspended", is_suspended).await;
+        assert!(world.running().is_empty(), "its memory is free");
+        was_suspended = true;
+        agent.want(&desired(3, &running));
+        agent.until("resumed", all_run(3, &running)).await;
+    };
+    let killed = tokio::select! {
+        () = life => false,
+        () = stop.stopped.cancelled() => true,
+    };
+    agent.kill().await;
+
+    let wanted = if was_suspended { &running } else { &suspended };
+    let mut agent = Running::start(&world, Arc::new(PassThrough), &desired(4, wanted)).await;
+    if !was_suspended {
+        agent.until("suspended by the next agent", is_suspended).await;
+        assert!(world.running().is_empty(), "killed at {n}");
+        agent.want(&desired(5, &running));
+    }
+    let generation = if was_suspended { 4 } else { 5 };
+    agent.until(&format!("running after kill at {n}"), all_run(generation, &running)).await;
+    while !world.paused().is_empty() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert_eq!(world.boots(), 1, "killed at {n}: its memory was lost");
+    assert_eq!(world.running().len(), 1, "killed at {n}");
+    let files = dir.path().join("state/servers").join(spec.id.to_string()).join("suspended");
+    assert!(!files.exists(), "killed at {n}: files of a moment that is over are left");
+
+    agent.want(&desired(9, &suspended));
+    agent.until("suspended once more", is_suspended).await;
+    agent.want(&desired(10, &[]));
+    agent.until("nothing left", nothing(10)).await;
+    assert_eq!(leftovers(dir.path()), BTreeSet::new(), "killed at {n}");
+    agent.kill().await;
+    killed
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_at_any_step_of_suspend_and_resume_loses_no_memory() {
+    let mut n = 1;
+    while suspended_and_killed_at(n).await {
+        n += 1;
+        assert!(n < 500, "it has an end");
+    }
+    assert!(n > 20, "there were only {n} checkpoints");
+}
+
+#[tokio::test]
+async fn a_suspended_server_survives_a_reboot_of_the_host_and_a_hard_reboot_begins_from_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).unwrap();
+    let mut parts = vec![server_in_network(1)];
+    let mut agent = Running::start(&world, Arc::new(PassThrough), &desired(1, &parts)).await;
+    agent.until("running", all_run(1, &parts)).await;
+    parts[0].1.power = DesiredPower::Suspended;
+    let spec = parts[0].1.clone();
+    let is_suspended = |snapshot: &Snapshot| state(snapshot, &spec) == Some(ServerState::Suspended);
+    agent.want(&desired(2, &parts));
+    agent.until("suspended", is_suspended).await;
+    agent.kill().await;
+    world.reboot();
+    let mut agent = Running::start(&world, Arc::new(PassThrough), &desired(2, &parts)).await;
+    agent.until("still suspended", |s| is_suspended(s) && s.applied_generation == 2).await;
+    parts[0].1.power = DesiredPower::Running;
+    agent.want(&desired(3, &parts));
+    agent.until("resumed", all_run(3, &parts)).await;
+    assert_eq!((world.launches(), world.boots()), (2, 1));
+
+    parts[0].1.power = DesiredPower::Suspended;
+    agent.want(&desired(4, &parts));
+    agent.until("suspended again", is_suspended).await;
+    parts[0].1.power = DesiredPower::Running;
+    parts[0].1.run_generation += 1;
+    agent.want(&desired(5, &parts));
+    agent.until("rebooted", all_run(5, &parts)).await;
+    assert_eq!((world.launches(), world.boots()), (3, 2));
+    let files = dir.path().join("state/servers").join(spec.id.to_string()).join("suspended");
+    assert!(!files.exists() && world.paused().is_empty());
+}
+
 #[tokio::test]
 async fn after_a_reboot_of_the_host_what_ran_runs_again_and_what_was_off_stays_off() {
     let dir = tempfile::tempdir().unwrap();

@@ -419,7 +419,11 @@ def server_actions(client):
     until("SHELVED_OFFLOADED")
     client.text("server", "unshelve", "web")
     same(until("ACTIVE")["addresses"], addresses)
-    client.fails("501", "server", "suspend", "web")
+    client.text("server", "suspend", "web")
+    until("SUSPENDED")
+    client.fails("409", "server", "pause", "web")
+    client.text("server", "resume", "web")
+    until("ACTIVE")
     client.fails("501", "server", "migrate", "web")
     client.text("server", "stop", "web")
     until("SHUTOFF")
@@ -431,7 +435,7 @@ def server_actions(client):
     client.text("server", "start", "web")
     until("ACTIVE")
     actions = client.json("server", "event", "list", "web")
-    has(column(actions, "Action"), "create", "stop", "start", "reboot", "pause", "resize", "rescue", "shelve")
+    has(column(actions, "Action"), "create", "stop", "start", "reboot", "pause", "resize", "rescue", "shelve", "suspend", "resume")
     request = actions[0]["Request ID"]
     same(client.json("server", "event", "show", "web", request)["action"], actions[0]["Action"])
 

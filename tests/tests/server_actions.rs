@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use common::{guest_journey, need_servers, run};
@@ -11,6 +11,7 @@ use mote::client::{Client, Service};
 use mote_tests::{
     cloud::Cloud,
     journey::{self, Journey, Server},
+    place::Place,
 };
 use serde_json::{Value, json};
 
@@ -117,6 +118,63 @@ fn a_paused_guest_is_silent_and_goes_on_where_it_was() {
         subject.rests("ACTIVE").await?;
         subject.journey.page(&subject.server)?;
         ensure!(Cloud::vmm(&subject.server.id) == vmm, "it is the same VMM");
+        subject.end().await
+    });
+}
+
+/// Asks a guest for its page by half, and for the rest as soon as a file is there: gives what came.
+fn half_a_request(namespace: &str, address: &str, begun: &Path, go_on: &Path) -> String {
+    format!(
+        "ip netns exec {namespace} bash -c 'exec 3<>/dev/tcp/{address}/80; printf \"GET / HTTP/1.1\\r\\n\" >&3; \
+         touch {}; while [ ! -e {} ]; do sleep 0.05; done; printf \"Host: x\\r\\n\\r\\n\" >&3; timeout 20 cat <&3'",
+        begun.display(),
+        go_on.display()
+    )
+}
+
+#[test]
+fn a_suspended_guest_has_no_process_and_goes_on_where_it_was() {
+    need_servers!();
+    run(async {
+        let subject = Subject::start("suspend", "10.32.0.0/24").await?;
+        let id = &subject.server.id;
+        let vmm = Cloud::vmm(id).context("it runs")?;
+        // A connection that the guest's memory knows of.
+        let dir = tempfile::tempdir()?;
+        let (begun, go_on) = (dir.path().join("begun"), dir.path().join("go-on"));
+        let namespace =
+            subject.journey.place.namespace_of(&subject.server.network_id)?.context("a network")?;
+        let script = half_a_request(&namespace, &subject.server.address, &begun, &go_on);
+        let asking = std::thread::spawn(move || Place::Here.sh(&script));
+        while !begun.exists() {
+            ensure!(!asking.is_finished(), "the guest does not take a connection");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+
+        subject.act(json!({"suspend": null})).await?;
+        let server = subject.rests("SUSPENDED").await?;
+        ensure!(server["OS-EXT-STS:power_state"] == 4, "{server}");
+        ensure!(
+            Cloud::vmm(id).is_none() && !Path::new(&format!("/proc/{vmm}")).exists(),
+            "its memory is free"
+        );
+        ensure!(!subject.answers()?, "nobody answers");
+        subject.cloud.kill9_daemon("mote-hostd")?;
+        subject.act(json!({"resume": null})).await?;
+        subject.rests("ACTIVE").await?;
+        ensure!(Cloud::vmm(id).is_some_and(|now| now != vmm), "it is another process");
+        std::fs::write(&go_on, "")?;
+        let page = asking.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
+        ensure!(page.contains(id.as_str()), "the connection of before brought: {page}");
+        subject.journey.page(&subject.server)?;
+        let state = subject.cloud.state_dir().join("host/servers").join(id);
+        ensure!(!state.join("suspended").exists(), "the files of a moment that is over are gone");
+
+        // Deleted while it is suspended, it leaves nothing either.
+        subject.act(json!({"suspend": null})).await?;
+        subject.rests("SUSPENDED").await?;
+        ensure!(state.join("suspended/memory").exists(), "its memory is in a file");
         subject.end().await
     });
 }

@@ -10,6 +10,7 @@
 //! | the flavor of before is kept (resize) | `resized` | by power |
 //! | power running | `active` | 1 |
 //! | power paused | `paused` | 3 |
+//! | power suspended | `suspended` | 4 |
 //! | power stopped | `stopped` | 4 |
 //!
 //! and an action changes the wish and says by `task_state` what it waits for. This is the whole of what is possible:
@@ -20,9 +21,11 @@
 //! | os-start | stopped | `powering-on` | `active` |
 //! | os-stop | active, error | `powering-off` | `stopped` |
 //! | reboot SOFT | active | `rebooting` | `active` |
-//! | reboot HARD | active, stopped, paused, error | `rebooting_hard` | `active` |
+//! | reboot HARD | active, stopped, paused, suspended, error | `rebooting_hard` | `active` |
 //! | pause | active | `pausing` | `paused` |
 //! | unpause | paused | `unpausing` | `active` |
+//! | suspend | active | `suspending` | `suspended` |
+//! | resume | suspended | `resuming` | `active` |
 //! | rebuild | active, stopped, error | `rebuilding` | `active`, `stopped` |
 //! | resize | active, stopped | `resize_finish` | `resized` |
 //! | confirmResize | resized | – | `active`, `stopped` |
@@ -70,6 +73,8 @@ words! {
         Active = "active",
         /// Its VMM holds it, it stands still.
         Paused = "paused",
+        /// No VMM; what it held is on its host's disk.
+        Suspended = "suspended",
         /// No VMM; its disk is kept.
         Stopped = "stopped",
         /// It boots from another disk.
@@ -102,6 +107,10 @@ words! {
         Pausing = "pausing",
         /// unpause was asked.
         Unpausing = "unpausing",
+        /// suspend was asked.
+        Suspending = "suspending",
+        /// resume was asked.
+        Resuming = "resuming",
         /// A new disk is made of an image.
         Rebuilding = "rebuilding",
         /// A new flavor is being applied.
@@ -129,14 +138,16 @@ pub(crate) fn status(vm_state: VmState, task_state: Option<TaskState>) -> &'stat
     match (vm_state, task_state) {
         (VmState::Building, _) => "BUILD",
         (VmState::Active, Some(Rebooting)) => "REBOOT",
-        (VmState::Active | VmState::Stopped | VmState::Paused | VmState::Error, Some(RebootingHard)) => {
-            "HARD_REBOOT"
-        }
+        (
+            VmState::Active | VmState::Stopped | VmState::Paused | VmState::Suspended | VmState::Error,
+            Some(RebootingHard),
+        ) => "HARD_REBOOT",
         (VmState::Active | VmState::Stopped | VmState::Error, Some(Rebuilding)) => "REBUILD",
         (VmState::Active | VmState::Stopped, Some(ResizeFinish)) => "RESIZE",
         (VmState::Resized, Some(ResizeReverting)) => "REVERT_RESIZE",
         (VmState::Active, _) => "ACTIVE",
         (VmState::Paused, _) => "PAUSED",
+        (VmState::Suspended, _) => "SUSPENDED",
         (VmState::Stopped, _) => "SHUTOFF",
         (VmState::Rescued, _) => "RESCUE",
         (VmState::Resized, _) => "VERIFY_RESIZE",
@@ -185,7 +196,8 @@ pub(crate) fn power_state(vm_state: VmState, desired: DesiredPower) -> u8 {
         (VmState::Building | VmState::ShelvedOffloaded, _) => NOSTATE,
         (VmState::Active, _) => RUNNING,
         (VmState::Paused, _) => PAUSED,
-        (VmState::Stopped, _) | (VmState::Rescued | VmState::Resized, DesiredPower::Stopped) => SHUTDOWN,
+        (VmState::Stopped | VmState::Suspended, _)
+        | (VmState::Rescued | VmState::Resized, DesiredPower::Stopped) => SHUTDOWN,
         (VmState::Rescued | VmState::Resized, _) => RUNNING,
         (VmState::Error, _) => CRASHED,
     }
@@ -197,6 +209,17 @@ pub(crate) fn power_word(power: DesiredPower) -> &'static str {
         DesiredPower::Running => "running",
         DesiredPower::Paused => "paused",
         DesiredPower::Stopped => "stopped",
+        DesiredPower::Suspended => "suspended",
+    }
+}
+
+/// The wanted power of a word in the database.
+pub(crate) fn power_from_word(word: &str) -> DesiredPower {
+    match word {
+        "paused" => DesiredPower::Paused,
+        "stopped" => DesiredPower::Stopped,
+        "suspended" => DesiredPower::Suspended,
+        _ => DesiredPower::Running,
     }
 }
 
@@ -232,6 +255,7 @@ impl Known {
             DesiredPower::Running => VmState::Active,
             DesiredPower::Paused => VmState::Paused,
             DesiredPower::Stopped => VmState::Stopped,
+            DesiredPower::Suspended => VmState::Suspended,
         }
     }
 
@@ -279,6 +303,7 @@ pub(crate) fn observe(known: &Known, observed: &ObservedServer, applied_generati
         }
         ServerState::Running if current && wants == DesiredPower::Running => (at_rest(wants), None),
         ServerState::Paused if current && wants == DesiredPower::Paused => (at_rest(wants), None),
+        ServerState::Suspended if current && wants == DesiredPower::Suspended => (at_rest(wants), None),
         // A server that is off gets its new disk first.
         ServerState::Stopped if wants == DesiredPower::Stopped && lacks_disk(known, observed) => return None,
         ServerState::Stopped if current || (wants == DesiredPower::Stopped && seen) => {

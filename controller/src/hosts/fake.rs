@@ -87,6 +87,7 @@ pub(crate) fn as_wanted(spec: &ServerSpec) -> ObservedServer {
         DesiredPower::Running => ServerState::Running,
         DesiredPower::Paused => ServerState::Paused,
         DesiredPower::Stopped => ServerState::Stopped,
+        DesiredPower::Suspended => ServerState::Suspended,
     };
     ObservedServer {
         id: spec.id,

@@ -245,6 +245,9 @@ pub enum DesiredPower {
     Paused,
     /// The disk is kept, no VMM runs.
     Stopped,
+    /// No VMM runs, but what it held is on the disk: [`Running`](Self::Running) with the same run generation goes on from
+    /// there.
+    Suspended,
 }
 
 /// What to do when a server's VMM ends without the guest or a user having asked for it (server metadata key

@@ -94,7 +94,7 @@ pub struct ObservedServer {
 /// ```text
 /// Preparing ──► Running ──► Stopped ──► (Running | Removing)
 ///     │          ▲ ▼ │ └───► Failed ──► (Running | Removing)
-///     │         Paused
+///     │         Paused  └──► Suspended ──► (Running | Removing)
 ///     └─► Failed   └──► Removing ──► gone
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +106,8 @@ pub enum ServerState {
     Running,
     /// The VMM holds the guest, which stands still.
     Paused,
+    /// No VMM: what it held is on the disk, and its guest can go on from there.
+    Suspended,
     /// No VMM: the guest powered off, or it shall be stopped.
     Stopped,
     /// It could not be started, or its VMM died and its policy says so.

@@ -414,9 +414,12 @@ fn apply(action: Action, desired: &DesiredState, state: &mut Observed, next_pid:
             seen.record.phase = Phase::Running;
             seen.record.process = Some(process);
         }
-        Action::Terminate(_) | Action::Teardown(_) => {
-            let removing = matches!(action, Action::Teardown(_));
-            seen.record.phase = if removing { Phase::Removing } else { Phase::Stopping };
+        Action::Suspend(_) | Action::Terminate(_) | Action::Teardown(_) => {
+            seen.record.phase = match action {
+                Action::Teardown(_) => Phase::Removing,
+                Action::Suspend(_) => Phase::Suspended,
+                _ => Phase::Stopping,
+            };
             seen.alive.clear();
             seen.record.process = None;
         }
@@ -455,7 +458,8 @@ fn any_reason() -> impl Strategy<Value = Option<ExitReason>> {
 
 /// How one server is wanted: not at all, or so.
 fn any_want() -> impl Strategy<Value = Option<(DesiredPower, u64, bool, u32, u32, bool)>> {
-    let powers = vec![DesiredPower::Running, DesiredPower::Paused, DesiredPower::Stopped];
+    let powers =
+        vec![DesiredPower::Running, DesiredPower::Paused, DesiredPower::Stopped, DesiredPower::Suspended];
     prop::option::of((
         prop::sample::select(powers),
         1..4_u64,
@@ -490,6 +494,7 @@ fn any_seen() -> impl Strategy<Value = Option<AnySeen>> {
         Phase::Starting,
         Phase::Running,
         Phase::Stopping,
+        Phase::Suspended,
         Phase::Stopped,
         Phase::Failed,
         Phase::Removing,
@@ -565,6 +570,11 @@ fn is_right(want: Option<&ServerSpec>, seen: Option<&SeenServer>) -> Result<(), 
             if off && seen.alive.is_empty() { Ok(()) } else { wrong("not stopped") }
         }
         (Some(want), Some(seen)) => match seen.record.phase {
+            Phase::Suspended if want.power == DesiredPower::Suspended => {
+                let gone = seen.alive.is_empty() && seen.record.process.is_none();
+                if gone { Ok(()) } else { wrong("its VMM is still there") }
+            }
+            Phase::Running if want.power == DesiredPower::Suspended => wrong("not suspended"),
             Phase::Running
                 if seen.alive.len() == 1
                     && seen.record.process.as_ref() == seen.alive.first()

@@ -10,6 +10,9 @@
 //! | in `start` before the VMM was started | `Starting`, no process | starts again |
 //! | in `start` after the VMM was started | `Starting`, a process in /proc | adopts it |
 //! | in `set_paused` | `Running`, not known whether it is paused | tells the VMM again |
+//! | in `suspend` before the files were complete | `Running`, not known whether it is paused | suspends it again |
+//! | in `suspend` after that | `Suspended`, perhaps a process | ends that |
+//! | in `start` of a suspended server, before it went on | `Starting` and `suspended`, perhaps a process | starts or adopts it |
 //! | in `capture` | the same, no capture | makes it again |
 //! | in `terminate` | `Stopping` | goes on ending it; its end is no failure |
 //! | in `teardown`, `forget` | `Removing`, or `.removed-…` | goes on removing |
@@ -17,6 +20,7 @@
 mod prepare;
 mod start;
 mod stop;
+mod suspend;
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -166,6 +170,7 @@ impl Work {
             Action::Adopt(_, process) => self.adopt(process).await,
             Action::Terminate(_) => self.terminate().await,
             Action::SetPaused(_, paused) => self.set_paused(paused).await,
+            Action::Suspend(_) => self.suspend().await,
             Action::Capture(_, image) => self.capture(image).await,
             Action::Prune(_) => self.prune().await,
             Action::Settle(_, outcome) => self.settle(outcome).await,
@@ -278,6 +283,7 @@ impl Work {
         self.record.process = None;
         match outcome {
             Outcome::Stopped { by_guest } => {
+                self.forget_suspended().await?;
                 self.record.stopped_by_guest = by_guest;
                 let message = by_guest.then(|| "the guest switched itself off".to_owned());
                 tracing::info!(server = %id, by_guest, "stopped");

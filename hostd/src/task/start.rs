@@ -19,6 +19,7 @@ use crate::{
     files::{self, Durability},
     ledger::Phase,
     parts::Launch,
+    paths::{ServerDir, ServerRun},
     process::ProcessIdentity,
 };
 
@@ -34,6 +35,9 @@ const RESCUE_DRIVE: &str = "rescue";
 impl Work {
     pub(super) async fn start(&mut self) -> Result<(), TaskError> {
         let wanted = self.wanted()?;
+        if self.goes_on(&wanted) {
+            return self.resume(&wanted).await;
+        }
         let boot = boot(&wanted.spec);
         let kernel = self.image(&boot.kernel).await?;
         let ramdisk = match &boot.ramdisk {
@@ -48,17 +52,30 @@ impl Work {
 
         // What an earlier VMM left must not be taken for what this one does.
         self.clean_up_before_start().await?;
+        let dir = self.parts.state.server(self.record.id);
+        self.blocking(move || console::start_over(&dir)).await??;
+        self.forget_suspended().await?;
+        self.record.paused = Some(false);
+        self.enter_start(&wanted).await?;
+
+        let taps = self.open_taps(&wanted.ports).await?;
+        let config = self.vm_config(&wanted, &kernel, ramdisk.as_deref(), &taps);
+        self.launch(config, taps).await
+    }
+
+    /// A VMM is about to be started.
+    pub(super) async fn enter_start(&mut self, wanted: &Wanted) -> Result<(), TaskError> {
         self.note_attempt(&wanted.spec);
         self.record.run_generation = wanted.spec.run_generation;
         self.record.process = None;
         self.record.stopped_by_guest = false;
-        self.record.paused = Some(false);
         self.record.started_at = Some(self.parts.clock.now());
         self.record.networks = wanted.ports.iter().map(|(network, ..)| *network).collect();
-        self.enter(Phase::Starting, None).await?;
+        self.enter(Phase::Starting, None).await
+    }
 
-        let taps = self.open_taps(&wanted.ports).await?;
-        let config = self.vm_config(&wanted, &kernel, ramdisk.as_deref(), &taps);
+    /// Starts a VMM and waits until it has its guest.
+    pub(super) async fn launch(&mut self, config: VmConfig, taps: Vec<OwnedFd>) -> Result<(), TaskError> {
         let path = self.parts.state.server(self.record.id).vmm_config();
         let file = config.clone();
         self.blocking(move || files::replace_json(&path, &file, Durability::Process)).await??;
@@ -101,6 +118,9 @@ impl Work {
         }
         self.sync_disk_later();
         self.record.not_before = None;
+        if self.record.suspended {
+            return self.go_on().await;
+        }
         self.enter(Phase::Running, None).await?;
         tracing::info!(server = %self.record.id, run_generation = self.record.run_generation, "running");
         Ok(())
@@ -120,19 +140,21 @@ impl Work {
         self.save().await
     }
 
-    async fn clean_up_before_start(&self) -> Result<(), TaskError> {
+    pub(super) async fn clean_up_before_start(&self) -> Result<(), TaskError> {
         let (dir, run) = (self.parts.state.server(self.record.id), self.parts.run.server(self.record.id));
         self.blocking(move || {
             files::remove_dir(run.path())?;
             files::create_private_dir(run.path())?;
-            files::remove_file(&dir.exit_report())?;
-            console::start_over(&dir)
+            files::remove_file(&dir.exit_report())
         })
         .await??;
         Ok(())
     }
 
-    async fn open_taps(&self, ports: &[(NetworkId, u16, PortSpec)]) -> Result<Vec<OwnedFd>, TaskError> {
+    pub(super) async fn open_taps(
+        &self,
+        ports: &[(NetworkId, u16, PortSpec)],
+    ) -> Result<Vec<OwnedFd>, TaskError> {
         let mut taps = Vec::with_capacity(ports.len());
         for (network, mtu, port) in ports {
             taps.push(self.parts.networks.open_tap(*network, port, *mtu).await?);
@@ -183,11 +205,7 @@ impl Work {
             },
             network_interfaces: wanted.ports.iter().zip(taps).enumerate().map(interface).collect(),
             entropy: Some(Entropy::default()),
-            serial: Some(Serial {
-                serial_out_path: Some(dir.console_log()),
-                log_limit_bytes: Some(CONSOLE_LOG_LIMIT),
-                socket_path: Some(run.console_socket()),
-            }),
+            serial: Some(serial(&dir, &run)),
             smbios: Some(smbios(self.record.id)),
             ..VmConfig::default()
         }
@@ -204,6 +222,15 @@ fn smbios(id: ServerId) -> Smbios {
         uuid: Some(id.to_string()),
         family: Some("Virtual Machine".to_owned()),
         ..Smbios::default()
+    }
+}
+
+/// The serial console: a file, and a socket for both ways.
+pub(super) fn serial(dir: &ServerDir, run: &ServerRun) -> Serial {
+    Serial {
+        serial_out_path: Some(dir.console_log()),
+        log_limit_bytes: Some(CONSOLE_LOG_LIMIT),
+        socket_path: Some(run.console_socket()),
     }
 }
 

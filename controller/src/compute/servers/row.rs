@@ -9,7 +9,7 @@ use sqlx::{FromRow, QueryBuilder};
 
 use super::super::{
     flavors::Flavor,
-    state::{TaskState, VmState, status},
+    state::{TaskState, VmState, power_from_word, status},
 };
 use crate::{
     events::{self, NewEvent},
@@ -114,11 +114,7 @@ impl ServerRow {
 
     /// The power that is wanted.
     pub(super) fn desired_power(&self) -> DesiredPower {
-        match self.desired_power.as_str() {
-            "paused" => DesiredPower::Paused,
-            "stopped" => DesiredPower::Stopped,
-            _ => DesiredPower::Running,
-        }
+        power_from_word(&self.desired_power)
     }
 
     /// Nova's `host_status`: whether its host is there and takes new servers.

@@ -41,9 +41,7 @@ pub(super) use lock::check as check_lock;
 pub(super) use shelve::remove_image;
 
 /// Nova's actions that need what is not there, and what that is.
-const ABSENT: [(&str, &str); 13] = [
-    ("suspend", "servers can't be suspended yet; pause or shelve them"),
-    ("resume", "servers can't be suspended, so there is nothing to resume"),
+const ABSENT: [(&str, &str); 11] = [
     ("migrate", "servers stay on their host; shelve and unshelve moves one"),
     ("os-migrateLive", "servers stay on their host; shelve and unshelve moves one"),
     ("evacuate", "servers stay on their host"),
@@ -183,7 +181,9 @@ pub(super) async fn act(
     .ok_or_else(|| ApiError::BadRequest("The body must be an object with one action.".into()))?;
     let asked = Asked { app: &app, ctx: &ctx, version, id: &id, name: &name, argument: &argument };
     match name.as_str() {
-        "os-start" | "os-stop" | "reboot" | "pause" | "unpause" => power::act(&asked).await,
+        "os-start" | "os-stop" | "reboot" | "pause" | "unpause" | "suspend" | "resume" => {
+            power::act(&asked).await
+        }
         "lock" => lock::lock(&asked).await,
         "unlock" => lock::unlock(&asked).await,
         "rebuild" => disks::rebuild(&asked).await,

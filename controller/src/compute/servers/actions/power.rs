@@ -1,4 +1,4 @@
-//! os-start, os-stop, reboot, pause, unpause.
+//! os-start, os-stop, reboot, pause, unpause, suspend, resume.
 
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
@@ -38,7 +38,7 @@ const SOFT_REBOOT: Power = Power {
 const HARD_REBOOT: Power = Power {
     rule: Rule {
         name: "reboot",
-        from: &[VmState::Active, VmState::Stopped, VmState::Paused, VmState::Error],
+        from: &[VmState::Active, VmState::Stopped, VmState::Paused, VmState::Suspended, VmState::Error],
         any_task: true,
     },
     task: TaskState::RebootingHard,
@@ -58,12 +58,27 @@ const UNPAUSE: Power = Power {
     run: false,
 };
 
+const SUSPEND: Power = Power {
+    rule: Rule::new("suspend", &[VmState::Active]),
+    task: TaskState::Suspending,
+    desired: DesiredPower::Suspended,
+    run: false,
+};
+const RESUME: Power = Power {
+    rule: Rule::new("resume", &[VmState::Suspended]),
+    task: TaskState::Resuming,
+    desired: DesiredPower::Running,
+    run: false,
+};
+
 pub(super) async fn act(asked: &Asked<'_>) -> Result<Response, ApiError> {
     let power = match asked.name {
         "os-start" => START,
         "os-stop" => STOP,
         "pause" => PAUSE,
         "unpause" => UNPAUSE,
+        "suspend" => SUSPEND,
+        "resume" => RESUME,
         _ => reboot(asked.argument)?,
     };
     if asked.name != "reboot" {

@@ -149,6 +149,7 @@ pub(super) async fn confirm(asked: &Asked<'_>) -> Result<Response, ApiError> {
     let rests = match act.row.desired_power() {
         DesiredPower::Stopped => VmState::Stopped,
         DesiredPower::Paused => VmState::Paused,
+        DesiredPower::Suspended => VmState::Suspended,
         DesiredPower::Running => VmState::Active,
     };
     sqlx::query(

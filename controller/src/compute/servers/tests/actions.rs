@@ -24,6 +24,56 @@ async fn a_paused_server_stands_still_until_it_goes_on() {
 }
 
 #[tokio::test]
+async fn a_suspended_server_keeps_its_run_and_goes_on_or_is_rebooted() {
+    let cloud = Cloud::new().await;
+    let id = cloud.run("s").await;
+    fault(cloud.act(&id, json!({"resume": null})).await, 409, "conflictingRequest");
+    fault(cloud.act(&id, json!({"suspend": {"a": 1}})).await, 400, "badRequest");
+    let begun = cloud.begun(&id, json!({"suspend": null})).await;
+    assert_eq!(begun, json!(["ACTIVE", "active", "suspending", 1]));
+    let spec = cloud.spec().await;
+    assert_eq!((spec.power, spec.run_generation), (DesiredPower::Suspended, 1));
+    cloud.settle().await;
+    assert_eq!(cloud.states(&id).await, json!(["SUSPENDED", "suspended", null, 4]));
+    for name in ["suspend", "pause", "unpause", "os-start", "os-stop"] {
+        fault(cloud.act(&id, json!({ name: null })).await, 409, "conflictingRequest");
+    }
+    fault(cloud.act(&id, json!({"reboot": {"type": "SOFT"}})).await, 409, "conflictingRequest");
+    let listed = cloud.get("?status=SUSPENDED").await.expect(200);
+    assert_eq!(listed["servers"][0]["id"], json!(id));
+    // What it has stays promised to it.
+    let limits = cloud.test.get("/compute/v2.1/limits", &cloud.token).await.expect(200);
+    assert_eq!(limits["limits"]["absolute"]["totalCoresUsed"], 1);
+    let begun = cloud.begun(&id, json!({"resume": null})).await;
+    assert_eq!(begun, json!(["SUSPENDED", "suspended", "resuming", 4]));
+    let spec = cloud.spec().await;
+    assert_eq!((spec.power, spec.run_generation), (DesiredPower::Running, 1));
+    cloud.settle().await;
+    assert_eq!(cloud.states(&id).await, json!(["ACTIVE", "active", null, 1]));
+
+    cloud.begun(&id, json!({"suspend": null})).await;
+    cloud.settle().await;
+    let begun = cloud.begun(&id, json!({"reboot": {"type": "HARD"}})).await;
+    assert_eq!(begun, json!(["HARD_REBOOT", "suspended", "rebooting_hard", 4]));
+    assert_eq!(cloud.spec().await.run_generation, 2);
+    cloud.settle().await;
+    assert_eq!(cloud.states(&id).await, json!(["ACTIVE", "active", null, 1]));
+    let actions = cloud.get(&format!("/{id}/os-instance-actions")).await.expect(200);
+    let actions: Vec<&str> = actions["instanceActions"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|action| action["action"].as_str().unwrap())
+        .collect();
+    assert_eq!(actions, ["reboot", "suspend", "resume", "suspend", "create"]);
+    cloud.begun(&id, json!({"suspend": null})).await;
+    cloud.settle().await;
+    cloud.delete(&format!("/{id}")).await.expect(204);
+    cloud.settle().await;
+    cloud.get(&format!("/{id}")).await.expect(404);
+}
+
+#[tokio::test]
 async fn a_locked_server_is_changed_by_admins_only() {
     let cloud = Cloud::new().await;
     let id = cloud.run("s").await;
@@ -318,7 +368,7 @@ async fn what_is_not_there_says_so() {
         fault(cloud.act(&id, json!({"changePassword": {"adminPass": "x"}})).await, 501, "notImplemented");
     assert!(text.contains("no agent"), "{text}");
     fault(cloud.act(&id, json!({"changePassword": null})).await, 400, "badRequest");
-    for name in ["suspend", "resume", "migrate", "createBackup", "evacuate"] {
+    for name in ["migrate", "createBackup", "evacuate"] {
         let text = fault(cloud.act(&id, json!({ name: null })).await, 501, "notImplemented");
         assert!(text.contains(name), "{text}");
     }

@@ -1,0 +1,170 @@
+//! `suspend`, and `start` of a server that is suspended: its VMM's state and its guest's memory in files.
+//!
+//! The files are of one moment, and so are the disks: as soon as a guest goes on, the files must never be used again. So a
+//! VMM that is made of them stands still until they are gone for good; only then its guest goes on. And they count only
+//! while the record says so, which it does after they and the disks were synced.
+
+use std::{fs, os::fd::AsRawFd, os::fd::OwnedFd, path::Path};
+
+use mote_host_api::DesiredPower;
+use mote_vmm_api::{MemoryBackend, MemoryBackendType, NetworkOverride, SnapshotLoad, VmConfig};
+
+use super::{TaskError, Wanted, Work, start::serial};
+use crate::{
+    files::{self, FileError},
+    ledger::Phase,
+    parts::{MEMORY_FILE, STATE_FILE},
+    paths::ServerDir,
+};
+
+impl Work {
+    /// Writes the files, then ends the VMM.
+    pub(super) async fn suspend(&mut self) -> Result<(), TaskError> {
+        if self.record.phase != Phase::Suspended {
+            self.write_suspended().await?;
+            self.record.suspended = true;
+            self.enter(Phase::Suspended, None).await?;
+        }
+        self.end_processes(&self.alive).await?;
+        self.remove_run_dir().await?;
+        self.record.process = None;
+        tracing::info!(server = %self.record.id, "suspended");
+        self.save().await
+    }
+
+    async fn write_suspended(&mut self) -> Result<(), TaskError> {
+        let (parts, id) = (self.parts.clone(), self.record.id);
+        self.record.paused = None;
+        self.save().await?;
+        self.reach("before pause").await;
+        parts.vmms.set_paused(id, true).await?;
+        let dir = parts.state.server(id);
+        let (suspended, unfinished) = (dir.suspended(), dir.suspended_unfinished());
+        let (old, new) = (suspended.clone(), unfinished.clone());
+        self.blocking(move || {
+            files::remove_dir(&old)?;
+            files::remove_dir(&new)?;
+            files::create_private_dir(&new)
+        })
+        .await??;
+        self.reach("before snapshot").await;
+        let written = parts.vmms.snapshot(id, unfinished.clone()).await;
+        self.reach("after snapshot").await;
+        if let Err(error) = written {
+            // It goes on until the next attempt.
+            self.blocking(move || files::remove_dir(&unfinished)).await??;
+            parts.vmms.set_paused(id, false).await?;
+            self.record.paused = Some(false);
+            self.save().await?;
+            return Err(error.into());
+        }
+        self.blocking(move || {
+            sync_disks(&dir)?;
+            rename(&unfinished, &suspended)?;
+            sync(dir.path())
+        })
+        .await??;
+        self.reach("after files").await;
+        Ok(())
+    }
+
+    /// Whether a start goes on from the files: they are there, and nobody asked for a new run.
+    pub(super) fn goes_on(&self, wanted: &Wanted) -> bool {
+        self.record.suspended
+            && self.record.attempted >= wanted.spec.run_generation
+            && self.parts.state.server(self.record.id).suspended().is_dir()
+    }
+
+    /// A VMM made of the files.
+    pub(super) async fn resume(&mut self, wanted: &Wanted) -> Result<(), TaskError> {
+        let slots = self.slots.clone();
+        let _slot = slots.start.acquire().await.map_err(|_| TaskError::Cancelled)?;
+        self.check_cancelled()?;
+        self.clean_up_before_start().await?;
+        self.record.paused = None;
+        self.enter_start(wanted).await?;
+        let taps = self.open_taps(&wanted.ports).await?;
+        let config = self.load_config(wanted, &taps);
+        self.launch(config, taps).await
+    }
+
+    fn load_config(&self, wanted: &Wanted, taps: &[OwnedFd]) -> VmConfig {
+        let (dir, run) = (self.parts.state.server(self.record.id), self.parts.run.server(self.record.id));
+        let files = dir.suspended();
+        let network_overrides = wanted.ports.iter().zip(taps).enumerate();
+        let network_overrides = network_overrides.map(|(index, ((.., port), tap))| NetworkOverride {
+            iface_id: format!("eth{index}"),
+            host_dev_name: mote_network::names::tap_name(port.id),
+            tap_fd: Some(tap.as_raw_fd()),
+        });
+        let load = SnapshotLoad {
+            snapshot_path: files.join(STATE_FILE),
+            mem_backend: Some(MemoryBackend {
+                backend_type: MemoryBackendType::File,
+                backend_path: files.join(MEMORY_FILE),
+            }),
+            mem_file_path: None,
+            enable_diff_snapshots: false,
+            track_dirty_pages: false,
+            resume_vm: false,
+            network_overrides: network_overrides.collect(),
+            vsock_override: None,
+            clock_realtime: false,
+            huge_pages: mote_vmm_api::SnapshotHugePages::Snapshot,
+            drive_overrides: Vec::new(),
+            serial_override: Some(serial(&dir, &run)),
+        };
+        VmConfig { snapshot_load: Some(load), ..VmConfig::default() }
+    }
+
+    /// A VMM was made of the files and stands still. They go, then its guest goes on.
+    pub(super) async fn go_on(&mut self) -> Result<(), TaskError> {
+        let paused = self.wanted()?.spec.power == DesiredPower::Paused;
+        self.forget_suspended().await?;
+        self.record.paused = None;
+        self.save().await?;
+        self.reach("before resume").await;
+        self.parts.vmms.set_paused(self.record.id, paused).await?;
+        self.reach("after resume").await;
+        self.record.paused = Some(paused);
+        tracing::info!(server = %self.record.id, "resumed");
+        self.enter(Phase::Running, None).await
+    }
+
+    /// The files go, and do not come back after a crash of the host. The record is written by the caller.
+    pub(super) async fn forget_suspended(&mut self) -> Result<(), TaskError> {
+        let dir = self.parts.state.server(self.record.id);
+        self.blocking(move || {
+            let (suspended, unfinished) = (dir.suspended(), dir.suspended_unfinished());
+            if suspended.is_dir() {
+                files::remove_dir(&unfinished)?;
+                rename(&suspended, &unfinished)?;
+                sync(dir.path())?;
+            }
+            files::remove_dir(&unfinished)
+        })
+        .await??;
+        self.reach("after files").await;
+        self.record.suspended = false;
+        Ok(())
+    }
+}
+
+/// What the guest had written must be on the disk when its memory counts on it, and no disk may be made anew after a crash
+/// of the host.
+fn sync_disks(dir: &ServerDir) -> Result<(), FileError> {
+    for number in dir.disks() {
+        sync(&dir.disk(number))?;
+        files::remove_file(&dir.disk_unsynced(number))?;
+    }
+    Ok(())
+}
+
+fn sync(path: &Path) -> Result<(), FileError> {
+    let synced = fs::File::open(path).and_then(|file| file.sync_all());
+    synced.map_err(|source| FileError::Write { path: path.to_owned(), source })
+}
+
+fn rename(from: &Path, to: &Path) -> Result<(), FileError> {
+    fs::rename(from, to).map_err(|source| FileError::Write { path: to.to_owned(), source })
+}
