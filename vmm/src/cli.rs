@@ -24,6 +24,7 @@ use crate::log::{self, Level};
 use crate::metrics;
 use crate::outcome::Outcome;
 use crate::seccomp::{self, SeccompError};
+use crate::signals;
 use crate::snapshot::{self, FormatError};
 
 /// Where Firecracker has its socket when nothing is said.
@@ -287,6 +288,7 @@ fn run(options: &Options) -> Result<ExitReport, RunError> {
     if !options.no_seccomp {
         seccomp::prepare(options.seccomp_filter.as_deref())?;
     }
+    signals::count_limits().map_err(RunError::Events)?;
     // Before any thread is made: they inherit the mask.
     let signals: OwnedFd = event_loop::block_signals().map_err(RunError::Events)?;
     let outcome = Arc::new(Outcome::new().map_err(RunError::Events)?);

@@ -17,6 +17,7 @@
 //! | [`snapshot`] | a machine in two files, and back |
 //! | [`jail`] | `mote-vmm jail`: chroot, namespaces, cgroups, limits, an unprivileged user |
 //! | [`seccomp`] | a filter for each kind of thread |
+//! | `signals` | limits that are reached are counted |
 //! | [`api`] | Firecracker's REST API |
 //! | [`mmds`] | the metadata service |
 //! | [`metrics`], `log` | what the process tells about itself |
@@ -55,6 +56,7 @@ pub mod outcome;
 mod power;
 pub mod rate_limiter;
 pub mod seccomp;
+mod signals;
 mod smbios;
 pub mod snapshot;
 

@@ -385,3 +385,32 @@ fn templates_are_dumped_verified_and_stripped() {
     let (code, _, output) = run(&["verify", "--template", &text("plain.json")]);
     assert_eq!(code, Some(0), "{output:?}");
 }
+
+#[test]
+fn metrics_that_reach_the_limit_of_files_do_not_end_the_vm() {
+    // Jumps to itself.
+    let Some(vm) = Vm::new(&say_then(b'L', &[0xeb, 0xfe]), true) else { return };
+    // 20 MB in blocks of 512 bytes: more than the guest's memory, less than the file has already.
+    fs::File::create(vm.path("metrics")).unwrap().set_len(25 << 20).unwrap();
+    let program = env!("CARGO_BIN_EXE_mote-vmm");
+    let mut command = Command::new("sh");
+    command.args(["-c", "ulimit -f 40000; exec \"$0\" \"$@\"", program, "--level", "Off"]);
+    command.arg("--config-file").arg(vm.path("config")).arg("--api-sock").arg(vm.path("socket"));
+    command.arg("--metrics-path").arg(vm.path("metrics"));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    assert_eq!(child.stdout.as_mut().unwrap().read(&mut [0]).unwrap(), 1);
+    let ask = |request: &str| {
+        let mut stream = UnixStream::connect(vm.path("socket")).unwrap();
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    let body = r#"{"action_type":"FlushMetrics"}"#;
+    let answer = ask(&format!("PUT /actions HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+    assert!(answer.contains("400") && answer.contains("Cannot write metrics"), "{answer}");
+    assert!(ask("GET / HTTP/1.0\r\n\r\n").contains("Running"));
+    terminate(&child);
+    assert_eq!(finish(child).status.code(), Some(5));
+}

@@ -162,6 +162,16 @@ group! {
 }
 
 group! {
+    /// Signals that the process got for a limit.
+    SignalMetrics {
+        /// A file was to grow beyond the limit.
+        sigxfsz,
+        /// More processor time was used than the limit.
+        sigxcpu,
+    }
+}
+
+group! {
     /// The metadata service, of all interfaces together.
     MmdsMetrics {
         /// Frames that went to the service instead of the network.

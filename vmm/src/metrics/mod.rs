@@ -16,8 +16,8 @@ use serde_json::{Map, Value, json};
 mod devices;
 
 pub use devices::{
-    BalloonMetrics, BlockMetrics, EntropyMetrics, Group, MmdsMetrics, NetMetrics, VcpuMetrics, VsockMetrics,
-    device,
+    BalloonMetrics, BlockMetrics, EntropyMetrics, Group, MmdsMetrics, NetMetrics, SignalMetrics, VcpuMetrics,
+    VsockMetrics, device,
 };
 
 /// Time between two lines, as Firecracker has it.
@@ -106,10 +106,12 @@ static MISSED_METRICS_COUNT: Counter = Counter::new();
 pub static MMDS: MmdsMetrics = MmdsMetrics::new();
 /// The processors.
 pub static VCPU: VcpuMetrics = VcpuMetrics::new();
+/// Signals.
+pub static SIGNALS: SignalMetrics = SignalMetrics::new();
 
 /// Groups that there is one of.
-fn single_groups() -> [(&'static str, &'static dyn Group); 2] {
-    [("mmds", &MMDS), ("vcpu", &VCPU)]
+fn single_groups() -> [(&'static str, &'static dyn Group); 3] {
+    [("mmds", &MMDS), ("signals", &SIGNALS), ("vcpu", &VCPU)]
 }
 
 /// How long the last of each operation took, in microseconds; 0 if there was none.

@@ -1,5 +1,6 @@
 //! A driver for tests and fuzzing: guest memory, rings that are written byte by byte, and a device behind its mmio registers.
 #![allow(missing_docs, clippy::unwrap_used, reason = "nothing of it is in the program")]
+#![cfg_attr(not(test), allow(dead_code, reason = "fuzzing needs only some of it"))]
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
