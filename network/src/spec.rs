@@ -105,7 +105,9 @@ pub enum SpecProblem {
     #[error("port {0}: its security groups are partly stateful and partly stateless")]
     MixedGroups(PortId),
     /// A VXLAN segment without this host's end of the overlay.
-    #[error("it is on other hosts, too, and this host has no tunnel address to reach them from")]
+    #[error(
+        "it is on other hosts, too, and this host has no tunnel address to reach them from: give mote-hostd run --tunnel-ip ADDRESS, or MOTE_HOST_TUNNEL_IP to mote up"
+    )]
     NoTunnel,
     /// Segment.
     #[error("{0}")]

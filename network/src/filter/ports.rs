@@ -13,7 +13,7 @@ use mote_host_api::{
 
 use super::{
     limits::limits,
-    rules::{View, elements, rules, set_name},
+    rules::{View, elements, matching, rules, set_name},
     ruleset::{Chain, Family, Ruleset},
 };
 use crate::{
@@ -59,6 +59,13 @@ const SERVER_GUARD: [&str; 3] = [
     "meta l4proto udp udp sport 67 udp dport 68 drop",
     "meta l4proto udp udp sport 547 udp dport 546 drop",
     "icmpv6 type { 134, 137 } drop",
+];
+
+/// Sets that the chains of all ports name: name, kind, elements.
+const SHARED: [(&str, &str, &[&str]); 3] = [
+    ("ethertypes", "type ether_type;", &["arp", "ip", "ip6"]),
+    ("advertised", "type icmpv6_type;", &["134", "137"]),
+    ("unspecified", "type icmpv6_type;", &["135", "143"]),
 ];
 
 /// A port as the filter needs it.
@@ -208,6 +215,10 @@ fn input(ruleset: &mut Ruleset) {
 }
 
 fn bridge_chains(ruleset: &mut Ruleset, ports: &[FilteredPort<'_>], down: &BTreeSet<String>) {
+    for (name, kind, elements) in SHARED.iter().filter(|_| !ports.is_empty()) {
+        let set = ruleset.set(Family::Bridge, *name, kind);
+        set.elements.extend(elements.iter().map(|element| ((*element).to_owned(), None)));
+    }
     for (name, kind) in [("from", "type ifname : verdict;"), ("to", "type ifname : verdict;")] {
         let map = ruleset.set(Family::Bridge, name, kind);
         let initial = if name == "from" { 'f' } else { 't' };
@@ -352,33 +363,34 @@ fn from_rules(port: &FilteredPort<'_>) -> Vec<String> {
     let drop = format!("counter name spoofed-{} drop", port.tap);
     let macs: Vec<String> = port.stations.keys().map(ToString::to_string).collect();
     let mut rules = vec![
-        format!("ether saddr != {{ {} }} {drop}", macs.join(", ")),
+        format!("{} {drop}", matching("ether saddr !=", &macs)),
         // Anything else, and tagged frames, which conntrack would not look into.
-        format!("ether type != {{ arp, ip, ip6 }} {drop}"),
+        format!("ether type != @ethertypes {drop}"),
         format!("meta mark set 0x{:08x}", u32::from(port.index) << 16),
     ];
     for (mac, ranges) in &port.stations {
         // A probe (RFC 5227) asks whether an address is free.
-        let mut senders = elements(ranges, EtherType::Ipv4);
-        if !senders.iter().any(|range| range == "0.0.0.0/0") {
-            senders.push("0.0.0.0".to_owned());
+        let probe = vec!["0.0.0.0".to_owned()];
+        for senders in [probe, elements(ranges, EtherType::Ipv4)].iter().filter(|senders| !senders.is_empty())
+        {
+            rules.push(format!(
+                "ether type arp ether saddr {mac} arp saddr ether {mac} {} accept",
+                matching("arp saddr ip", senders)
+            ));
         }
-        let senders = senders.join(", ");
-        rules.push(format!(
-            "ether type arp ether saddr {mac} arp saddr ether {mac} arp saddr ip {{ {senders} }} accept"
-        ));
     }
     rules.push(format!("ether type arp {drop}"));
-    rules.extend(SERVER_GUARD.map(|rule| rule.replace("drop", &drop)));
+    let guard = SERVER_GUARD.map(|rule| rule.replace("{ 134, 137 }", "@advertised").replace("drop", &drop));
+    rules.extend(guard);
     rules.push(
         "ip saddr 0.0.0.0 ip daddr 255.255.255.255 meta l4proto udp udp sport 68 udp dport 67 accept"
             .to_owned(),
     );
-    rules.push("ip6 saddr :: icmpv6 type { 135, 143 } accept".to_owned());
+    rules.push("ip6 saddr :: icmpv6 type @unspecified accept".to_owned());
     for (mac, ranges) in &port.stations {
         let v4 = elements(ranges, EtherType::Ipv4);
         if !v4.is_empty() {
-            rules.push(format!("ether saddr {mac} ip saddr {{ {} }} accept", v4.join(", ")));
+            rules.push(format!("ether saddr {mac} {} accept", matching("ip saddr", &v4)));
         }
     }
     rules.push(format!("ether type ip {drop}"));
@@ -394,13 +406,19 @@ fn from_rules(port: &FilteredPort<'_>) -> Vec<String> {
     rules
 }
 
-/// Which IPv6 addresses may be sent from.
+/// Which IPv6 addresses may be sent from: the link-local one, and the others apart, which are mostly one.
 fn source_rules(port: &FilteredPort<'_>) -> Vec<String> {
-    let rule = |(mac, ranges): (&MacAddress, &Vec<IpNet>)| {
-        let ranges = elements(ranges, EtherType::Ipv6);
-        format!("ether saddr {mac} ip6 saddr {{ {} }} accept", ranges.join(", "))
-    };
-    port.stations.iter().map(rule).collect()
+    let mut rules = Vec::new();
+    for (mac, ranges) in &port.stations {
+        let own = host_net(IpAddr::V6(mac.link_local()));
+        let (own, others): (Vec<&IpNet>, Vec<&IpNet>) = ranges.iter().partition(|range| **range == own);
+        for ranges in [elements(own, EtherType::Ipv6), elements(others, EtherType::Ipv6)] {
+            if !ranges.is_empty() {
+                rules.push(format!("ether saddr {mac} {} accept", matching("ip6 saddr", &ranges)));
+            }
+        }
+    }
+    rules
 }
 
 /// The target of a neighbour advertisement (RFC 4861 §4.4) is in a range.
@@ -412,3 +430,7 @@ fn target(network: Ipv6Addr, mask: Ipv6Addr) -> String {
         format!("@th,64,128 and 0x{mask:032x} == 0x{network:032x}")
     }
 }
+
+#[cfg(test)]
+#[path = "ports_tests.rs"]
+mod tests;

@@ -3,7 +3,10 @@
 //! A stateful group's rules look at the *connection's* first direction (`ct original`), not at the packet: so they can be
 //! applied again, to a packet of either direction, when the rules have changed while the connection was open.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use mote_host_api::{AddressSetId, Direction, EtherType, Protocol, Remote, SecurityGroupRule};
@@ -26,9 +29,26 @@ pub fn elements<'a>(ranges: impl IntoIterator<Item = &'a IpNet>, version: EtherT
             IpNet::V6(range) => v6.push(range.trunc()),
         }
     }
+    // A single address without its prefix length: with one, nft makes an interval of it.
+    let text = |address: IpAddr, length: u8, max: u8| {
+        if length == max { address.to_string() } else { format!("{address}/{length}") }
+    };
     match version {
-        EtherType::Ipv4 => Ipv4Net::aggregate(&v4).iter().map(ToString::to_string).collect(),
-        EtherType::Ipv6 => Ipv6Net::aggregate(&v6).iter().map(ToString::to_string).collect(),
+        EtherType::Ipv4 => {
+            Ipv4Net::aggregate(&v4).iter().map(|r| text(r.addr().into(), r.prefix_len(), 32)).collect()
+        }
+        EtherType::Ipv6 => {
+            Ipv6Net::aggregate(&v6).iter().map(|r| text(r.addr().into(), r.prefix_len(), 128)).collect()
+        }
+    }
+}
+
+/// A comparison with one value or with several. One value makes no set: each costs all later transactions time, since nft
+/// asks the kernel for all of them.
+pub fn matching(key: &str, values: &[String]) -> String {
+    match values {
+        [one] => format!("{key} {one}"),
+        several => format!("{key} {{ {} }}", several.join(", ")),
     }
 }
 
@@ -102,7 +122,7 @@ fn rule_texts(
             (false, Protocol::Sctp { .. }) => "sctp dport",
             (false, _) => "tcp dport",
         };
-        head.push_str(&format!(" {key} {{ {} }}", merged(ranges).join(", ")));
+        head.push_str(&format!(" {}", matching(key, &merged(ranges))));
     }
     let (word, end) = (
         if version == EtherType::Ipv4 { "ip" } else { "ip6" },
@@ -119,7 +139,7 @@ fn rule_texts(
     });
     let cidrs = elements(cidrs, version);
     if !cidrs.is_empty() {
-        texts.push(format!("{head} {key} {{ {} }} accept", cidrs.join(", ")));
+        texts.push(format!("{head} {} accept", matching(&key, &cidrs)));
     }
     let sets = remotes.iter().filter_map(|remote| match remote {
         Some(Remote::Set(id)) => Some(set_name(*id, version)),
