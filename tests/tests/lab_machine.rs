@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail, ensure};
 use mote_tests::{
     lab::{self, Lab},
     place::Place,
-    programs::{program, why_no_servers},
+    programs::{program, source_dir, why_no_servers},
 };
 use serde_json::{Value, json};
 
@@ -69,24 +69,49 @@ impl Machines {
 
     /// Boots, has the guest's shell run `commands` and switch off, and gives what it printed.
     fn run(&self, config: &Value, commands: &str) -> anyhow::Result<String> {
+        self.run_steps(config, &[Step::Guest(commands.to_owned())])
+    }
+
+    /// Boots, takes the steps and switches off; gives what the guest printed, and after a `---` what the host's commands did.
+    fn run_steps(&self, config: &Value, steps: &[Step]) -> anyhow::Result<String> {
         let vmm = program("mote-vmm");
-        let script = format!(
-            r#"cd {directory} && rm -f in out log && mkfifo in && cat >config.json <<'END'
+        let mut script = format!(
+            r#"cd {directory} && rm -f in out log host api && mkfifo in && cat >config.json <<'END'
 {config}
 END
-timeout {PATIENCE_S} {vmm} --no-api --enable-pci --config-file config.json <>in >out 2>log & vmm=$!
-until grep -q '{READY}' out; do kill -0 $vmm || {{ cat out log; exit 1; }}; sleep 0.5; done
-cat >in <<'END'
-{commands}
-poweroff -f
-END
-wait $vmm; code=$?
-cat out; [ $code = 0 ] || {{ cat log; exit $code; }}"#,
+timeout {PATIENCE_S} {vmm} --api-sock api --enable-pci --config-file config.json <>in >out 2>log & vmm=$!
+expect() {{ until grep -q -e "$1" out; do kill -0 $vmm || {{ cat out log; exit 1; }}; sleep 0.3; done; }}
+ask() {{ curl -sS --unix-socket api -X "$1" "localhost$2" ${{3:+-d "$3"}}; }}
+expect '{READY}'
+"#,
             directory = self.directory,
             vmm = vmm.display(),
         );
+        for (number, step) in steps.iter().enumerate() {
+            match step {
+                // The echo of the typed line doesn't have the mark.
+                Step::Guest(commands) => {
+                    let typed = format!("cat >in <<'END'\n{commands}\necho 'step''{number}'\nEND\n");
+                    script.push_str(&typed);
+                    script.push_str(&format!("expect 'step{number}'\n"));
+                }
+                Step::Host(commands) => script.push_str(&format!("{{ {commands}\n}} >>host 2>&1\n")),
+            }
+        }
+        script.push_str(
+            "echo 'poweroff -f' >in; wait $vmm; code=$?; cat out; echo ---; cat host 2>/dev/null
+[ $code = 0 ] || { cat log; exit $code; }",
+        );
         self.place.sh(&script)
     }
+}
+
+/// One after the other.
+enum Step {
+    /// Lines for the guest's shell.
+    Guest(String),
+    /// Lines for the host's shell; `ask METHOD PATH BODY` asks the VMM.
+    Host(String),
 }
 
 impl Drop for Machines {
@@ -120,6 +145,111 @@ fn overlay(base: &Path) -> anyhow::Result<Option<tempfile::NamedTempFile>> {
             bail!("qemu-img: {}", String::from_utf8_lossy(&output.stderr))
         }
         Ok(_) => Ok(Some(image)),
+    }
+}
+
+/// The disk of tests/lab/cloud-disk, made if it isn't there; None where it can't be.
+fn cloud_disk() -> anyhow::Result<Option<PathBuf>> {
+    if !std::process::Command::new("mmdebstrap").arg("--version").output().is_ok_and(|o| o.status.success()) {
+        return Ok(None);
+    }
+    let disk = Path::new("/var/cache/mote/images/debian-cloud/disk.raw").to_owned();
+    std::fs::create_dir_all("/var/cache/mote/images/debian-cloud").context("making the disk's directory")?;
+    Place::Here.sh(&format!("{}/tests/lab/cloud-disk {}", source_dir().display(), disk.display()))?;
+    Ok(Some(disk))
+}
+
+fn hot_plug() -> anyhow::Result<()> {
+    let Some(machines) = Machines::new("plug")? else { return Ok(()) };
+    let root = machines.path("root.raw");
+    machines.place.sh(&format!("cp --sparse=always {} {root}", machines.debian.join("disk.raw").display()))?;
+    let config = machines.config(&json!({"drive_id": "root", "path_on_host": root, "is_root_device": false}));
+    let tap = format!("mplug{}", std::process::id() % 100_000);
+    let data = machines.path("data.raw");
+    let drive = |id: &str| json!({"drive_id": id, "path_on_host": data, "is_root_device": false}).to_string();
+    let interface = json!({"iface_id": "hot", "host_dev_name": tap, "guest_mac": "06:00:00:00:00:0a"});
+    let devices = "ls /sys/block | grep vd; ls /sys/class/net";
+    let wait_for = |what: &str| format!("n=0; until {what} || [ $n = 100 ]; do n=$((n+1)); sleep 0.1; done");
+    let steps = [
+        Step::Guest(marked("before", devices)),
+        Step::Host(format!(
+            "modprobe tun; truncate -s 8M {data}; ask PUT /drives/data '{}'; ask PUT /network-interfaces/hot '{interface}'",
+            drive("data")
+        )),
+        Step::Guest(wait_for("[ -b /dev/vdb -a -e /sys/class/net/eth0 ]")),
+        Step::Guest(marked(
+            "added",
+            &format!("{devices}; cat /sys/block/vdb/size /sys/class/net/eth0/address; echo hot-mark >/dev/vdb; sync"),
+        )),
+        Step::Host("ask DELETE /drives/data; ask DELETE /network-interfaces/hot".to_owned()),
+        Step::Guest(wait_for("[ ! -e /sys/block/vdb -a ! -e /sys/class/net/eth0 ]")),
+        Step::Guest(marked("removed", devices)),
+        Step::Host(format!(
+            "n=0; while ask GET /vm/config '' | grep -q -e '\"data\"' -e '\"hot\"' && [ $n -lt 100 ]; do n=$((n+1)); sleep 0.1; done
+             head -c 8 {data}; echo; ls -l /proc/$(pgrep -P $vmm)/fd 2>/dev/null | grep -c data.raw
+             ask PUT /drives/again '{again}'",
+            again = drive("again"),
+        )),
+        Step::Guest(wait_for("[ -b /dev/vdb ]")),
+        Step::Guest(marked("again", "head -c 8 /dev/vdb")),
+    ];
+    let output = machines.run_steps(&config, &steps)?;
+    let words = |name| Ok::<_, anyhow::Error>(part(&output, name)?.split_whitespace().collect::<Vec<_>>());
+    ensure!(words("before")? == ["vda", "lo"], "{output}");
+    ensure!(words("added")? == ["vda", "vdb", "eth0", "lo", "16384", "06:00:00:00:00:0a"], "{output}");
+    ensure!(words("removed")? == ["vda", "lo"], "{output}");
+    ensure!(words("again")? == ["hot-mark"], "{output}");
+    let host = output.rsplit("---\n").next().unwrap_or_default();
+    ensure!(host.lines().eq(["hot-mark", "0"]), "on the host: {host}");
+    Ok(())
+}
+
+#[test]
+fn debian_takes_and_gives_up_a_drive_and_an_interface_while_it_runs() {
+    if let Err(error) = hot_plug() {
+        panic!("{error:#}");
+    }
+}
+
+fn whole_disk() -> anyhow::Result<()> {
+    let Some(machines) = Machines::new("disk")? else { return Ok(()) };
+    let Some(disk) = cloud_disk()? else {
+        eprintln!("SKIPPED: no mmdebstrap");
+        return Ok(());
+    };
+    let Some(image) = overlay(&disk)? else {
+        eprintln!("SKIPPED: no qemu-img");
+        return Ok(());
+    };
+    let root = machines.path("root.qcow2");
+    machines.place.sh(&format!("cp {} {root}", image.path().display()))?;
+    let config = json!({
+        // What the disk can't know: the lab's emulated processor.
+        "boot-source": {"boot_from_disk": true, "boot_args": "noxsave quiet"},
+        "drives": [{
+            "drive_id": "root", "path_on_host": root, "is_root_device": true, "format": "Qcow2",
+            "backing_files": [{"path_on_host": disk}],
+        }],
+        "machine-config": {"vcpu_count": 1, "mem_size_mib": 512},
+    });
+    let commands = [
+        marked("line", "cat /proc/cmdline"),
+        marked("root", "findmnt -no SOURCE,FSTYPE /; readlink /dev/disk/by-partuuid/* | sort"),
+        marked("init", "cat /proc/1/comm; . /etc/os-release; echo $ID; uname -r"),
+    ];
+    let output = machines.run(&config, &commands.join("\n"))?;
+    let line = part(&output, "line")?;
+    ensure!(line.starts_with("root=PARTUUID=") && line.ends_with("consoleblank=0 noxsave quiet"), "{line}");
+    ensure!(part(&output, "root")?.starts_with("/dev/vda1 ext4"), "{output}");
+    let init = part(&output, "init")?;
+    ensure!(init.starts_with("systemd") && init.contains("debian") && init.contains("cloud-amd64"), "{init}");
+    Ok(())
+}
+
+#[test]
+fn debians_own_cloud_layout_boots_from_its_disk_alone() {
+    if let Err(error) = whole_disk() {
+        panic!("{error:#}");
     }
 }
 

@@ -3,7 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use mote_vmm_api::{CpuConfig, CpuConfigSource, Drive, DriveFormat, ExitReason, NetworkInterface, VmConfig};
+use mote_vmm_api::{
+    BootSource, CpuConfig, CpuConfigSource, Drive, DriveFormat, ExitReason, NetworkInterface, VmConfig,
+};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
@@ -26,6 +28,7 @@ use crate::devices::virtio::pci::{PciTransport, REGISTERS_SIZE};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::{DeviceError, EventSource};
+use crate::disk_boot::{self, DiskBootError};
 use crate::ioapic::IoApic;
 use crate::kvm::{InterruptRoutes, KvmError, Topology, Vm, Wiring};
 use crate::layout;
@@ -54,6 +57,9 @@ pub enum BootError {
     /// Kernel, initrd or command line.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// What the root drive boots.
+    #[error(transparent)]
+    DiskBoot(#[from] DiskBootError),
     /// KVM.
     #[error(transparent)]
     Kvm(#[from] KvmError),
@@ -119,6 +125,7 @@ impl BootError {
             | Self::TooManyDevices { .. }
             | Self::Memory(MemoryError::Size(_))
             | Self::Kvm(KvmError::AddressBits { .. } | KvmError::Template(_)) => ExitReason::BadConfig,
+            Self::DiskBoot(error) if !error.is_hosts() => ExitReason::BadConfig,
             _ => ExitReason::HostError,
         }
     }
@@ -151,14 +158,16 @@ pub fn boot(config: &VmConfig, options: &BootOptions, outcome: &Arc<Outcome>) ->
     let source = config.boot_source.as_ref().ok_or(BootError::NoBootSource)?;
     let machine = &config.machine_config;
 
+    // Before there is guest memory and KVM: the process that reads the disk has neither.
+    let memory_bytes = (machine.mem_size_mib as u64) << 20;
+    let found = source.boot_from_disk.then(|| disk_boot::read(&config.drives, memory_bytes)).transpose()?;
+
     // Memory first, interrupt controllers after it: the other order costs milliseconds (see `kvm`).
     let memory = memory::create(machine.mem_size_mib)?;
     let vm = Vm::create(&memory, machine.track_dirty_pages)?;
     vm.create_interrupt_controllers()?;
 
-    let kernel = loader::load_kernel(&memory, &source.kernel_image_path)?;
-    let initrd =
-        source.initrd_path.as_deref().map(|path| loader::load_initrd(&memory, &kernel, path)).transpose()?;
+    let loaded = load(&memory, source, found)?;
 
     let mut devices = Devices::new(vm.wiring(), &memory);
     devices.mmds.clone_from(&options.mmds);
@@ -173,7 +182,8 @@ pub fn boot(config: &VmConfig, options: &BootOptions, outcome: &Arc<Outcome>) ->
         Some(_) => Transport::Pci,
         None => Transport::Mmio(&devices.virtio),
     };
-    let command_line = command_line(source.boot_args.as_deref(), &config.drives, transport);
+    let root = config.drives.iter().find(|drive| drive.is_root_device && !source.boot_from_disk);
+    let command_line = command_line(loaded.arguments.as_deref(), root, transport);
     let platform =
         acpi::Platform { vcpus: machine.vcpu_count, virtio: &devices.virtio, pci: devices.pci.is_some() };
     let rsdp = acpi::write_tables(&memory, &platform)?;
@@ -181,7 +191,7 @@ pub fn boot(config: &VmConfig, options: &BootOptions, outcome: &Arc<Outcome>) ->
     let strings = config.smbios.clone().unwrap_or_default();
     smbios::write_tables(&memory, &strings).map_err(BootError::Smbios)?;
     memory.write_slice(&RESET_CODE, GuestAddress(layout::RESET_VECTOR)).map_err(BootError::ResetVector)?;
-    let entry = loader::write_boot_information(&memory, &kernel, initrd, &command_line, rsdp)?;
+    let entry = loader::write_boot_information(&memory, &loaded.kernel, loaded.initrd, &command_line, rsdp)?;
 
     let mut parts = devices.into_parts(keyboard);
     let topology = Topology { vcpus: machine.vcpu_count, smt: machine.smt };
@@ -196,6 +206,31 @@ fn cpu_template(config: &VmConfig) -> Option<&CpuConfig> {
         // `config::validate` has read the file.
         Some(CpuConfigSource::File(_)) | None => None,
     }
+}
+
+/// Kernel and initrd in guest memory, and the command line without what devices add.
+struct Loaded {
+    kernel: loader::Kernel,
+    initrd: Option<loader::Initrd>,
+    arguments: Option<String>,
+}
+
+/// Loads what the boot source names, or what was found on the root drive.
+fn load(
+    memory: &GuestMemory,
+    source: &BootSource,
+    found: Option<disk_boot::Found>,
+) -> Result<Loaded, BootError> {
+    let Some(found) = found else {
+        let kernel = loader::load_kernel(memory, &source.kernel_image_path)?;
+        let initrd = source.initrd_path.as_deref();
+        let initrd = initrd.map(|path| loader::load_initrd(memory, &kernel, path)).transpose()?;
+        return Ok(Loaded { kernel, initrd, arguments: source.boot_args.clone() });
+    };
+    let kernel = loader::load_drives_kernel(memory, found.kernel)?;
+    let initrd = found.initrd.map(|file| loader::load_drives_initrd(memory, &kernel, file)).transpose()?;
+    let more = source.boot_args.as_deref().unwrap_or("");
+    Ok(Loaded { kernel, initrd, arguments: Some(format!("{} {more}", found.options)) })
 }
 
 /// Name of the PCI bus in snapshots: a machine without it has its virtio devices on mmio.
@@ -484,7 +519,7 @@ enum Transport<'a> {
 /// kernel with both probes each device once: the second probe finds the registers taken and gives up.
 ///
 /// Devices on a PCI bus are not named at all: every kernel with PCI scans the bus that ACPI describes.
-fn command_line(boot_args: Option<&str>, drives: &[Drive], transport: Transport<'_>) -> String {
+fn command_line(boot_args: Option<&str>, root: Option<&Drive>, transport: Transport<'_>) -> String {
     let args = boot_args.unwrap_or(DEFAULT_BOOT_ARGS).trim();
     let (kernel, init) = match args.split_once(" -- ") {
         Some((kernel, init)) => (kernel, Some(init)),
@@ -501,7 +536,7 @@ fn command_line(boot_args: Option<&str>, drives: &[Drive], transport: Transport<
     if matches!(transport, Transport::Mmio(_)) && !names_pci {
         add("pci=off");
     }
-    if let Some(root) = drives.iter().find(|drive| drive.is_root_device) {
+    if let Some(root) = root {
         match &root.partuuid {
             Some(partition) => add(&format!("root=PARTUUID={partition}")),
             None => add("root=/dev/vda"),
@@ -542,21 +577,25 @@ mod tests {
     fn devices_are_added_before_the_arguments_of_init() {
         let devices = [acpi::VirtioDevice { address: 0xc000_1000, irq: 5 }];
         assert_eq!(
-            command_line(Some("console=ttyS0 -- single"), &[root(None, false)], Transport::Mmio(&devices)),
+            command_line(
+                Some("console=ttyS0 -- single"),
+                Some(&root(None, false)),
+                Transport::Mmio(&devices)
+            ),
             "console=ttyS0 pci=off root=/dev/vda rw virtio_mmio.device=4K@0xc0001000:5 -- single"
         );
     }
 
     #[test]
     fn pci_is_left_alone_when_the_user_names_it() {
-        assert_eq!(command_line(Some("pci=lastbus=0"), &[], Transport::Mmio(&[])), "pci=lastbus=0");
-        assert_eq!(command_line(Some(""), &[], Transport::Mmio(&[])), "pci=off");
+        assert_eq!(command_line(Some("pci=lastbus=0"), None, Transport::Mmio(&[])), "pci=lastbus=0");
+        assert_eq!(command_line(Some(""), None, Transport::Mmio(&[])), "pci=off");
     }
 
     #[test]
     fn devices_on_pci_are_not_named() {
         assert_eq!(
-            command_line(Some("quiet -- x"), &[root(None, false)], Transport::Pci),
+            command_line(Some("quiet -- x"), Some(&root(None, false)), Transport::Pci),
             "quiet root=/dev/vda rw -- x"
         );
     }
@@ -564,7 +603,7 @@ mod tests {
     #[test]
     fn a_partition_is_named_by_its_uuid() {
         assert_eq!(
-            command_line(Some("a"), &[root(Some("12-34"), true)], Transport::Mmio(&[])),
+            command_line(Some("a"), Some(&root(Some("12-34"), true)), Transport::Mmio(&[])),
             "a pci=off root=PARTUUID=12-34 ro"
         );
     }

@@ -137,6 +137,16 @@ pub enum ConfigError {
     /// A string of the SMBIOS tables.
     #[error(transparent)]
     Smbios(#[from] SmbiosError),
+    /// Neither of both.
+    #[error(
+        "boot-source needs kernel_image_path, or boot_from_disk: true for a root drive that brings its own kernel"
+    )]
+    NoKernel,
+    /// Two kernels.
+    #[error(
+        "boot_from_disk takes kernel and initrd from the root drive: leave kernel_image_path and initrd_path out"
+    )]
+    BootFromDisk,
     /// `log_limit_bytes` alone.
     #[error("log_limit_bytes needs serial_out_path")]
     LogLimit,
@@ -232,6 +242,17 @@ pub fn patch_machine(config: &mut VmConfig, patch: &MachineConfigPatch) -> Resul
 /// # Errors
 /// A file cannot be opened.
 pub fn set_boot_source(config: &mut VmConfig, source: BootSource) -> Result<(), ConfigError> {
+    let names_kernel = !source.kernel_image_path.as_os_str().is_empty();
+    if source.boot_from_disk {
+        if names_kernel || source.initrd_path.is_some() {
+            return Err(ConfigError::BootFromDisk);
+        }
+        config.boot_source = Some(source);
+        return Ok(());
+    }
+    if !names_kernel {
+        return Err(ConfigError::NoKernel);
+    }
     check_file("kernel_image_path", &source.kernel_image_path)?;
     if let Some(initrd) = &source.initrd_path {
         check_file("initrd_path", initrd)?;
@@ -573,6 +594,19 @@ mod tests {
     }
 
     #[test]
+    fn a_kernel_is_named_or_on_the_disk_and_not_both() {
+        let mut config = VmConfig::default();
+        let kernel = BootSource { kernel_image_path: "/proc/self/exe".into(), ..BootSource::default() };
+        let disk = BootSource { boot_from_disk: true, ..BootSource::default() };
+        set_boot_source(&mut config, kernel.clone()).unwrap();
+        set_boot_source(&mut config, disk).unwrap();
+        let both = BootSource { boot_from_disk: true, ..kernel };
+        assert!(matches!(set_boot_source(&mut config, both), Err(ConfigError::BootFromDisk)));
+        let neither = set_boot_source(&mut config, BootSource::default());
+        assert!(matches!(neither, Err(ConfigError::NoKernel)));
+    }
+
+    #[test]
     fn only_the_config_file_may_name_descriptors() {
         let mut tap = interface("e0", "06:00:00:00:00:0a");
         tap.tap_fd = Some(3);
@@ -585,7 +619,7 @@ mod tests {
     fn missing_files_and_directories_are_named() {
         let mut config = VmConfig::default();
         for path in ["/no/such/kernel", "/tmp", "/dev/null"] {
-            let source = BootSource { kernel_image_path: path.into(), initrd_path: None, boot_args: None };
+            let source = BootSource { kernel_image_path: path.into(), ..BootSource::default() };
             let error = set_boot_source(&mut config, source).unwrap_err();
             assert!(error.to_string().contains(path), "{error}");
         }

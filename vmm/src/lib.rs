@@ -39,6 +39,7 @@ pub mod controller;
 mod cpu_template;
 pub mod devices;
 pub mod disk;
+mod disk_boot;
 pub mod event_loop;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;

@@ -190,6 +190,7 @@ impl Work {
                 kernel_image_path: kernel.to_owned(),
                 initrd_path: ramdisk.map(Path::to_owned),
                 boot_args: boot.command_line.clone(),
+                ..BootSource::default()
             }),
             drives: match &spec.rescue {
                 None => vec![drive(ROOT_DRIVE, dir.disk(spec.disk.number), root)],

@@ -125,18 +125,27 @@ pub struct MachineConfigPatch {
 }
 
 /// `/boot-source`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct BootSource {
-    /// ELF vmlinux (PVH or 64-bit entry) or bzImage.
+    /// ELF vmlinux (PVH or 64-bit entry) or bzImage. Required unless `boot_from_disk`, and left out with it.
+    #[serde(default, skip_serializing_if = "is_empty")]
     pub kernel_image_path: PathBuf,
     /// Initial ramdisk.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub initrd_path: Option<PathBuf>,
-    /// Kernel command line.
+    /// Kernel command line; with `boot_from_disk`, what follows the disk's own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub boot_args: Option<String>,
+    /// *Mote*: boot what is on the root drive, a whole disk with a file system of its own: kernel, initrd and command line are those of its boot
+    /// loader's default entry.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub boot_from_disk: bool,
+}
+
+fn is_empty(path: &std::path::Path) -> bool {
+    path.as_os_str().is_empty()
 }
 
 /// How the guest's flushes are treated.

@@ -9,7 +9,7 @@ mod linux;
 mod pvh;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -139,6 +139,16 @@ impl<'a> Source<'a> {
         Ok(Self { what, path, file, size: metadata.len() })
     }
 
+    /// A file that was read from the root drive.
+    fn of_drive(what: &'static str, file: File) -> Result<Self, LoadError> {
+        let path = Path::new("of the root drive");
+        let failed = |source| LoadError::Read { what, path: path.to_owned(), source };
+        let size = file.metadata().map_err(failed)?.len();
+        // Whoever wrote it left the position at its end.
+        (&file).rewind().map_err(failed)?;
+        Ok(Self { what, path, file, size })
+    }
+
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), LoadError> {
         self.file.read_exact_at(buffer, offset).map_err(|source| LoadError::Read {
             what: self.what,
@@ -159,7 +169,15 @@ fn low_memory_end(memory: &GuestMemory) -> u64 {
 
 /// Loads an ELF vmlinux or a bzImage.
 pub fn load_kernel(memory: &GuestMemory, path: &Path) -> Result<Kernel, LoadError> {
-    let mut source = Source::open("kernel", path)?;
+    load_kernel_from(memory, Source::open("kernel", path)?)
+}
+
+/// The same from a file that was read from the root drive.
+pub fn load_drives_kernel(memory: &GuestMemory, file: File) -> Result<Kernel, LoadError> {
+    load_kernel_from(memory, Source::of_drive("kernel", file)?)
+}
+
+fn load_kernel_from(memory: &GuestMemory, mut source: Source<'_>) -> Result<Kernel, LoadError> {
     let mut magic = [0; 4];
     if source.size >= 4 {
         source.read_at(0, &mut magic)?;
@@ -175,8 +193,21 @@ pub fn load_kernel(memory: &GuestMemory, path: &Path) -> Result<Kernel, LoadErro
 
 /// Loads the initrd as high as the kernel allows, away from where the kernel unpacks itself.
 pub fn load_initrd(memory: &GuestMemory, kernel: &Kernel, path: &Path) -> Result<Initrd, LoadError> {
+    load_initrd_from(memory, kernel, Source::open("initrd", path)?)
+}
+
+/// The same from a file that was read from the root drive.
+pub fn load_drives_initrd(memory: &GuestMemory, kernel: &Kernel, file: File) -> Result<Initrd, LoadError> {
+    load_initrd_from(memory, kernel, Source::of_drive("initrd", file)?)
+}
+
+fn load_initrd_from(
+    memory: &GuestMemory,
+    kernel: &Kernel,
+    mut source: Source<'_>,
+) -> Result<Initrd, LoadError> {
     const PAGE: u64 = 4096;
-    let mut source = Source::open("initrd", path)?;
+    let path = source.path;
     if source.size == 0 {
         return Err(LoadError::InitrdEmpty(path.to_owned()));
     }

@@ -128,6 +128,7 @@ pub fn config(guest: &Path, command_line: &str) -> VmConfig {
             kernel_image_path: guest.to_owned(),
             initrd_path: None,
             boot_args: Some(command_line.into()),
+            ..BootSource::default()
         }),
         machine_config: MachineConfig { mem_size_mib: MEMORY_MIB, ..MachineConfig::default() },
         ..VmConfig::default()

@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -113,6 +113,14 @@ impl RawFile {
     /// The file and its length in bytes.
     pub fn into_file(self) -> (File, u64) {
         (self.file, self.bytes)
+    }
+
+    /// Fills memory of this process from `offset` bytes on.
+    ///
+    /// # Errors
+    /// As pread(2), or the file ends before.
+    pub fn read_bytes(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(bytes, offset)
     }
 
     /// Capacity in sectors of 512 bytes.

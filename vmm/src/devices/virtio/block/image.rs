@@ -11,7 +11,7 @@ use mote_vmm_api::{BackingFile, DriveFormat};
 use super::{BlockError, RawFile, SECTOR};
 use crate::devices::virtio::buffers::GuestBuffers;
 use crate::disk::qcow2::{Backing, Qcow2};
-use crate::disk::{Sink, Source};
+use crate::disk::{Bytes, Sink, Source};
 
 /// Zeros are written to the guest in pieces of this size.
 const ZEROS: [u8; 4096] = [0; 4096];
@@ -104,6 +104,20 @@ impl Image {
         match self {
             Self::Raw(file) => Some(file),
             Self::Qcow2(_) => None,
+        }
+    }
+
+    /// Fills memory of this process from `offset` bytes on, which must be within the disk.
+    ///
+    /// # Errors
+    /// As [`Image::read`].
+    pub fn read_bytes(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        match self {
+            Self::Raw(file) => file.read_bytes(bytes, offset),
+            Self::Qcow2(layered) => {
+                let len = bytes.len();
+                layered.lock().read(&mut Bytes::new(bytes), offset, len)
+            }
         }
     }
 

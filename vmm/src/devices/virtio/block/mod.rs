@@ -36,7 +36,7 @@ mod ring;
 mod server;
 
 pub use file::{BlockError, RawFile};
-use image::Image;
+pub(crate) use image::Image;
 use request::{MAX_RANGES, Refusal, refusal};
 use server::Server;
 
