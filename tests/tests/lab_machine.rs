@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail, ensure};
 use mote_tests::{
     lab::{self, Lab},
     place::Place,
-    programs::{program, source_dir, why_no_servers},
+    programs::{guest, program, source_dir, why_no_servers},
 };
 use serde_json::{Value, json};
 
@@ -162,7 +162,9 @@ fn cloud_disk() -> anyhow::Result<Option<PathBuf>> {
 fn hot_plug() -> anyhow::Result<()> {
     let Some(machines) = Machines::new("plug")? else { return Ok(()) };
     let root = machines.path("root.raw");
-    machines.place.sh(&format!("cp --sparse=always {} {root}", machines.debian.join("disk.raw").display()))?;
+    machines
+        .place
+        .sh(&format!("cp --sparse=always {} {root}", machines.debian.join("disk.raw").display()))?;
     let config = machines.config(&json!({"drive_id": "root", "path_on_host": root, "is_root_device": false}));
     let tap = format!("mplug{}", std::process::id() % 100_000);
     let data = machines.path("data.raw");
@@ -207,6 +209,56 @@ fn hot_plug() -> anyhow::Result<()> {
 #[test]
 fn debian_takes_and_gives_up_a_drive_and_an_interface_while_it_runs() {
     if let Err(error) = hot_plug() {
+        panic!("{error:#}");
+    }
+}
+
+fn huge_pages() -> anyhow::Result<()> {
+    let Some(machines) = Machines::new("huge")? else { return Ok(()) };
+    if matches!(machines.place, Place::Here) {
+        eprintln!(
+            "SKIPPED: this machine's pool of huge pages is left as it is (the lab's is changed where there is one)"
+        );
+        return Ok(());
+    }
+    let machine = |mem_size_mib: u32| {
+        json!({
+            "boot-source": {
+                "kernel_image_path": guest(), "boot_args": format!("mote.test mote.memory_mib={mem_size_mib}"),
+            },
+            "machine-config": {"vcpu_count": 1, "mem_size_mib": mem_size_mib, "huge_pages": "2M"},
+        })
+    };
+    let vmm = program("mote-vmm");
+    let run = |mib: u32| {
+        format!(
+            "cat >config.json <<'END'\n{}\nEND\n{} --no-api --config-file config.json 2>&1",
+            machine(mib),
+            vmm.display()
+        )
+    };
+    let script = format!(
+        "cd {directory} && echo 24 >/proc/sys/vm/nr_hugepages && grep HugePages_Total /proc/meminfo
+{small}
+grep HugePages_Free /proc/meminfo
+{large} && exit 1
+true",
+        directory = machines.directory,
+        small = run(32),
+        large = run(64),
+    );
+    let output = machines.place.sh(&script)?;
+    ensure!(output.contains(", 0 failed"), "{output}");
+    let total = output.split_once("HugePages_Total:").map(|(_, rest)| rest.split_whitespace().next());
+    let free = output.split_once("HugePages_Free:").map(|(_, rest)| rest.split_whitespace().next());
+    ensure!(total == free && total.flatten() == Some("24"), "{output}");
+    ensure!(output.contains("cannot map 64 MiB of huge pages"), "{output}");
+    Ok(())
+}
+
+#[test]
+fn guest_memory_of_huge_pages_comes_from_the_pool_and_goes_back() {
+    if let Err(error) = huge_pages() {
         panic!("{error:#}");
     }
 }

@@ -5,8 +5,9 @@
 //! kernel switches off by the sleep control register and restarts by the reset register.
 
 use acpi_tables::aml::{
-    AddressSpace as Window, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Method,
-    Name, Notify, ONE, Package, Path, ResourceTemplate, Scope, ZERO,
+    AddressSpace as Window, AddressSpaceCacheable, And, Arg, Device, EISAName, Equal, Field, FieldAccessType,
+    FieldEntry, FieldLockRule, FieldUpdateRule, IO, If, Interrupt, Local, Memory32Fixed, Method, MethodCall,
+    Name, Notify, ONE, OpRegion, OpRegionSpace, Package, Path, ResourceTemplate, Scope, Store, ZERO,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
@@ -18,6 +19,8 @@ use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, AmlSink};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
+use crate::devices::pci::host::DEVICES as PCI_DEVICES;
+use crate::devices::pci::hotplug::HotPlug;
 use crate::devices::rtc::CENTURY;
 use crate::layout;
 use crate::memory::GuestMemory;
@@ -35,6 +38,8 @@ pub const RESET_VALUE: u8 = 0x06;
 
 /// Value of the notification that a VM generation id has changed.
 const NOTIFY_CHANGED: u8 = 0x80;
+/// Value of the notification that a device is to be ejected (ACPI 6.5 §5.6.6).
+const NOTIFY_EJECT: u8 = 3;
 
 /// FADT IAPC_BOOT_ARCH: there is a keyboard controller.
 const BOOT_ARCH_8042: u16 = 1 << 1;
@@ -152,7 +157,9 @@ fn dsdt(platform: &Platform<'_>) -> Sdt {
     }
     if platform.pci {
         pci_bus(&mut aml);
+        hot_plug(&mut aml);
     }
+    events(&mut aml, platform.pci);
     let mut dsdt = Sdt::new(*b"DSDT", HEADER, 2, OEM_ID, OEM_TABLE, OEM_REVISION);
     dsdt.append_slice(&aml);
     dsdt
@@ -199,42 +206,98 @@ fn legacy_devices(aml: &mut dyn AmlSink) {
     .to_aml_bytes(aml);
 }
 
-/// Where the VM generation id is, and the event by which a guest is told that it has changed. Events of a hardware-reduced platform
-/// are interrupts of the Generic Event Device (ACPI 6.5 §5.6.9).
+/// Where the VM generation id is.
 fn generation_id(aml: &mut dyn AmlSink) {
     let (low, high) = (layout::VM_GENERATION_ID as u32, ZERO);
     let address = Package::new(vec![&low, &high]);
     // The name of the specification is longer than ACPI allows for an id; Windows knows both.
     let (name, short) = ("VM_Gen_Counter", "VMGENCTR");
     let names = Package::new(vec![&name, &short]);
-    let interrupt = Interrupt::new(true, true, false, false, layout::GENERATION_IRQ);
-    let resources = ResourceTemplate::new(vec![&interrupt]);
+    let (id, names) = (Name::new(Path::new("_HID"), &"MOTE0001"), Name::new(Path::new("_CID"), &names));
+    let (text, address) = (Name::new(Path::new("_DDN"), &name), Name::new(Path::new("ADDR"), &address));
+    let device = Device::new(Path::new("VGEN"), vec![&id, &names, &text, &address]);
+    Scope::new(Path::new("_SB_"), vec![&device]).to_aml_bytes(aml);
+}
+
+/// Events of a hardware-reduced platform are interrupts of the Generic Event Device (ACPI 6.5 §5.6.9): that the VM generation id has changed, and
+/// that functions on the PCI bus come or go.
+fn events(aml: &mut dyn AmlSink, pci: bool) {
+    let changed_irq = Interrupt::new(true, true, false, false, layout::GENERATION_IRQ);
+    let plug_irq = Interrupt::new(true, true, false, false, layout::HOT_PLUG_IRQ);
+    let mut interrupts: Vec<&dyn Aml> = vec![&changed_irq];
+    let is_changed = Equal::new(&Arg(0), &layout::GENERATION_IRQ);
     let counter = Path::new("\\_SB_.VGEN");
     let changed = Notify::new(&counter, &NOTIFY_CHANGED);
-    Scope::new(
-        Path::new("_SB_"),
-        vec![
-            &Device::new(
-                Path::new("VGEN"),
-                vec![
-                    &Name::new(Path::new("_HID"), &"MOTE0001"),
-                    &Name::new(Path::new("_CID"), &names),
-                    &Name::new(Path::new("_DDN"), &name),
-                    &Name::new(Path::new("ADDR"), &address),
-                ],
-            ),
-            &Device::new(
-                Path::new("GED_"),
-                vec![
-                    &Name::new(Path::new("_HID"), &"ACPI0013"),
-                    &Name::new(Path::new("_UID"), &ZERO),
-                    &Name::new(Path::new("_CRS"), &resources),
-                    &Method::new(Path::new("_EVT"), 1, true, vec![&changed]),
-                ],
-            ),
-        ],
-    )
-    .to_aml_bytes(aml);
+    let changed = If::new(&is_changed, vec![&changed]);
+    let is_plug = Equal::new(&Arg(0), &layout::HOT_PLUG_IRQ);
+    let scan = MethodCall::new(Path::new("\\_SB_.PHPR.SCAN"), vec![]);
+    let plug = If::new(&is_plug, vec![&scan]);
+    let mut handlers: Vec<&dyn Aml> = vec![&changed];
+    if pci {
+        interrupts.push(&plug_irq);
+        handlers.push(&plug);
+    }
+    let resources = ResourceTemplate::new(interrupts);
+    let id = Name::new(Path::new("_HID"), &"ACPI0013");
+    let (unique, current) = (Name::new(Path::new("_UID"), &ZERO), Name::new(Path::new("_CRS"), &resources));
+    let event = Method::new(Path::new("_EVT"), 1, true, handlers);
+    let device = Device::new(Path::new("GED_"), vec![&id, &unique, &current, &event]);
+    Scope::new(Path::new("_SB_"), vec![&device]).to_aml_bytes(aml);
+}
+
+/// The registers of `devices::pci::hotplug` and the methods that use them: `PHPR.SCAN` reads which slots have news and notifies them, each slot's `_EJ0`
+/// says that the guest has given it up.
+fn hot_plug(aml: &mut dyn AmlSink) {
+    let port = layout::HOT_PLUG_PORT;
+    let region = OpRegion::new(Path::new("REGS"), OpRegionSpace::SystemIO, &port, &(HotPlug::PORTS as u8));
+    let fields = Field::new(
+        Path::new("REGS"),
+        FieldAccessType::DWord,
+        FieldLockRule::NoLock,
+        FieldUpdateRule::WriteAsZeroes,
+        [b"INSD", b"LEAV", b"EJCT"].map(|name| FieldEntry::Named(*name, 32)).to_vec(),
+    );
+    let (inserted, leaving) = (Path::new("INSD"), Path::new("LEAV"));
+    let (first, second) = (Local(0), Local(1));
+    // Stored first: reading clears.
+    let (read_inserted, read_leaving) = (Store::new(&first, &inserted), Store::new(&second, &leaving));
+    let tell = |slots| MethodCall::new(Path::new("\\_SB_.PCI0.TELL"), slots);
+    let (new, gone) = (tell(vec![&first, &ONE]), tell(vec![&second, &NOTIFY_EJECT]));
+    let scan = Method::new(Path::new("SCAN"), 0, true, vec![&read_inserted, &read_leaving, &new, &gone]);
+    let ports = IO::new(port, port, 1, HotPlug::PORTS as u8);
+    let ports = ResourceTemplate::new(vec![&ports]);
+    let id = Name::new(Path::new("_HID"), &EISAName::new("PNP0A06"));
+    let (unique, current) =
+        (Name::new(Path::new("_UID"), &"PCI hot-plug"), Name::new(Path::new("_CRS"), &ports));
+    let registers = Device::new(Path::new("PHPR"), vec![&id, &unique, &current, &region, &fields, &scan]);
+    Scope::new(Path::new("_SB_"), vec![&registers]).to_aml_bytes(aml);
+
+    let mut body = Vec::new();
+    let mut handlers = Vec::new();
+    for slot in 1..PCI_DEVICES as u8 {
+        let (name, bit) = (format!("S{slot:03}"), 1_u32 << slot);
+        let eject_register = Path::new("\\_SB_.PHPR.EJCT");
+        let eject = Store::new(&eject_register, &bit);
+        let address = Name::new(Path::new("_ADR"), &(u32::from(slot) << 16));
+        let number = Name::new(Path::new("_SUN"), &slot);
+        let eject = Method::new(Path::new("_EJ0"), 1, true, vec![&eject]);
+        Device::new(Path::new(&name), vec![&address, &number, &eject]).to_aml_bytes(&mut body);
+        let is_this = And::new(&ZERO, &Arg(0), &bit);
+        let device = Path::new(&name);
+        If::new(&is_this, vec![&Notify::new(&device, &Arg(1))]).to_aml_bytes(&mut handlers);
+    }
+    let handlers = Raw(handlers);
+    Method::new(Path::new("TELL"), 2, true, vec![&handlers]).to_aml_bytes(&mut body);
+    Scope::new(Path::new("\\_SB_.PCI0"), vec![&Raw(body)]).to_aml_bytes(aml);
+}
+
+/// AML that is made already.
+struct Raw(Vec<u8>);
+
+impl Aml for Raw {
+    fn to_aml_bytes(&self, sink: &mut dyn AmlSink) {
+        sink.vec(&self.0);
+    }
 }
 
 /// The host bridge of bus 0 with the window for its functions' registers. There is no `_PRT`: no function has a legacy

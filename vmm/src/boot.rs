@@ -1,6 +1,7 @@
 //! How a machine starts, top to bottom: [`boot`].
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use mote_vmm_api::{
@@ -16,7 +17,9 @@ use crate::devices::bus::{BusDevice, BusError};
 use crate::devices::controls::Controls;
 use crate::devices::generation::{self, GenerationError};
 use crate::devices::i8042::I8042;
-use crate::devices::pci::host::{DEVICES as PCI_DEVICES, PciHost};
+use crate::devices::pci::PciBus;
+use crate::devices::pci::host::{DEVICES as PCI_DEVICES, PciHost, Slot};
+use crate::devices::pci::hotplug::HotPlug;
 use crate::devices::rtc::{self, Rtc};
 use crate::devices::serial::Serial;
 use crate::devices::virtio::VirtioDevice;
@@ -29,6 +32,7 @@ use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::{DeviceError, EventSource};
 use crate::disk_boot::{self, DiskBootError};
+use crate::hotplug::{drive_name, interface_name};
 use crate::ioapic::IoApic;
 use crate::kvm::{InterruptRoutes, KvmError, Topology, Vm, Wiring};
 use crate::layout;
@@ -163,7 +167,7 @@ pub fn boot(config: &VmConfig, options: &BootOptions, outcome: &Arc<Outcome>) ->
     let found = source.boot_from_disk.then(|| disk_boot::read(&config.drives, memory_bytes)).transpose()?;
 
     // Memory first, interrupt controllers after it: the other order costs milliseconds (see `kvm`).
-    let memory = memory::create(machine.mem_size_mib)?;
+    let memory = memory::create_of(machine.mem_size_mib, machine.huge_pages)?;
     let vm = Vm::create(&memory, machine.track_dirty_pages)?;
     vm.create_interrupt_controllers()?;
 
@@ -172,7 +176,7 @@ pub fn boot(config: &VmConfig, options: &BootOptions, outcome: &Arc<Outcome>) ->
     let mut devices = Devices::new(vm.wiring(), &memory);
     devices.mmds.clone_from(&options.mmds);
     if options.enable_pci {
-        devices.attach_pci_bus()?;
+        devices.attach_pci_bus(BTreeMap::new())?;
     }
     let keyboard = devices.attach_legacy(config, outcome)?;
     devices.attach_boot_timer(options.boot_timer)?;
@@ -237,6 +241,8 @@ fn load(
 pub(crate) const PCI_BUS: &str = "pci-bus";
 /// Name of the real-time clock in snapshots.
 pub(crate) const RTC: &str = "rtc";
+/// Name of the registers for hot-plug in snapshots; they say which slot each function is in.
+pub(crate) const PCI_HOT_PLUG: &str = "pci-hot-plug";
 
 /// The machine's devices while they are put together: at a boot, or for a snapshot.
 pub(crate) struct Devices<'a> {
@@ -244,7 +250,9 @@ pub(crate) struct Devices<'a> {
     memory: &'a GuestMemory,
     buses: Buses,
     /// The PCI bus, if devices go there.
-    pci: Option<Arc<Mutex<PciHost>>>,
+    pci: Option<PciBus>,
+    /// Slots that functions must have: those of a snapshot.
+    slots: BTreeMap<String, u8>,
     /// What `mmds-config` is about.
     pub(crate) mmds: Option<SharedMmds>,
     /// Those with mmio registers.
@@ -262,6 +270,7 @@ impl<'a> Devices<'a> {
             memory,
             buses: Buses::default(),
             pci: None,
+            slots: BTreeMap::new(),
             mmds: None,
             virtio: Vec::new(),
             controls: Controls::default(),
@@ -270,11 +279,31 @@ impl<'a> Devices<'a> {
         }
     }
 
-    pub(crate) fn attach_pci_bus(&mut self) -> Result<(), BootError> {
+    /// Makes the bus, on which functions named in `slots` go there.
+    pub(crate) fn attach_pci_bus(&mut self, slots: BTreeMap<String, u8>) -> Result<(), BootError> {
         let host = Arc::new(Mutex::new(PciHost::new(self.buses.mmio.clone())));
         self.buses.mmio.insert(layout::PCI_ECAM, layout::PCI_ECAM_SIZE, host.clone())?;
-        self.pci = Some(host);
+        let what = "PCI hot-plug";
+        let irq = self.interrupt(what, layout::HOT_PLUG_IRQ)?;
+        let hot_plug = HotPlug::new(host.clone(), irq)
+            .map_err(|source| BootError::EventFd { device: what.to_owned(), source })?;
+        self.event_sources.push(Box::new(hot_plug.event_source()));
+        let hot_plug = Arc::new(Mutex::new(hot_plug));
+        self.buses.ports.insert(layout::HOT_PLUG_PORT.into(), HotPlug::PORTS, hot_plug.clone())?;
+        self.stateful.push((PCI_HOT_PLUG.to_owned(), hot_plug.clone()));
+        self.pci = Some(PciBus::new(host, hot_plug));
+        self.slots = slots;
         Ok(())
+    }
+
+    /// Puts devices on the bus of a machine that runs.
+    pub(crate) fn use_bus(&mut self, bus: PciBus) {
+        self.pci = Some(bus);
+    }
+
+    /// What a machine that runs takes over.
+    pub(crate) fn into_added(self) -> Added {
+        Added { devices: self.stateful, controls: self.controls, event_sources: self.event_sources }
     }
 
     /// The devices that have a state.
@@ -293,6 +322,8 @@ impl<'a> Devices<'a> {
             devices: self.stateful,
             memory: self.memory.clone(),
             clock: self.wiring.clock(),
+            wiring: self.wiring,
+            pci: self.pci,
             paused: false,
         }
     }
@@ -383,21 +414,11 @@ impl<'a> Devices<'a> {
         }
         let (root, others): (Vec<_>, Vec<_>) = config.drives.iter().partition(|drive| drive.is_root_device);
         for drive in root.into_iter().chain(others) {
-            let name = format!("drive {}", drive.drive_id);
-            let mut control = None;
-            self.virtio_device(name, || Block::open(drive).inspect(|block| control = Some(block.control())))?;
-            let Some(control) = control else { continue };
-            if drive.format != DriveFormat::Raw {
-                let closer = ImageCloser::new(control.clone());
-                let failed =
-                    |source| BootError::Device { device: format!("drive {}", drive.drive_id), source };
-                self.event_sources.push(Box::new(closer.map_err(failed)?));
-            }
-            self.controls.drives.insert(drive.drive_id.clone(), control);
+            self.attach_drive(drive)?;
         }
         for interface in &config.network_interfaces {
             let endpoint = self.metadata_endpoint(config, &interface.iface_id)?;
-            self.network_interface(interface, endpoint)?;
+            self.attach_interface(interface, endpoint)?;
         }
         if let Some(entropy) = &config.entropy {
             self.virtio_device("the entropy device".to_owned(), || Rng::open(entropy))?;
@@ -420,9 +441,9 @@ impl<'a> Devices<'a> {
             })?;
             self.event_sources.extend(socket.map(|file| Box::new(file) as Box<dyn EventSource>));
         }
-        if let Some(host) = &self.pci {
+        if let Some(bus) = &self.pci {
             // After its functions: it decodes them where their restored state says.
-            self.stateful.push((PCI_BUS.to_owned(), host.clone()));
+            self.stateful.push((PCI_BUS.to_owned(), bus.shared_host().clone()));
         }
         Ok(())
     }
@@ -437,14 +458,31 @@ impl<'a> Devices<'a> {
         Endpoint::new(mmds.clone(), address).map(Some).map_err(BootError::Random)
     }
 
-    fn network_interface(
+    /// A drive.
+    pub(crate) fn attach_drive(&mut self, drive: &Drive) -> Result<(), BootError> {
+        let name = drive_name(&drive.drive_id);
+        let mut control = None;
+        let open = || Block::open(drive).inspect(|block| control = Some(block.control()));
+        self.virtio_device(name.clone(), open)?;
+        let Some(control) = control else { return Ok(()) };
+        if drive.format != DriveFormat::Raw {
+            let closer = ImageCloser::new(control.clone());
+            let failed = |source| BootError::Device { device: name, source };
+            self.event_sources.push(Box::new(closer.map_err(failed)?));
+        }
+        self.controls.drives.insert(drive.drive_id.clone(), control);
+        Ok(())
+    }
+
+    /// A network interface.
+    pub(crate) fn attach_interface(
         &mut self,
         interface: &NetworkInterface,
         endpoint: Option<Endpoint>,
     ) -> Result<(), BootError> {
         let id = &interface.iface_id;
         let mut control = None;
-        self.virtio_device(format!("network interface {id}"), || {
+        self.virtio_device(interface_name(id), || {
             let net = Net::open(interface)?;
             control = Some(net.control());
             Ok(match endpoint {
@@ -464,7 +502,7 @@ impl<'a> Devices<'a> {
         seccomp::start_set_up_thread()?;
         let device = open().map_err(|source| BootError::Device { device: name.clone(), source })?;
         match self.pci.clone() {
-            Some(host) => self.virtio_on_pci(&name, Box::new(device), &host),
+            Some(bus) => self.virtio_on_pci(&name, Box::new(device), &bus),
             None => self.virtio_on_mmio(&name, Box::new(device)),
         }
     }
@@ -488,19 +526,31 @@ impl<'a> Devices<'a> {
         &mut self,
         name: &str,
         device: Box<dyn VirtioDevice>,
-        host: &Mutex<PciHost>,
+        bus: &PciBus,
     ) -> Result<(), BootError> {
-        let mut host = host.lock().unwrap_or_else(PoisonError::into_inner);
         let full = BootError::TooManyDevices { count: PCI_DEVICES, max: MAX_PCI_DEVICES };
-        let slot = host.free_slot().ok_or(full)?;
+        let slot = match self.slots.get(name) {
+            Some(number) => Slot::new(usize::from(*number)),
+            None => bus.host().free_slot(),
+        };
+        let slot = slot.ok_or(full)?;
         // One after the other, in the order of the slots: a guest may leave them there.
         let address = layout::PCI_WINDOW as u32 + slot.number() as u32 * REGISTERS_SIZE;
         let transport = PciTransport::new(device, self.memory.clone(), &self.wiring, address)
             .map_err(|source| BootError::Device { device: name.to_owned(), source })?;
         let transport = self.stateful_device(name, transport);
-        host.insert(slot, transport);
+        // Taken only if a snapshot names a slot twice; its registers then refuse their state.
+        bus.host().insert(slot, transport);
+        bus.hot_plug().occupy(slot, name);
         Ok(())
     }
+}
+
+/// Devices for a machine that runs.
+pub(crate) struct Added {
+    pub(crate) devices: Vec<SharedState>,
+    pub(crate) controls: Controls,
+    pub(crate) event_sources: Vec<Box<dyn EventSource>>,
 }
 
 /// How the guest finds its virtio devices.

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use mote_vmm_api::{
-    Balloon, BootSource, CpuConfig, CpuConfigSource, Drive, DriveFormat, DrivePatch, IoEngine, MAX_VCPUS,
+    Balloon, BootSource, CpuConfig, CpuConfigSource, Drive, DriveFormat, DrivePatch, HugePages, IoEngine, MAX_VCPUS,
     MachineConfig, MachineConfigPatch, MmdsConfig, NetworkInterface, NetworkInterfacePatch, RateLimiter,
     Serial, Smbios, VmConfig, Vsock,
 };
@@ -35,6 +35,12 @@ pub enum ConfigError {
     /// Memory size.
     #[error("mem_size_mib must be between 1 and {MAX_MEMORY_MIB}, not {0}")]
     MemorySize(usize),
+    /// Huge pages are whole.
+    #[error("mem_size_mib {0} must be even with huge_pages 2M")]
+    HugePagesSize(usize),
+    /// A balloon gives back ordinary pages.
+    #[error("a balloon cannot give back parts of huge pages: leave out huge_pages 2M or the balloon")]
+    HugePagesBalloon,
     /// An id.
     #[error("the {what} {id:?} must have 1 to {MAX_ID} characters, letters, digits and underscores only")]
     Id {
@@ -218,6 +224,14 @@ pub fn set_machine(config: &mut VmConfig, machine: MachineConfig) -> Result<(), 
     if machine.mem_size_mib == 0 || machine.mem_size_mib > MAX_MEMORY_MIB {
         return Err(ConfigError::MemorySize(machine.mem_size_mib));
     }
+    if machine.huge_pages == HugePages::TwoMib {
+        if machine.mem_size_mib % 2 != 0 {
+            return Err(ConfigError::HugePagesSize(machine.mem_size_mib));
+        }
+        if config.balloon.is_some() {
+            return Err(ConfigError::HugePagesBalloon);
+        }
+    }
     config.machine_config = machine;
     Ok(())
 }
@@ -233,6 +247,7 @@ pub fn patch_machine(config: &mut VmConfig, patch: &MachineConfigPatch) -> Resul
         mem_size_mib: patch.mem_size_mib.unwrap_or(old.mem_size_mib),
         smt: patch.smt.unwrap_or(old.smt),
         track_dirty_pages: patch.track_dirty_pages.unwrap_or(old.track_dirty_pages),
+        huge_pages: patch.huge_pages.unwrap_or(old.huge_pages),
     };
     set_machine(config, machine)
 }
@@ -343,6 +358,9 @@ pub fn set_network_interface(
 /// It is asked for more memory than the machine has.
 pub fn set_balloon(config: &mut VmConfig, balloon: Balloon) -> Result<(), ConfigError> {
     check_balloon_amount(config, balloon.amount_mib)?;
+    if config.machine_config.huge_pages == HugePages::TwoMib {
+        return Err(ConfigError::HugePagesBalloon);
+    }
     config.balloon = Some(balloon);
     Ok(())
 }
@@ -505,6 +523,22 @@ mod tests {
         };
         assert!(try_count(1, true) && try_count(2, true) && try_count(32, false) && try_count(3, false));
         assert!(!try_count(0, false) && !try_count(33, false) && !try_count(3, true));
+    }
+
+    #[test]
+    fn huge_pages_are_whole_and_without_a_balloon() {
+        let machine = |mem_size_mib| MachineConfig {
+            mem_size_mib,
+            huge_pages: HugePages::TwoMib,
+            ..MachineConfig::default()
+        };
+        let balloon = Balloon { amount_mib: 1, ..Balloon::default() };
+        let mut config = VmConfig::default();
+        assert!(matches!(set_machine(&mut config, machine(33)), Err(ConfigError::HugePagesSize(33))));
+        set_machine(&mut config, machine(32)).unwrap();
+        assert!(matches!(set_balloon(&mut config, balloon.clone()), Err(ConfigError::HugePagesBalloon)));
+        let mut config = VmConfig { balloon: Some(balloon), ..VmConfig::default() };
+        assert!(matches!(set_machine(&mut config, machine(32)), Err(ConfigError::HugePagesBalloon)));
     }
 
     #[test]

@@ -23,6 +23,7 @@ use crate::config::{self, ConfigError, Origin};
 use crate::devices::DeviceError;
 use crate::devices::i8042::KeyboardBusy;
 use crate::devices::virtio::balloon::{BalloonError, HintingOff};
+use crate::hotplug::{self, HotPlugError};
 use crate::log;
 use crate::machine::Machine;
 use crate::metrics::{self, Sink};
@@ -47,12 +48,16 @@ pub enum VmmAction {
     PatchMachineConfig(MachineConfigPatch),
     /// Sets the kernel; before the start only.
     SetBootSource(BootSource),
-    /// Adds or replaces a drive; before the start only.
+    /// Adds or replaces a drive; after the start, adds one on PCI.
     SetDrive(Drive),
+    /// Asks the guest to give up a drive; after the start only.
+    RemoveDrive(String),
     /// Changes a drive; after the start only.
     PatchDrive(DrivePatch),
-    /// Adds or replaces an interface; before the start only.
+    /// Adds or replaces an interface; after the start, adds one on PCI.
     SetNetworkInterface(NetworkInterface),
+    /// Asks the guest to give up an interface; after the start only.
+    RemoveNetworkInterface(String),
     /// Changes an interface's limits and link; after the start only.
     PatchNetworkInterface(NetworkInterfacePatch),
     /// Adds the entropy device; before the start only.
@@ -177,6 +182,9 @@ pub enum ActionError {
     /// There is no such drive.
     #[error("There is no drive with the id {0:?}")]
     UnknownDrive(String),
+    /// A device could not be added or taken.
+    #[error(transparent)]
+    HotPlug(#[from] HotPlugError),
     /// No snapshot.
     #[error("Cannot create a snapshot")]
     CreateSnapshot(#[source] Box<CreateError>),
@@ -302,11 +310,19 @@ impl Controller {
         }
     }
 
+    /// Closes devices that the guest has given up, and forgets their configuration.
+    pub fn collect_ejected(&mut self) {
+        if let Phase::Started(machine) = &mut self.phase {
+            hotplug::collect(machine, &mut self.config);
+        }
+    }
+
     /// Carries out one action.
     ///
     /// # Errors
     /// See [`ActionError`]; nothing has changed then.
     pub fn execute(&mut self, action: VmmAction) -> Result<Answer, ActionError> {
+        self.collect_ejected();
         match action {
             VmmAction::GetInstanceInfo => Ok(Answer::InstanceInfo(self.instance_info())),
             VmmAction::GetVersion => Ok(Answer::Version(version())),
@@ -499,6 +515,10 @@ fn execute_after_start(
     action: &VmmAction,
 ) -> Result<(), ActionError> {
     match action {
+        VmmAction::SetDrive(drive) => hotplug::add_drive(machine, config, drive)?,
+        VmmAction::SetNetworkInterface(interface) => hotplug::add_interface(machine, config, interface)?,
+        VmmAction::RemoveDrive(id) => hotplug::ask_for(machine, &hotplug::drive_name(id))?,
+        VmmAction::RemoveNetworkInterface(id) => hotplug::ask_for(machine, &hotplug::interface_name(id))?,
         VmmAction::PatchNetworkInterface(patch) => patch_interface(machine, config, patch)?,
         VmmAction::PatchDrive(patch) => {
             let drive_id = || patch.drive_id.clone();

@@ -132,6 +132,7 @@ impl EventLoop {
         }
         if let Some(source) = self.sources.iter_mut().find(|source| source.fd() == fd) {
             source.ready();
+            self.let_go();
             return Ok(());
         }
         let Some(server) = &mut self.server else { return Ok(()) };
@@ -140,9 +141,23 @@ impl EventLoop {
         } else {
             let controller = &mut self.controller;
             server.serve(fd, &mut |request| handle(controller, request));
+            self.let_go();
             self.watch_machine()?;
         }
         self.watch_clients()
+    }
+
+    /// Closes devices that the guest has given up, and what was watched for them.
+    fn let_go(&mut self) {
+        self.controller.collect_ejected();
+        self.sources.retain_mut(|source| {
+            let is_gone = source.is_gone();
+            if is_gone {
+                source.finish();
+            }
+            // A descriptor leaves epoll when it is closed.
+            !is_gone
+        });
     }
 
     fn watch(&self, fd: RawFd, flags: EpollFlags) -> io::Result<()> {

@@ -10,7 +10,9 @@ use crate::machine::Machine;
 #[derive(Debug, thiserror::Error)]
 pub enum HotPlugError {
     /// Devices behind mmio registers stay.
-    #[error("devices are added to and taken from a running microVM on a PCI bus only: start mote-vmm with --enable-pci")]
+    #[error(
+        "devices are added to and taken from a running microVM on a PCI bus only: start mote-vmm with --enable-pci"
+    )]
     NoBus,
     /// Processors are stopped.
     #[error("devices are not added to or taken from a microVM that is paused: resume it first (PATCH /vm)")]
@@ -75,7 +77,7 @@ pub fn add_interface(
     }
     let mut wanted = config.clone();
     config::set_network_interface(&mut wanted, interface.clone(), Origin::Api)?;
-    plug(machine, &interface_name(id), |devices| devices.attach_interface(interface))?;
+    plug(machine, &interface_name(id), |devices| devices.attach_interface(interface, None))?;
     *config = wanted;
     Ok(())
 }

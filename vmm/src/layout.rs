@@ -81,6 +81,9 @@ pub const KVM_IDENTITY_MAP: u64 = 0xfffb_c000;
 /// Where KVM keeps its three-page task state segment on Intel processors.
 pub const KVM_TSS: u64 = 0xfffb_d000;
 
+/// Interrupt that makes the guest look for functions that come or go on PCI, where no virtio device has one of these. (Linux doesn't
+/// hand out input 2, the cascade of the PICs.)
+pub const HOT_PLUG_IRQ: u32 = VIRTIO_IRQ;
 /// Interrupt of the notification that the VM generation id has changed.
 pub const GENERATION_IRQ: u32 = 3;
 /// Interrupt of the first serial port.
@@ -103,5 +106,7 @@ pub const RTC_PORT: u16 = 0x70;
 
 /// ACPI sleep control register (status follows it).
 pub const ACPI_SLEEP_PORT: u16 = 0x600;
+/// First I/O port of the registers for PCI hot-plug.
+pub const HOT_PLUG_PORT: u16 = 0x610;
 /// Reset control register, at its place in a PC's chipset.
 pub const RESET_PORT: u16 = 0xcf9;

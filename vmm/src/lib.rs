@@ -43,6 +43,7 @@ mod disk_boot;
 pub mod event_loop;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
+mod hotplug;
 mod ioapic;
 pub mod jail;
 mod kvm;

@@ -17,12 +17,15 @@ use std::time::Duration;
 
 use mote_vmm_api::ExitReason;
 
+use crate::boot::Added;
 use crate::devices::EventSource;
 use crate::devices::bus::Bus;
 use crate::devices::controls::Controls;
 use crate::devices::i8042::{I8042, KeyboardBusy};
+use crate::devices::pci::PciBus;
 use crate::error_chain;
-use crate::kvm::{Clock, Kick, KvmError, Stop, Vcpu, VcpuState};
+use crate::hotplug::{drive_name, interface_name};
+use crate::kvm::{Clock, Kick, KvmError, Stop, Vcpu, VcpuState, Wiring};
 use crate::memory::GuestMemory;
 use crate::metrics::VCPU;
 use crate::outcome::Outcome;
@@ -107,6 +110,9 @@ pub struct Machine {
     devices: Vec<SharedState>,
     memory: GuestMemory,
     clock: Clock,
+    /// For devices that come later.
+    wiring: Wiring,
+    pci: Option<PciBus>,
     paused: bool,
 }
 
@@ -128,6 +134,10 @@ pub struct Parts {
     pub memory: GuestMemory,
     /// The guest's clock.
     pub clock: Clock,
+    /// What connects devices that come later.
+    pub wiring: Wiring,
+    /// The PCI bus, if devices are there.
+    pub pci: Option<PciBus>,
     /// Don't run yet: devices and processors are as a snapshot has them, and [`Machine::resume`] lets them go on.
     pub paused: bool,
 }
@@ -173,6 +183,8 @@ impl Machine {
             devices: parts.devices,
             memory: parts.memory,
             clock: parts.clock,
+            wiring: parts.wiring,
+            pci: parts.pci,
             paused: parts.paused,
         })
     }
@@ -185,6 +197,31 @@ impl Machine {
     /// The handles of devices that can be changed.
     pub const fn controls(&self) -> &Controls {
         &self.controls
+    }
+
+    /// The PCI bus, if devices are there.
+    pub const fn pci(&self) -> Option<&PciBus> {
+        self.pci.as_ref()
+    }
+
+    /// What connects devices that come later.
+    pub const fn wiring(&self) -> &Wiring {
+        &self.wiring
+    }
+
+    /// Takes over devices that were added.
+    pub(crate) fn take_over(&mut self, added: Added) {
+        self.devices.extend(added.devices);
+        self.event_sources.extend(added.event_sources);
+        self.controls.drives.extend(added.controls.drives);
+        self.controls.interfaces.extend(added.controls.interfaces);
+    }
+
+    /// Closes the device of this name, which is off the bus.
+    pub fn forget(&mut self, name: &str) {
+        self.devices.retain(|(other, _)| other != name);
+        self.controls.drives.retain(|id, _| drive_name(id) != name);
+        self.controls.interfaces.retain(|id, _| interface_name(id) != name);
     }
 
     /// Whether the vCPUs are stopped.

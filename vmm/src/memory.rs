@@ -1,4 +1,4 @@
-//! Guest memory: one memfd, mapped shared, so that it can later be shared with other processes, saved and faulted.
+//! Guest memory: one memfd, mapped shared, so that it can later be shared with other processes, saved and faulted; of ordinary or of huge pages.
 //!
 //! Memory is one region from 0 up to [`layout::MMIO_HOLE`]; what does not fit below continues at 4 GiB.
 //! Nothing is populated: a page costs something from when the guest or a loader first touches it.
@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
+use mote_vmm_api::HugePages;
 use vm_memory::mmap::{FromRangesError, MmapRegionBuilder};
 use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
 
@@ -34,6 +35,17 @@ pub enum MemoryError {
         #[source]
         source: io::Error,
     },
+    /// The host's pool of huge pages is too small.
+    #[error(
+        "cannot map {size_mib} MiB of huge pages: are so many free (sysctl vm.nr_hugepages, pages of 2 MiB)?"
+    )]
+    HugePages {
+        /// Wanted size.
+        size_mib: usize,
+        /// Cause.
+        #[source]
+        source: FromRangesError,
+    },
     /// The memory file could not be mapped.
     #[error("cannot map guest memory")]
     Map(#[from] FromRangesError),
@@ -49,23 +61,35 @@ pub fn ranges(size: u64) -> Vec<(u64, u64)> {
     ranges
 }
 
-/// Makes guest memory of `size_mib` MiB, all zero.
+/// Makes guest memory of `size_mib` MiB of ordinary pages, all zero.
 pub fn create(size_mib: usize) -> Result<GuestMemory, MemoryError> {
+    create_of(size_mib, HugePages::None)
+}
+
+/// Makes guest memory of `size_mib` MiB (even with huge pages), all zero.
+///
+/// Huge pages are taken from the pool at once, in number: a page that isn't there at a fault would be the end of the process.
+pub fn create_of(size_mib: usize, pages: HugePages) -> Result<GuestMemory, MemoryError> {
+    let is_huge = pages == HugePages::TwoMib;
     if size_mib == 0 || size_mib > MAX_MEMORY_MIB {
         return Err(MemoryError::Size(size_mib));
     }
     let size = (size_mib as u64) << 20;
-    let file = memory_file(size).map_err(|source| MemoryError::Create { size_mib, source })?;
+    let file = memory_file(size, is_huge).map_err(|source| MemoryError::Create { size_mib, source })?;
     let file = Arc::new(file);
     let mut offset = 0;
     let mut regions = Vec::with_capacity(2);
     for (start, length) in ranges(size) {
         let mapping = MmapRegionBuilder::new(length as usize)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
-            .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+            .with_mmap_flags(libc::MAP_SHARED | if is_huge { 0 } else { libc::MAP_NORESERVE })
             .with_file_offset(FileOffset::from_arc(file.clone(), offset))
             .build()
-            .map_err(FromRangesError::from)?;
+            .map_err(FromRangesError::from)
+            .map_err(|source| match is_huge {
+                true => MemoryError::HugePages { size_mib, source },
+                false => source.into(),
+            })?;
         let region =
             GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or(FromRangesError::InvalidGuestRegion)?;
         regions.push(region);
@@ -74,9 +98,10 @@ pub fn create(size_mib: usize) -> Result<GuestMemory, MemoryError> {
     Ok(GuestMemory::from_regions(regions).map_err(FromRangesError::from)?)
 }
 
-fn memory_file(size: u64) -> io::Result<File> {
+fn memory_file(size: u64, is_huge: bool) -> io::Result<File> {
+    let pages = if is_huge { libc::MFD_HUGETLB | libc::MFD_HUGE_2MB } else { 0 };
     // SAFETY: the name is a C string literal; the call has no other pointer.
-    let fd = unsafe { libc::memfd_create(c"guest-memory".as_ptr(), libc::MFD_CLOEXEC) };
+    let fd = unsafe { libc::memfd_create(c"guest-memory".as_ptr(), libc::MFD_CLOEXEC | pages) };
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
@@ -110,6 +135,21 @@ mod tests {
         assert_eq!(memory.read_obj::<u8>(GuestAddress(1 << 32)).unwrap(), 0);
         assert_eq!(memory.num_regions(), 2);
         assert!(memory.read_obj::<u8>(GuestAddress(0xc000_0000)).is_err());
+    }
+
+    #[test]
+    fn huge_pages_are_there_or_the_pool_is_named() {
+        match create_of(4, HugePages::TwoMib) {
+            Ok(memory) => memory.write_obj(1u8, GuestAddress(0x3f_ffff)).unwrap(),
+            // At least the mistake of a small pool must not wait for the first fault.
+            Err(error) => assert!(
+                matches!(error, MemoryError::HugePages { .. } | MemoryError::Create { .. }),
+                "{error}"
+            ),
+        }
+        // More than any pool.
+        let error = create_of(MAX_MEMORY_MIB, HugePages::TwoMib).unwrap_err();
+        assert!(!matches!(error, MemoryError::Size(_)), "{error}");
     }
 
     #[test]

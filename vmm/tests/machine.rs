@@ -292,7 +292,7 @@ fn snapshot_versions_are_told() {
     let run = |arguments: &[&str]| {
         Command::new(env!("CARGO_BIN_EXE_mote-vmm")).args(arguments).stdin(Stdio::null()).output().unwrap()
     };
-    assert_eq!(run(&["--snapshot-version"]).stdout, b"v1.1\n");
+    assert_eq!(run(&["--snapshot-version"]).stdout, b"v1.2\n");
     let output = run(&["--describe-snapshot", "/dev/null"]);
     assert_eq!(output.status.code(), Some(152));
     assert!(String::from_utf8_lossy(&output.stderr).contains("/dev/null"), "{output:?}");

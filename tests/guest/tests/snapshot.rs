@@ -7,7 +7,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mote_guest::host::{self, Report, Running, Unavailable, request};
 use mote_vmm_api::VmConfig;
@@ -243,6 +243,87 @@ fn two_machines_from_one_snapshot_are_told_two_generation_ids() {
         ids.push(id.to_owned());
         running.finish(TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
     }
+}
+
+/// Waits until the machine's configuration has no such drive.
+fn wait_until_gone(place: &Place, drive_id: &str) {
+    let end = Instant::now() + TIMEOUT;
+    let named = format!(r#""drive_id":"{drive_id}""#);
+    while place.ask("GET", "/vm/config", "").1.contains(&named) {
+        assert!(Instant::now() < end, "drive {drive_id} stays");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn drives_come_and_go_and_a_snapshot_keeps_the_gaps() {
+    let mut place = match Place::new() {
+        Ok(place) => place,
+        Err(why) => return eprintln!("SKIPPED: {why}"),
+    };
+    place.more_arguments = vec!["--enable-pci".into()];
+    for name in ["a", "b", "c", "d"] {
+        let file = fs::File::create(place.path(name)).expect("a file");
+        file.set_len(1 << 20).expect("a sparse file");
+    }
+    let mut config = host::config(&place.guest, "mote.hotplug");
+    host::add_drive(&mut config, "a", &place.path("a"), false);
+    host::add_drive(&mut config, "b", &place.path("b"), false);
+    let mut running = place.start(Some(&config));
+    let wait = |running: &mut Running, line: &str| {
+        running.wait_for_line(line, TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
+    };
+    let body = |id: &str, root: bool| {
+        format!(r#"{{"drive_id":"{id}","path_on_host":"{}","is_root_device":{root}}}"#, place.text(id))
+    };
+    wait(&mut running, "waiting");
+    for (id, root, why) in [("a", false, "already a drive a"), ("c", true, "a root device")] {
+        let (status, answer) = place.ask("PUT", &format!("/drives/{id}"), &body(id, root));
+        assert!(status == 400 && answer.contains(why), "{status} {answer}");
+    }
+    place.expect("PUT", "/drives/c", &body("c", false));
+    wait(&mut running, "slot 3 holds 10421af4");
+    place.expect("DELETE", "/drives/a", "");
+    wait(&mut running, "slot 1 has ffffffff");
+    wait_until_gone(&place, "a");
+    assert!(place.ask("DELETE", "/drives/a", "").1.contains("there is no drive a"));
+    let open = fs::read_dir(format!("/proc/{}/fd", running.pid())).expect("its descriptors");
+    let open: Vec<_> = open.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok()).collect();
+    assert!(!open.contains(&place.path("a")) && open.contains(&place.path("c")), "{open:?}");
+    // Slot 1 stays empty until something comes: in another process, too.
+    place.save_and_end(running);
+    let mut running = place.start(None);
+    place.expect("PUT", "/snapshot/load", &place.load_body(""));
+    let (status, answer) = place.ask("PUT", "/drives/d", &body("d", false));
+    assert!(status == 400 && answer.contains("paused"), "{status} {answer}");
+    place.expect("PATCH", "/vm", r#"{"state":"Resumed"}"#);
+    place.expect("PUT", "/drives/d", &body("d", false));
+    wait(&mut running, "slot 1 holds 10421af4");
+    place.expect("DELETE", "/drives/c", "");
+    wait(&mut running, "slot 3 has ffffffff");
+    wait_until_gone(&place, "c");
+    running.terminate();
+    running.finish(TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
+}
+
+#[test]
+fn devices_behind_mmio_registers_stay() {
+    let place = match Place::new() {
+        Ok(place) => place,
+        Err(why) => return eprintln!("SKIPPED: {why}"),
+    };
+    fs::write(place.path("a"), vec![0; 1 << 20]).expect("a file");
+    let mut config = host::config(&place.guest, "mote.spin");
+    host::add_drive(&mut config, "a", &place.path("a"), false);
+    let mut running = place.start(Some(&config));
+    running.wait_for_line("spinning", TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
+    let body = format!(r#"{{"drive_id":"b","path_on_host":"{}","is_root_device":false}}"#, place.text("a"));
+    for (method, path, body) in [("PUT", "/drives/b", body.as_str()), ("DELETE", "/drives/a", "")] {
+        let (status, answer) = place.ask(method, path, body);
+        assert!(status == 400 && answer.contains("--enable-pci"), "{method}: {status} {answer}");
+    }
+    running.terminate();
+    running.finish(TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
 }
 
 /// A small machine that was saved, for tests of what is refused.

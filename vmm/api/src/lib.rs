@@ -101,11 +101,32 @@ pub struct MachineConfig {
     /// Record dirty pages for diff snapshots.
     #[serde(default)]
     pub track_dirty_pages: bool,
+    /// Pages that back guest memory.
+    #[serde(default)]
+    pub huge_pages: HugePages,
+}
+
+/// Which pages back guest memory.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub enum HugePages {
+    /// Ordinary ones.
+    #[default]
+    None,
+    /// 2 MiB each, from the host's pool.
+    #[serde(rename = "2M")]
+    TwoMib,
 }
 
 impl Default for MachineConfig {
     fn default() -> Self {
-        Self { vcpu_count: 1, mem_size_mib: 128, smt: false, track_dirty_pages: false }
+        Self {
+            vcpu_count: 1,
+            mem_size_mib: 128,
+            smt: false,
+            track_dirty_pages: false,
+            huge_pages: HugePages::None,
+        }
     }
 }
 
@@ -122,6 +143,8 @@ pub struct MachineConfigPatch {
     pub smt: Option<bool>,
     /// See [`MachineConfig::track_dirty_pages`].
     pub track_dirty_pages: Option<bool>,
+    /// See [`MachineConfig::huge_pages`].
+    pub huge_pages: Option<HugePages>,
 }
 
 /// `/boot-source`.

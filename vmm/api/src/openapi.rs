@@ -38,6 +38,10 @@ const fn patch(path: &'static str, summary: &'static str, request: SchemaOf) -> 
     Operation { method: "patch", path, summary, request: Some(request), response: None }
 }
 
+const fn delete(path: &'static str, summary: &'static str) -> Operation {
+    Operation { method: "delete", path, summary, request: None, response: None }
+}
+
 const OPERATIONS: &[Operation] = &[
     get("/", "What this process is and its VM's state", of::<InstanceInfo>),
     put("/actions", "Starts the VM, presses Ctrl+Alt+Del, or writes metrics", of::<Action>),
@@ -57,7 +61,12 @@ const OPERATIONS: &[Operation] = &[
     },
     put("/boot-source", "Sets kernel, initrd and command line before the start", of::<BootSource>),
     put("/cpu-config", "Sets a custom CPU template before the start", of::<CpuConfig>),
-    put("/drives/{drive_id}", "Adds or replaces a drive before the start", of::<Drive>),
+    put(
+        "/drives/{drive_id}",
+        "Adds or replaces a drive before the start; after it, adds one on PCI",
+        of::<Drive>,
+    ),
+    delete("/drives/{drive_id}", "Asks the guest to give up a drive on PCI"),
     patch("/drives/{drive_id}", "Changes a drive after the start", of::<DrivePatch>),
     put("/entropy", "Adds the entropy device before the start", of::<Entropy>),
     put("/logger", "Sets the log before the start", of::<Logger>),
@@ -72,9 +81,10 @@ const OPERATIONS: &[Operation] = &[
     put("/mote/smbios", "Sets strings of the SMBIOS tables before the start", of::<Smbios>),
     put(
         "/network-interfaces/{iface_id}",
-        "Adds or replaces an interface before the start",
+        "Adds or replaces an interface before the start; after it, adds one on PCI",
         of::<NetworkInterface>,
     ),
+    delete("/network-interfaces/{iface_id}", "Asks the guest to give up an interface on PCI"),
     patch(
         "/network-interfaces/{iface_id}",
         "Changes an interface after the start",

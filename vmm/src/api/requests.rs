@@ -1,7 +1,7 @@
 //! Which action a request means, and which answer an action's result is: Firecracker's routes and rules.
 //!
 //! Fields that Firecracker has and this program does not are accepted only with the value that changes nothing
-//! (`"rate_limiter": null`, `"huge_pages": "None"`); otherwise the fault names the field.
+//! (`"rate_limiter": null`, `"cpu_template": "None"`); otherwise the fault names the field.
 
 use mote_vmm_api::{
     Action, ActionType, BalloonHintingStart, Drive, DrivePatch, MachineConfigPatch, NetworkInterface,
@@ -29,6 +29,9 @@ pub enum RequestError {
     /// A body with GET.
     #[error("GET request cannot have a body.")]
     GetWithBody,
+    /// A body with DELETE.
+    #[error("DELETE request cannot have a body.")]
+    DeleteWithBody,
     /// No body.
     #[error("Empty {0} request.")]
     Empty(String),
@@ -66,7 +69,7 @@ fn hint(field: &str) -> &'static str {
 /// A field of Firecracker's and the value (beside null) that means the same as leaving it out.
 type Neutral = (&'static str, Option<&'static str>);
 
-const MACHINE: &[Neutral] = &[("cpu_template", Some("None")), ("huge_pages", Some("None"))];
+const MACHINE: &[Neutral] = &[("cpu_template", Some("None"))];
 const DRIVE: &[Neutral] = &[("socket", None)];
 /// Fields of ours that may be null.
 const SNAPSHOT_LOAD: &[Neutral] = &[("vsock_override", None)];
@@ -75,7 +78,7 @@ const LIMITED: &[Neutral] = &[("rate_limiter", None)];
 const CPU: &[Neutral] = &[("reg_modifiers", None), ("vcpu_features", None)];
 const CONFIG: &[Neutral] = &[("memory-hotplug", None), ("pmem", None)];
 /// Fields of ours that Firecracker allows to be null.
-const NULLABLE: [&str; 2] = ["is_read_only", "io_engine"];
+const NULLABLE: [&str; 3] = ["is_read_only", "io_engine", "huge_pages"];
 
 /// Removes the neutral fields of `value`; the others are refused.
 fn strip(value: &mut Value, fields: &[Neutral]) -> Result<(), RequestError> {
@@ -171,6 +174,10 @@ const fn patch(path: &'static str, action: ActionOf) -> Route {
     Route { method: "PATCH", path, body: BodyRule::Required, action }
 }
 
+const fn delete(path: &'static str, action: ActionOf) -> Route {
+    Route { method: "DELETE", path, body: BodyRule::Forbidden, action }
+}
+
 /// Everything that is answered. `vmm/api/src/openapi.rs` describes the same.
 const ROUTES: &[Route] = &[
     get("/", |_, _| Ok(VmmAction::GetInstanceInfo)),
@@ -211,6 +218,7 @@ const ROUTES: &[Route] = &[
     patch("/drives/{drive_id}", |request, id| {
         with_id(request, id, &[], |patch: &DrivePatch| &patch.drive_id).map(VmmAction::PatchDrive)
     }),
+    delete("/drives/{drive_id}", |_, id| Ok(VmmAction::RemoveDrive(id.to_owned()))),
     put("/entropy", |request, _| body(request, &[]).map(VmmAction::SetEntropy)),
     put("/logger", |request, _| body(request, &[]).map(VmmAction::SetLogger)),
     get("/machine-config", |_, _| Ok(VmmAction::GetMachineConfig)),
@@ -222,6 +230,7 @@ const ROUTES: &[Route] = &[
     patch("/mmds", |request, _| body(request, &[]).map(VmmAction::PatchMmds)),
     put("/mmds/config", |request, _| body(request, &[]).map(VmmAction::SetMmdsConfig)),
     put("/mote/smbios", |request, _| body(request, &[]).map(VmmAction::SetSmbios)),
+    delete("/network-interfaces/{iface_id}", |_, id| Ok(VmmAction::RemoveNetworkInterface(id.to_owned()))),
     put("/network-interfaces/{iface_id}", |request, id| {
         with_id(request, id, &[], |interface: &NetworkInterface| &interface.iface_id)
             .map(VmmAction::SetNetworkInterface)
@@ -278,6 +287,7 @@ pub fn parse(request: &Request) -> Result<VmmAction, RequestError> {
     let rule = found.map(|(route, _)| route.body);
     match (method, request.body.is_empty()) {
         ("GET", false) => return Err(RequestError::GetWithBody),
+        ("DELETE", false) => return Err(RequestError::DeleteWithBody),
         ("PUT" | "PATCH", true) if rule != Some(BodyRule::Optional) => {
             return Err(RequestError::Empty(method.to_owned()));
         }
@@ -357,6 +367,9 @@ mod tests {
         assert_eq!(action("GET", "/vm/config", ""), VmmAction::GetVmConfig);
         assert_eq!(action("PUT", "/actions", r#"{"action_type":"InstanceStart"}"#), VmmAction::Start);
         assert_eq!(action("PATCH", "/vm", r#"{"state":"Paused"}"#), VmmAction::Pause);
+        assert_eq!(action("DELETE", "/drives/a", ""), VmmAction::RemoveDrive("a".to_owned()));
+        let removed = VmmAction::RemoveNetworkInterface("e".to_owned());
+        assert_eq!(action("DELETE", "/network-interfaces/e", ""), removed);
         assert_eq!(action("PUT", "/entropy", "{}"), VmmAction::SetEntropy(Entropy::default()));
         let machine = action("PUT", "/machine-config", r#"{"vcpu_count":2,"mem_size_mib":64}"#);
         assert!(matches!(machine, VmmAction::SetMachineConfig(machine) if machine.vcpu_count == 2));
@@ -580,7 +593,8 @@ mod tests {
         assert!(text.contains("`cpu_template`") && text.contains("PUT /cpu-config"), "{text}");
         assert!(fault("PUT", "/cpu-config", r#"{"vcpu_features":[]}"#).contains("arm64"));
         assert!(parse(&request("PUT", "/cpu-config", r#"{"vcpu_features":null}"#)).is_ok());
-        assert!(machine(r#""2M""#).unwrap_err().to_string().contains("`huge_pages`"));
+        assert!(machine("null").is_ok() && machine(r#""2M""#).is_ok());
+        assert!(machine(r#""1G""#).unwrap_err().to_string().contains("`1G`"));
         let patch = parse(&request("PATCH", "/machine-config", r#"{"smt":null,"vcpu_count":2}"#)).unwrap();
         assert!(matches!(patch, VmmAction::PatchMachineConfig(patch) if patch.vcpu_count == Some(2)));
     }

@@ -28,7 +28,11 @@ pub trait EventSource: Send {
     fn fd(&self) -> RawFd;
     /// The descriptor is readable: do what is due without blocking.
     fn ready(&mut self);
-    /// The process is about to end: write out what is buffered, undo what outlives the process.
+    /// Nothing will be ready any more: its device is gone.
+    fn is_gone(&self) -> bool {
+        false
+    }
+    /// The process is about to end, or the device is gone: write out what is buffered, undo what outlives the process.
     fn finish(&mut self) {}
 }
 

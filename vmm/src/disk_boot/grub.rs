@@ -91,8 +91,9 @@ fn statement(
         }
         ["set", assignment] | [assignment] if stack.is_empty() => {
             if let Some((name, value)) = assignment.split_once('=')
-                // `set default="${saved_entry}"` where nothing was saved.
-                && !(name == "default" && value.is_empty())
+                // `set default="${saved_entry}"` where nothing was saved, and `menuentry_id_option=""` for a GRUB of long ago:
+                // both are the other branch of a condition.
+                && !value.is_empty()
                 && environment.len() < MAX_NODES
             {
                 environment.insert(name.to_owned(), value.to_owned());

@@ -19,8 +19,8 @@ use sha2::{Digest, Sha256};
 /// What a state file starts with.
 const MAGIC: [u8; 8] = *b"MOTESNAP";
 /// Version of the format that is written.
-/// 1.1 has a real-time clock.
-pub const VERSION: (u16, u16) = (1, 1);
+/// 1.1 has a real-time clock, 1.2 registers for PCI hot-plug.
+pub const VERSION: (u16, u16) = (1, 2);
 /// Bytes before the body.
 const HEADER: usize = 56;
 /// Bytes of the header that the checksum covers.

@@ -13,9 +13,10 @@ use mote_vmm_api::{
 
 use super::memory::MemoryFileError;
 use super::{DeviceState, FormatError, MachineState, StateError, format, memory};
-use crate::boot::{BootError, Devices, PCI_BUS, RTC};
+use crate::boot::{BootError, Devices, PCI_BUS, PCI_HOT_PLUG, RTC};
 use crate::config::{self, ConfigError, Origin};
 use crate::devices::generation;
+use crate::devices::pci::hotplug::HotPlugState;
 use crate::kvm::{KvmError, Topology, Vm};
 use crate::layout;
 use crate::machine::{Machine, SharedState};
@@ -120,7 +121,7 @@ pub fn load(
         return Err(LoadError::Vcpus { found: state.vcpus.len(), expected: machine.vcpu_count });
     }
 
-    let guest_memory = crate::memory::create(machine.mem_size_mib)?;
+    let guest_memory = crate::memory::create_of(machine.mem_size_mib, machine.huge_pages)?;
     let vm = Vm::create(&guest_memory, machine.track_dirty_pages)?;
     vm.create_interrupt_controllers()?;
     memory::read(&state.memory, &memory_file, &guest_memory)
@@ -133,7 +134,7 @@ pub fn load(
         devices.mmds = Some(mmds.clone());
     }
     if state.devices.contains_key(PCI_BUS) {
-        devices.attach_pci_bus()?;
+        devices.attach_pci_bus(slots(&state.devices)?)?;
     }
     let keyboard = devices.attach_legacy(&config, outcome)?;
     devices.attach_virtio(&config)?;
@@ -231,8 +232,16 @@ fn overridden(mut config: VmConfig, from: &SnapshotLoad, origin: Origin) -> Resu
     Ok(config)
 }
 
-/// Devices that snapshots of version 1.0 don't have: they are as after a boot then.
-const LATER: [&str; 1] = [RTC];
+/// Devices that snapshots of earlier versions don't have: they are as after a boot then.
+const LATER: [&str; 2] = [RTC, PCI_HOT_PLUG];
+
+/// The slots of the functions on the PCI bus: a machine that had some taken away has gaps.
+fn slots(devices: &BTreeMap<String, DeviceState>) -> Result<BTreeMap<String, u8>, LoadError> {
+    let Some(state) = devices.get(PCI_HOT_PLUG) else { return Ok(BTreeMap::new()) };
+    let state: Result<HotPlugState, _> = state.get();
+    let failed = |source| LoadError::Device { device: PCI_HOT_PLUG.to_owned(), source };
+    Ok(state.map_err(failed)?.slots)
+}
 
 fn restore_devices(
     devices: &[SharedState],

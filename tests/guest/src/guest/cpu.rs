@@ -81,6 +81,20 @@ pub fn outw(port: u16, value: u16) {
     unsafe { asm!("out dx, ax", in("ax") value, in("dx") port, options(nostack, preserves_flags)) };
 }
 
+/// Reads 32 bits from an I/O port.
+pub fn inl(port: u16) -> u32 {
+    let value;
+    // SAFETY: as in `inb`.
+    unsafe { asm!("in eax, dx", out("eax") value, in("dx") port, options(nomem, nostack, preserves_flags)) };
+    value
+}
+
+/// Writes 32 bits to an I/O port.
+pub fn outl(port: u16, value: u32) {
+    // SAFETY: as in `outb`.
+    unsafe { asm!("out dx, eax", in("eax") value, in("dx") port, options(nostack, preserves_flags)) };
+}
+
 /// Reads a device register of `T`'s width at a physical address that is no RAM.
 ///
 /// # Panics

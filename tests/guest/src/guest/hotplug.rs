@@ -4,7 +4,7 @@ use crate::boot::Boot;
 use crate::{cpu, pci, println};
 
 /// Input of the I/O APIC that the event comes by.
-const IRQ: u32 = 2;
+const IRQ: u32 = 5;
 /// Slots with a new function, slots to give up, and slots that are given up.
 const INSERTED: u16 = 0x610;
 const LEAVING: u16 = 0x614;

@@ -22,6 +22,7 @@ mod freestanding;
 mod generation;
 mod heap;
 mod hostile;
+mod hotplug;
 mod nic;
 mod pci;
 mod power;
@@ -77,6 +78,7 @@ fn run(boot: &Boot) {
             _ => power::reset(),
         },
         () if line.has("mote.generation") => generation::run(boot),
+        () if line.has("mote.hotplug") => hotplug::run(boot),
         () if line.has("mote.crash") => cpu::triple_fault(),
         () if line.has("mote.internal-error") => cpu::internal_error(),
         () if line.has("mote.halt") => {

@@ -156,7 +156,9 @@ impl Stateful for HotPlug {
     fn restore(&mut self, state: &DeviceState) -> Result<(), StateError> {
         let state: HotPlugState = state.get()?;
         if state.slots != self.state.slots {
-            return Err(StateError::new("the snapshot has other functions on its PCI bus than its configuration"));
+            return Err(StateError::new(
+                "the snapshot has other functions on its PCI bus than its configuration",
+            ));
         }
         self.state = state;
         Ok(())

@@ -13,9 +13,43 @@
 
 pub mod config;
 pub mod host;
+pub mod hotplug;
 pub mod msix;
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use super::bus::BusDevice;
+use host::PciHost;
+use hotplug::HotPlug;
+
+/// The bus with what comes and goes on it. Cheap to clone: it is shared.
+#[derive(Clone)]
+pub struct PciBus {
+    host: Arc<Mutex<PciHost>>,
+    hot_plug: Arc<Mutex<HotPlug>>,
+}
+
+impl PciBus {
+    /// Of its two parts.
+    pub const fn new(host: Arc<Mutex<PciHost>>, hot_plug: Arc<Mutex<HotPlug>>) -> Self {
+        Self { host, hot_plug }
+    }
+
+    /// The host bridge. Taken after [`PciBus::hot_plug`] where both are.
+    pub fn host(&self) -> MutexGuard<'_, PciHost> {
+        self.host.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The host bridge as the list of devices holds it.
+    pub const fn shared_host(&self) -> &Arc<Mutex<PciHost>> {
+        &self.host
+    }
+
+    /// Who is where, and the registers that the guest's ACPI methods use.
+    pub fn hot_plug(&self) -> MutexGuard<'_, HotPlug> {
+        self.hot_plug.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// A function on the bus: a [`BusDevice`] for the registers behind its base address register 0, and a configuration
 /// space.

@@ -276,6 +276,11 @@ impl EventSource for ImageCloser {
 
     fn ready(&mut self) {}
 
+    /// Only this handle is left of the drive.
+    fn is_gone(&self) -> bool {
+        Arc::strong_count(&self.control.0) == 1
+    }
+
     fn finish(&mut self) {
         let mut state = self.control.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(running) = &mut state.running {
