@@ -7,9 +7,9 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use mote_vmm_api::{
-    Balloon, BootSource, CpuConfig, CpuConfigSource, Drive, DriveFormat, DrivePatch, HugePages, IoEngine, MAX_VCPUS,
-    MachineConfig, MachineConfigPatch, MmdsConfig, NetworkInterface, NetworkInterfacePatch, RateLimiter,
-    Serial, Smbios, VmConfig, Vsock,
+    Balloon, BootSource, CpuConfig, CpuConfigSource, Drive, DriveFormat, DrivePatch, HugePages, IoEngine,
+    MAX_VCPUS, MachineConfig, MachineConfigPatch, MmdsConfig, NetworkInterface, NetworkInterfacePatch,
+    RateLimiter, Serial, Smbios, VmConfig, Vsock,
 };
 
 use crate::memory::MAX_MEMORY_MIB;
