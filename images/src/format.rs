@@ -173,20 +173,21 @@ pub enum FormatError {
     },
     /// The declared format is not supported.
     #[error(
-        "disk_format '{0}' is not supported: use 'raw' for disks, 'aki' for kernels, 'ari' for initial RAM disks"
+        "disk_format '{0}' is not supported: use 'raw', 'qcow2' or 'iso' for disks, 'aki' for kernels, 'ari' for initial RAM disks"
     )]
     Unsupported(String),
 }
 
-/// Checks content against Glance's `disk_format`: `raw`, `iso`, `aki` (kernel) or `ari` (initial RAM disk).
+/// Checks content against Glance's `disk_format`: `raw`, `qcow2`, `iso`, `aki` (kernel) or `ari` (initial RAM disk).
 ///
-/// A kernel that passes should also pass [`check_kernel`](crate::kernel::check_kernel).
+/// A qcow2 disk that passes is as hostile as before: see [`qcow2`](crate::qcow2). A kernel that passes should also pass [`check_kernel`](crate::kernel::check_kernel).
 ///
 /// # Errors
 /// [`FormatError`], whose text is fit for the tenant.
 pub fn check_declared(disk_format: &str, actual: Format) -> Result<(), FormatError> {
     let (declared, meaning, fits) = match disk_format {
         "raw" => ("raw", "a raw disk", matches!(actual, Format::Raw | Format::Iso)),
+        "qcow2" => ("qcow2", "a qcow2 disk", actual == Format::Qcow2),
         "iso" => ("iso", "an ISO 9660 image", actual == Format::Iso),
         "aki" => {
             ("aki", "a kernel", matches!(actual, Format::Elf(ElfKind::X86_64Executable) | Format::Bzimage))
@@ -236,6 +237,7 @@ mod tests {
     fn declared_and_actual_must_agree() {
         assert_eq!(check_declared("raw", Format::Raw), Ok(()));
         assert_eq!(check_declared("raw", Format::Iso), Ok(()));
+        assert_eq!(check_declared("qcow2", Format::Qcow2), Ok(()));
         assert_eq!(check_declared("aki", Format::Bzimage), Ok(()));
         assert_eq!(check_declared("ari", Format::Initrd(Compression::Zstd)), Ok(()));
         for (declared, actual) in [
@@ -246,13 +248,14 @@ mod tests {
             ("aki", Format::Elf(ElfKind::Other)),
             ("ari", Format::Raw),
             ("iso", Format::Raw),
+            ("qcow2", Format::Raw),
         ] {
             assert!(
                 matches!(check_declared(declared, actual), Err(FormatError::Mismatch { .. })),
                 "{declared} {actual}"
             );
         }
-        assert!(matches!(check_declared("qcow2", Format::Qcow2), Err(FormatError::Unsupported(_))));
+        assert!(matches!(check_declared("vmdk", Format::Vmdk), Err(FormatError::Unsupported(_))));
     }
 
     proptest! {
