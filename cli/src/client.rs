@@ -85,6 +85,12 @@ impl Client {
         self.endpoints.get(kind).with_context(|| format!("this cloud's catalog has no {kind} service"))
     }
 
+    /// The token, for other programs.
+    #[must_use]
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
     /// A request with the token set, for calls that are not JSON in, JSON out.
     pub fn request(
         &self,

@@ -31,8 +31,10 @@ pub struct App {
     pub login_limit: Arc<Limiter<std::net::IpAddr>>,
     /// Keys and password hashing.
     pub identity: Arc<identity::Identity>,
-    /// Bytes of images (blocking: use it in `spawn_blocking`).
+    /// Directory of images' bytes (blocking: use it in `spawn_blocking`).
     pub images: mote_images::store::Store,
+    /// Where they are: there, or in a bucket.
+    pub image_store: image::store::ImageStore,
     /// Held while bytes and the record that names them are made or removed together, see [`App::blob_turn`].
     blobs: Arc<tokio::sync::Mutex<()>>,
     /// This controller among the others of the same database.
@@ -53,6 +55,12 @@ pub enum OpenError {
     /// Image store.
     #[error("can't open the image store")]
     Images(#[from] mote_images::store::StoreError),
+    /// Address of a bucket.
+    #[error("the image store can't be used")]
+    Bucket(#[from] image::store::BucketError),
+    /// The bucket itself.
+    #[error("the image store's bucket can't be used")]
+    ImageStore(#[source] ApiError),
 }
 
 impl App {
@@ -79,6 +87,11 @@ impl App {
         let images = config.state_dir.join("images");
         db::create_private_dir(&images)?;
         let images = mote_images::store::Store::open(images)?;
+        let bucket = config.image_store.as_ref().map(|(address, keys)| {
+            image::store::Bucket::parse(address, keys.as_ref().map(|keys| keys.0.clone()))
+        });
+        let image_store = image::store::ImageStore::new(images.clone(), bucket.transpose()?);
+        image_store.claim(&pools.write).await.map_err(OpenError::ImageStore)?;
         Ok(Self {
             db: pools.read,
             writer: pools.write,
@@ -88,6 +101,7 @@ impl App {
             config: Arc::new(config),
             identity,
             images,
+            image_store,
             blobs: Arc::default(),
             presence,
             hub,
@@ -129,6 +143,11 @@ pub(crate) struct BlobTurn {
 
 /// All routes with everything around them.
 pub fn router(app: App) -> Router {
+    http::middleware::wrap(api().with_state(app.clone()), app)
+}
+
+/// All routes alone.
+pub(crate) fn api() -> Router<App> {
     let api = Router::new()
         .route("/", get(http::root))
         .route("/healthz", get(http::healthz))
@@ -140,7 +159,7 @@ pub fn router(app: App) -> Router {
         .nest("/compute", service(compute::router()))
         .nest("/network", service(network::router()))
         .nest("/mote/v1", service(hosts::router()));
-    http::middleware::wrap(service(api).with_state(app.clone()), app)
+    service(api)
 }
 
 /// A path that a service does not have, or not with that method, is its own kind of error.

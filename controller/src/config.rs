@@ -24,6 +24,11 @@ pub struct Config {
     pub public_url: String,
     /// Largest image in bytes.
     pub max_image_bytes: u64,
+    /// `s3://…` and the keys (id, secret) of the bucket for images' bytes; without it, a directory below
+    /// [`state_dir`](Self::state_dir).
+    pub image_store: Option<(String, Option<Keys>)>,
+    /// `host` or `host:port` from which images may be downloaded; empty: `web-download` is off.
+    pub image_download_hosts: Vec<String>,
     /// Lifetime of tokens in seconds.
     pub token_lifetime_s: u64,
     /// What happens after failed log-ins.
@@ -34,6 +39,16 @@ pub struct Config {
     pub login_rate: Rate,
     /// Requests of a project.
     pub project_rate: Rate,
+}
+
+/// Keys of a bucket (access key id, secret), which are never printed.
+#[derive(Clone)]
+pub struct Keys(pub (String, String));
+
+impl std::fmt::Debug for Keys {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Keys").field(&self.0.0).finish_non_exhaustive()
+    }
 }
 
 /// Log-ins of an address: far more than people and deployments need, far fewer than guessing does.
@@ -83,6 +98,8 @@ impl Config {
             database: None,
             public_url: public_url.trim_end_matches('/').to_owned(),
             max_image_bytes: DEFAULT_MAX_IMAGE_BYTES,
+            image_store: None,
+            image_download_hosts: Vec::new(),
             token_lifetime_s: DEFAULT_TOKEN_LIFETIME_S,
             lockout: Lockout::default(),
             password_min_chars: 1,

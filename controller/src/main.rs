@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use mote_controller::{
     app::{self, App},
-    config::{Config, DEFAULT_TOKEN_LIFETIME_S, LOGIN_RATE, Lockout},
+    config::{Config, DEFAULT_TOKEN_LIFETIME_S, Keys, LOGIN_RATE, Lockout},
     db,
     hosts::{DEFAULT_TOKEN_LIFETIME, TokenWish, make_join_token},
     http::limits::Rate,
@@ -96,6 +96,18 @@ struct Run {
     /// Requests that a project may make per second in the long run, ten times as many at once; 0 for no limit.
     #[arg(long, default_value_t = 0)]
     project_rate: u32,
+    /// A bucket for images' bytes, which all controllers share, in place of files in the state directory:
+    /// s3://BUCKET[/PREFIX]?endpoint=https://HOST[:PORT][&region=REGION].
+    ///
+    /// Any S3-compatible service. The keys are read from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. The prefix must be this
+    /// cloud's alone: what the cloud doesn't know is removed from it.
+    #[arg(long, value_name = "URL", env = "MOTE_IMAGE_STORE")]
+    image_store: Option<String>,
+    /// A web server (HOST or HOST:PORT) from which images may be imported by web-download; can be repeated.
+    ///
+    /// Name only servers that any tenant may reach through this machine. Without one the method is off.
+    #[arg(long, value_name = "HOST", env = "MOTE_IMAGE_DOWNLOAD_HOSTS", value_delimiter = ',')]
+    image_download_host: Vec<String>,
     /// Certificate chain in PEM: HTTPS in place of HTTP.
     #[arg(long, requires = "tls_key", value_name = "FILE")]
     tls_cert: Option<PathBuf>,
@@ -173,6 +185,9 @@ async fn run(args: Run) -> anyhow::Result<()> {
     config.lockout =
         Lockout { attempts: args.lockout_attempts, duration: Duration::from_secs(args.lockout_seconds) };
     config.password_min_chars = args.password_min_chars;
+    let keys = env::var("AWS_ACCESS_KEY_ID").ok().zip(env::var("AWS_SECRET_ACCESS_KEY").ok());
+    config.image_store = args.image_store.map(|address| (address, keys.map(Keys)));
+    config.image_download_hosts = args.image_download_host;
     let rate = |per_second: u32| Rate { per_second, burst: per_second.saturating_mul(10) };
     config.login_rate = rate(args.login_rate);
     config.project_rate = rate(args.project_rate);

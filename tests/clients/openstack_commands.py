@@ -16,6 +16,7 @@ import contextlib
 import io
 import json
 import os
+import struct
 import sys
 import tempfile
 import time
@@ -249,10 +250,55 @@ def image(client):
     same(client.json("image", "show", "disk")["status"], "deactivated")
     client.text("image", "set", "disk", "--activate")
     same(client.json("image", "show", "disk")["status"], "active")
+    imports(client)
     queued = client.json("image", "create", "later", "--disk-format", "raw", "--container-format", "bare")
     same(queued["status"], "queued")
     client.text("image", "delete", "later")
     client.fails("No Image found", "image", "show", "later")
+
+
+def imports(client):
+    """qcow2 and ISO, and bytes that are staged and then imported."""
+    methods = client.json("image", "import", "info")["import-methods"]
+    has(methods if isinstance(methods, list) else methods["value"], "glance-direct")
+    has(column(client.json("image", "stores", "list"), "ID"), "local")
+    with tempfile.NamedTemporaryFile() as disk:
+        disk.write(qcow2())
+        disk.flush()
+        made = client.json("image", "create", "q", "--disk-format", "qcow2", "--file", disk.name)
+        same((made["status"], made["size"], made["virtual_size"]), ("active", 4 << 16, 8 << 16))
+        client.json("image", "create", "staged", "--disk-format", "qcow2", "--container-format", "bare")
+        client.text("image", "stage", "staged", "--file", disk.name)
+        same(client.json("image", "show", "staged")["status"], "uploading")
+        same(column(client.json("image", "list", "--status", "uploading"), "Name"), ["staged"])
+        client.text("image", "import", "staged", "--method", "glance-direct")
+        client.until("active", is_status("active"), "image", "show", "staged")
+        tasks = client.json("image", "task", "list", "--sort-key", "created_at", "--sort-dir", "desc")
+        same((tasks[0]["Type"], tasks[0]["Status"]), ("api_image_import", "success"))
+        task = client.json("image", "task", "show", tasks[0]["ID"])
+        same(task["status"], "success")
+        disk.seek(8)
+        disk.write(b"\0\0\0\0\0\0\0\xc8")
+        disk.flush()
+        client.fails("backing file", "image", "create", "based", "--disk-format", "qcow2", "--file", disk.name)
+    client.fails("web-download", "image", "import", "staged", "--method", "web-download", "--uri", "http://cloud.example/x")
+    with tempfile.NamedTemporaryFile() as disc:
+        disc.write(b"\0" * 0x8001 + b"CD001" + b"\0" * 2042)
+        disc.flush()
+        made = client.json("image", "create", "disc", "--disk-format", "iso", "--file", disc.name)
+        same(made["status"], "active")
+    client.text("image", "set", "disc", "--hidden")
+    same(column(client.json("image", "list", "--hidden"), "Name"), ["disc"])
+    same(column(client.json("image", "list", "--name", "disc"), "Name"), [])
+    disc = client.json("image", "list", "--hidden")[0]["ID"]
+    client.text("image", "delete", "q", "staged", disc)
+
+
+def qcow2():
+    """A disk of 8 clusters of 64 KiB, of which the first is all 7."""
+    head = struct.pack(">4sIQIIQIIQQIIQQQQII", b"QFI\xfb", 3, 0, 0, 16, 8 << 16, 0, 1, 1 << 16, 0, 0, 0, 0, 0, 0, 0, 4, 104)
+    tables = [struct.pack(">Q", (number + 1) << 16) for number in (1, 2)]
+    return b"".join(part.ljust(1 << 16, b"\0") for part in [head, *tables]) + b"\7" * (1 << 16)
 
 
 def network(client):

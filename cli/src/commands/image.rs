@@ -57,7 +57,7 @@ pub struct CreateArgs {
     /// The file.
     #[arg(long, value_name = "FILE")]
     file: PathBuf,
-    /// `raw` (a disk), `aki` (a kernel: vmlinux or bzImage) or `ari` (an initial ramdisk).
+    /// `raw`, `qcow2` or `iso` (a disk), `aki` (a kernel: vmlinux or bzImage) or `ari` (an initial ramdisk).
     #[arg(long, default_value = "raw")]
     disk_format: String,
     /// For a disk: file of the kernel that boots it, uploaded as an image of its own.

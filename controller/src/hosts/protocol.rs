@@ -45,7 +45,7 @@ pub(super) async fn image(
     }
     let parts = boots.into_iter().flat_map(|boot| [Some(boot.disk), Some(boot.kernel), boot.ramdisk]);
     let part = parts.flatten().find(|part| part.sha256 == sha256).ok_or_else(not_found)?;
-    image::data::send(&app.images, &sha256, 0..part.size).await
+    image::data::send(&app.image_store, &sha256, 0..part.size).await
 }
 
 /// `GET /hosts/{id}/requests?wait=`.

@@ -141,10 +141,14 @@ async fn limit_log_ins(State(app): State<App>, request: Request, next: Next) -> 
     next.run(request).await
 }
 
-/// `/image/v2/images/{id}/file` and `/mote/v1/hosts/{id}/images/{sha256}` take as long as the bytes do.
+/// `/image/v2/images/{id}/file` and `stage`, `/mote/v1/hosts/{id}/images/{sha256}` and `captures/{id}` take as long as the
+/// bytes do.
 fn is_image_transfer(path: &str) -> bool {
     let segments: Vec<&str> = path.split('/').skip(1).take(7).collect();
-    matches!(segments[..], ["image", "v2", "images", _, "file"] | ["mote", "v1", "hosts", _, "images", _])
+    matches!(
+        segments[..],
+        ["image", "v2", "images", _, "file" | "stage"] | ["mote", "v1", "hosts", _, "images" | "captures", _]
+    )
 }
 
 /// A handler that takes too long or panics answers all the same.
@@ -181,6 +185,8 @@ mod tests {
     fn only_transfers_of_image_bytes_are_without_the_general_time_limit() {
         assert!(is_image_transfer("/image/v2/images/x/file"));
         assert!(is_image_transfer("/mote/v1/hosts/h/images/abc"));
+        assert!(is_image_transfer("/image/v2/images/x/stage"));
+        assert!(is_image_transfer("/mote/v1/hosts/h/captures/x"));
         assert!(!is_image_transfer("/image/v2/images/x"));
         assert!(!is_image_transfer("/mote/v1/hosts/h/desired"));
     }

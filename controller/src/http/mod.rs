@@ -3,6 +3,7 @@
 //! From outside to inside: path normalised ([`middleware`]) → request id, span, error body ([`error`]) → panic and time
 //! limit → body limit → router → handler with [`context::Ctx`] (who asks) and [`json::JsonBody`] (what is asked).
 
+pub mod client;
 pub mod context;
 pub mod error;
 pub mod json;

@@ -57,6 +57,31 @@ impl Params {
             |_| ApiError::BadRequest(format!("The parameter {name} must be a whole number, at least 0."));
         value.parse().map(Some).map_err(refused)
     }
+
+    /// A link to the same list at `path`, from its start or after an item.
+    pub fn link(&self, path: &str, marker: Option<&str>) -> String {
+        let mut query = String::new();
+        let others = self.iter().filter(|(name, _)| *name != "marker");
+        for (name, value) in others.chain(marker.map(|id| ("marker", id))) {
+            query.push(if query.is_empty() { '?' } else { '&' });
+            query.push_str(&escaped(name));
+            query.push('=');
+            query.push_str(&escaped(value));
+        }
+        format!("{path}{query}")
+    }
+}
+
+/// Percent-encoding of all but RFC 3986's unreserved characters.
+pub(crate) fn escaped(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
+            _ => out.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    out
 }
 
 impl<const N: usize> From<[(&str, &str); N]> for Params {

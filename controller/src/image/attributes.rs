@@ -38,6 +38,10 @@ const READ_ONLY: [&str; 15] = [
 ];
 /// Names that no property may have (Glance's `_reserved_properties`).
 const RESERVED: [&str; 5] = ["deleted", "deleted_at", "is_public", "members", "properties"];
+/// What Mote takes as `disk_format`.
+pub const DISK_FORMATS: [&str; 5] = ["raw", "qcow2", "iso", "aki", "ari"];
+/// What Mote takes as `container_format`.
+pub const CONTAINER_FORMATS: [&str; 3] = ["bare", "aki", "ari"];
 /// Attributes that can be set but not removed.
 const BASE: [&str; 10] = [
     "container_format",
@@ -108,7 +112,7 @@ pub fn remove(image: &mut Image, name: &str) -> Result<(), ApiError> {
 /// 400 for formats that don't go together, 413 for too many properties or tags.
 pub fn check(image: &Image) -> Result<(), ApiError> {
     if let (Some(disk), Some(container)) = (&image.disk_format, &image.container_format) {
-        let wanted = if disk == "raw" { "bare" } else { disk };
+        let wanted = if ["aki", "ari"].contains(&disk.as_str()) { disk } else { "bare" };
         if container != wanted {
             let text = format!("An image of disk_format '{disk}' must have the container_format '{wanted}'.");
             return Err(ApiError::BadRequest(text));
@@ -153,14 +157,14 @@ fn set_visibility(image: &mut Image, value: &Value, ctx: &Ctx) -> Result<(), Api
 fn set_format(image: &mut Image, name: &str, value: &Value) -> Result<(), ApiError> {
     let format = text_or_null(name, value, MAX_NAME_CHARS)?;
     let known = match name {
-        "disk_format" => ["raw", "aki", "ari"],
-        _ => ["bare", "aki", "ari"],
+        "disk_format" => &DISK_FORMATS[..],
+        _ => &CONTAINER_FORMATS,
     };
     if let Some(format) = &format
         && !known.contains(&format.as_str())
     {
         let hint = match format.as_str() {
-            "qcow2" | "vmdk" | "vdi" | "vhd" | "vhdx" => ": convert the image with `qemu-img convert -O raw`",
+            "vmdk" | "vdi" | "vhd" | "vhdx" => ": convert the image with `qemu-img convert -O qcow2`",
             _ => "",
         };
         let format = shorten(format);

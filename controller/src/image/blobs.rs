@@ -7,6 +7,7 @@
 use crate::db::Conn;
 use mote_images::store::StoreError;
 
+use super::tasks;
 use crate::{app::App, http::error::ApiError};
 
 /// Removes these bytes (SHA-256, hex) if nothing needs them any more. To be called after the transaction that removed
@@ -26,8 +27,7 @@ pub(super) async fn release_in_turn(app: &App, digests: &[String]) -> Result<(),
         if in_use(&mut conn, digest).await? {
             continue;
         }
-        let (store, digest) = (app.images.clone(), digest.clone());
-        blocking(move || store.remove(&digest)).await??;
+        app.image_store.remove(digest).await?;
     }
     Ok(())
 }
@@ -51,27 +51,28 @@ pub async fn recover(app: &App) -> Result<(), ApiError> {
         {
             continue;
         }
-        broken += sqlx::query("UPDATE images SET status = 'queued', upload_id = NULL WHERE id = $1")
-            .bind(image)
-            .execute(&mut *tx)
-            .await?
-            .rows_affected();
+        broken += sqlx::query(ABANDON).bind(image).bind(&upload).execute(&mut *tx).await?.rows_affected();
+        tasks::fail(&mut tx, upload.as_deref(), "The controller that worked on it was stopped.").await?;
     }
     tx.commit().await?;
     if broken > 0 {
         tracing::warn!(images = broken, "uploads were broken off by the last stop of the controller");
     }
-    let store = app.images.clone();
-    let stored = blocking(move || store.list()).await??;
-    let digests: Vec<String> = stored.into_iter().map(|entry| entry.sha256).collect();
+    let digests = app.image_store.list_at_start().await?;
     release(app, &digests).await
 }
+
+/// saving → queued; bytes that were staged are given up.
+pub(super) const ABANDON: &str =
+    "UPDATE images SET status = 'queued', upload_id = NULL, import_state = NULL, size = NULL,
+         sha256 = NULL, sha512 = NULL, md5 = NULL
+     WHERE id = $1 AND upload_id = $2 AND status = 'saving'";
 
 /// An image or a server names these bytes. A server has them in its boot specification (JSON), so that it can be built
 /// anew on another host after its image was deleted.
 async fn in_use(conn: &mut Conn, digest: &str) -> Result<bool, sqlx::Error> {
     sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1 FROM images WHERE sha256 = $1)
+        "SELECT EXISTS (SELECT 1 FROM images WHERE sha256 = $1 OR raw_sha256 = $1)
              OR EXISTS (SELECT 1 FROM servers
                         WHERE boot LIKE '%\"' || $1 || '\"%' OR rescue LIKE '%\"' || $1 || '\"%')",
     )

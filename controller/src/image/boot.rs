@@ -43,16 +43,16 @@ pub struct BootImages {
 /// 404 if the image isn't the asker's to see; 400 if it can't be booted (the text says why).
 pub async fn image_for_boot(conn: &mut Conn, image_id: &str, ctx: &Ctx) -> Result<BootImages, ApiError> {
     let image = record::find(conn, image_id, ctx).await?;
-    let disk = bytes_of(&image, "raw")?;
+    let disk = bytes_of(&image, &["raw", "qcow2", "iso"])?;
     let properties = &image.properties;
     let kernel_id = properties.get("kernel_id").filter(|id| !id.is_empty()).ok_or_else(|| {
         ApiError::BadRequest(format!(
             "Image {image_id} can't be booted: its property kernel_id, the id of a kernel image, is not set."
         ))
     })?;
-    let kernel = part(conn, "kernel_id", kernel_id, "aki", ctx).await?;
+    let kernel = part(conn, "kernel_id", kernel_id, &["aki"], ctx).await?;
     let ramdisk = match properties.get("ramdisk_id").filter(|id| !id.is_empty()) {
-        Some(id) => Some(part(conn, "ramdisk_id", id, "ari", ctx).await?),
+        Some(id) => Some(part(conn, "ramdisk_id", id, &["ari"], ctx).await?),
         None => None,
     };
     let (required_traits, forbidden_traits) = traits(&image)?;
@@ -73,7 +73,7 @@ async fn part(
     conn: &mut Conn,
     property: &str,
     id: &str,
-    disk_format: &str,
+    disk_formats: &[&str],
     ctx: &Ctx,
 ) -> Result<ImageBytes, ApiError> {
     let explained = |error: ApiError| match error {
@@ -83,10 +83,10 @@ async fn part(
         other => other,
     };
     let image = record::find(conn, id, ctx).await.map_err(explained)?;
-    bytes_of(&image, disk_format).map_err(explained)
+    bytes_of(&image, disk_formats).map_err(explained)
 }
 
-fn bytes_of(image: &Image, disk_format: &str) -> Result<ImageBytes, ApiError> {
+fn bytes_of(image: &Image, disk_formats: &[&str]) -> Result<ImageBytes, ApiError> {
     let refused = |text: String| Err(ApiError::BadRequest(text));
     let content = match (&image.content, image.status) {
         (Some(content), Status::Active) => content,
@@ -95,10 +95,12 @@ fn bytes_of(image: &Image, disk_format: &str) -> Result<ImageBytes, ApiError> {
         }
     };
     let actual = image.disk_format.as_deref().unwrap_or_default();
-    if actual != disk_format {
-        return refused(format!("Image {} has the disk_format {actual}, not {disk_format}.", image.id));
+    if !disk_formats.contains(&actual) {
+        let wanted = disk_formats.join(" or ");
+        return refused(format!("Image {} has the disk_format {actual}, not {wanted}.", image.id));
     }
-    Ok(ImageBytes { id: image.id.clone(), sha256: content.sha256.clone(), size: content.size })
+    let (sha256, size) = content.boot.clone();
+    Ok(ImageBytes { id: image.id.clone(), sha256, size })
 }
 
 /// (required, forbidden).

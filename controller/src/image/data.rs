@@ -1,7 +1,7 @@
 //! `/v2/images/{id}/file`: bytes in and out.
 
 use std::{
-    io::{self, SeekFrom, Write},
+    io::{self, Write},
     ops::Range,
     time::Duration,
 };
@@ -15,21 +15,19 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use http_body_util::BodyExt;
 use mote_images::{
-    format::{self, FormatError, PROBE_BYTES},
-    kernel::{KernelError, check_kernel},
-    store::{Store, StoreError, Writer},
+    format::{self, PROBE_BYTES},
+    store::{Store, Writer},
 };
-use tokio::{
-    io::{AsyncReadExt, AsyncSeekExt},
-    sync::mpsc,
-};
-use tokio_util::io::ReaderStream;
+use tokio::sync::mpsc;
 use uuid::Uuid;
 
 use super::{
-    blobs::{self, blocking},
+    blobs,
+    content::{self, Bytes as Content, check_declared},
+    import,
     record::{self, Image, Status},
     require_owner,
+    store::ImageStore,
 };
 use crate::{
     app::App,
@@ -43,14 +41,24 @@ const IDLE_LIMIT: Duration = Duration::from_secs(60);
 const QUEUED_PIECES: usize = 16;
 /// How much of a refused upload is still read (and dropped), so that the client comes to read the answer.
 const DRAIN_BYTES: u64 = 64 << 20;
-/// Bytes read from the store at a time.
-const READ_BYTES: usize = 256 << 10;
 
 /// An upload that has the image to itself.
-struct Upload {
-    image_id: String,
-    upload_id: String,
-    disk_format: String,
+#[derive(Debug)]
+pub(super) struct Upload {
+    pub(super) image_id: String,
+    pub(super) upload_id: String,
+    pub(super) disk_format: String,
+    /// SHA-256 of bytes that were staged before.
+    pub(super) replaced: Option<String>,
+}
+
+/// Where the bytes of an upload go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goal {
+    /// They become the image's content.
+    Content,
+    /// They wait for an import.
+    Stage,
 }
 
 /// `PUT`: the bytes of a queued image.
@@ -66,13 +74,40 @@ pub async fn upload(
     headers: HeaderMap,
     body: Body,
 ) -> Result<StatusCode, ApiError> {
+    take(app, ctx, &id, &headers, body, Goal::Content).await
+}
+
+/// `PUT /v2/images/{id}/stage`: bytes that [`import`] will make the image's content. Can be repeated until then.
+///
+/// # Errors
+/// As [`upload`]; what the content is, is looked at by the import.
+pub async fn stage(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<StatusCode, ApiError> {
+    take(app, ctx, &id, &headers, body, Goal::Stage).await
+}
+
+async fn take(
+    app: App,
+    ctx: Ctx,
+    id: &str,
+    headers: &HeaderMap,
+    body: Body,
+    goal: Goal,
+) -> Result<StatusCode, ApiError> {
     let octets = headers.get(header::CONTENT_TYPE).is_some_and(|value| value == "application/octet-stream");
     if !octets {
         return Err(ApiError::UnsupportedMedia("The bytes must be sent as application/octet-stream.".into()));
     }
-    let announced = announced_size(&headers, app.config.max_image_bytes)?;
-    let upload = begin(&app, &ctx, &id).await?;
-    tokio::spawn(run(app, upload, body, announced)).await.map_err(ApiError::internal)??;
+    let store = headers.get("x-image-meta-store").map(|name| String::from_utf8_lossy(name.as_bytes()));
+    import::check_stores(&app, store.as_deref())?;
+    let announced = announced_size(headers, app.config.max_image_bytes)?;
+    let upload = begin(&app, &ctx, id, goal).await?;
+    tokio::spawn(run(app, upload, body, announced, goal)).await.map_err(ApiError::internal)??;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -107,15 +142,22 @@ fn too_large(max: u64) -> ApiError {
     ApiError::TooLarge(format!("An image may have at most {max} bytes."))
 }
 
-/// queued → saving.
-async fn begin(app: &App, ctx: &Ctx, id: &str) -> Result<Upload, ApiError> {
+/// queued → saving, or queued or uploading → uploading.
+async fn begin(app: &App, ctx: &Ctx, id: &str, goal: Goal) -> Result<Upload, ApiError> {
     let mut tx = app.begin().await?;
     let image = record::find(&mut tx, id, ctx).await?;
     require_owner(&image, ctx)?;
-    if image.status != Status::Queued {
+    let waits = match goal {
+        Goal::Content => image.status == Status::Queued,
+        // While bytes are on their way to the stage, there are none yet.
+        Goal::Stage => image.status == Status::Queued || image.staged.is_some(),
+    };
+    if !waits || image.status == Status::Importing {
+        let wanted = if goal == Goal::Stage { Status::Uploading } else { Status::Saving };
         let text = format!(
-            "Image status transition from {} to saving is not allowed: the image has its bytes or is getting them.",
-            image.status.as_str()
+            "Image status transition from {} to {} is not allowed: the image has its bytes or is getting them.",
+            image.status.as_str(),
+            wanted.as_str()
         );
         return Err(ApiError::Conflict(text));
     }
@@ -123,16 +165,34 @@ async fn begin(app: &App, ctx: &Ctx, id: &str) -> Result<Upload, ApiError> {
         let text = "The image needs a disk_format and a container_format before its bytes are sent.";
         return Err(ApiError::BadRequest(text.into()));
     };
+    let state = (goal == Goal::Stage).then_some(Status::Uploading);
+    let upload_id = claim(app, &mut tx, id, state).await?;
+    tx.commit().await?;
+    Ok(Upload { image_id: image.id, upload_id, disk_format, replaced: image.staged })
+}
+
+/// Marks an image as one whose bytes are coming, and gives the upload's id.
+pub(super) async fn claim(
+    app: &App,
+    tx: &mut db::Conn,
+    id: &str,
+    import_state: Option<Status>,
+) -> Result<String, ApiError> {
     // Whose upload it is: `blobs::recover` leaves those of living controllers alone.
     let upload_id = format!("{}:{}", app.presence.number, Uuid::new_v4());
-    sqlx::query("UPDATE images SET status = 'saving', upload_id = $2, updated_us = $3 WHERE id = $1")
-        .bind(id)
-        .bind(&upload_id)
-        .bind(db::now_us())
-        .execute(&mut *tx)
-        .await?;
-    tx.commit().await?;
-    Ok(Upload { image_id: image.id, upload_id, disk_format })
+    // What was staged before is replaced, not imported.
+    sqlx::query(
+        "UPDATE images SET status = 'saving', upload_id = $2, updated_us = $3, import_state = $4,
+             sha256 = CASE WHEN $5 THEN NULL ELSE sha256 END WHERE id = $1",
+    )
+    .bind(id)
+    .bind(&upload_id)
+    .bind(db::now_us())
+    .bind(import_state.map(Status::as_str))
+    .bind(import_state == Some(Status::Uploading))
+    .execute(tx)
+    .await?;
+    Ok(upload_id)
 }
 
 /// The bytes of a root disk that its host sends for an image that was made for them; queued → active.
@@ -146,12 +206,12 @@ pub(crate) async fn receive_capture(
     body: Body,
 ) -> Result<(), ApiError> {
     let announced = announced_size(headers, app.config.max_image_bytes)?;
-    let upload_id = Uuid::new_v4().to_string();
     let mut tx = app.begin().await?;
-    let status: Option<String> = sqlx::query_scalar("SELECT status FROM images WHERE id = $1")
-        .bind(image_id)
-        .fetch_optional(&mut *tx)
-        .await?;
+    let status: Option<String> =
+        sqlx::query_scalar("SELECT COALESCE(import_state, status) FROM images WHERE id = $1")
+            .bind(image_id)
+            .fetch_optional(&mut *tx)
+            .await?;
     match status.as_deref() {
         None => return Err(super::not_found(image_id)),
         Some("queued") => {}
@@ -159,20 +219,24 @@ pub(crate) async fn receive_capture(
             return Err(ApiError::Conflict(format!("Image {image_id} takes no bytes: it is {status}.")));
         }
     }
-    sqlx::query("UPDATE images SET status = 'saving', upload_id = $2, updated_us = $3 WHERE id = $1")
-        .bind(image_id)
-        .bind(&upload_id)
-        .bind(db::now_us())
-        .execute(&mut *tx)
-        .await?;
+    let upload_id = claim(app, &mut tx, image_id, None).await?;
     tx.commit().await?;
-    let upload = Upload { image_id: image_id.to_owned(), upload_id, disk_format: "raw".into() };
+    let upload =
+        Upload { image_id: image_id.to_owned(), upload_id, disk_format: "raw".into(), replaced: None };
     // A task of its own, so that it ends in a state that is one even if the host goes away.
-    tokio::spawn(run(app.clone(), upload, body, announced)).await.map_err(ApiError::internal)?
+    tokio::spawn(run(app.clone(), upload, body, announced, Goal::Content))
+        .await
+        .map_err(ApiError::internal)?
 }
 
-async fn run(app: App, upload: Upload, body: Body, announced: Option<u64>) -> Result<(), ApiError> {
-    let stored = store(&app, &upload, body, announced).await;
+async fn run(
+    app: App,
+    upload: Upload,
+    body: Body,
+    announced: Option<u64>,
+    goal: Goal,
+) -> Result<(), ApiError> {
+    let stored = store(&app, &upload, body, announced, goal).await;
     if stored.is_err()
         && let Err(error) = abandon(&app, &upload).await
     {
@@ -181,56 +245,46 @@ async fn run(app: App, upload: Upload, body: Body, announced: Option<u64>) -> Re
     stored
 }
 
-/// saving → queued.
-async fn abandon(app: &App, upload: &Upload) -> Result<(), ApiError> {
+/// saving → queued, without bytes.
+pub(super) async fn abandon(app: &App, upload: &Upload) -> Result<(), ApiError> {
     let mut tx = app.begin().await?;
-    sqlx::query("UPDATE images SET status = 'queued', upload_id = NULL WHERE id = $1 AND upload_id = $2")
-        .bind(&upload.image_id)
-        .bind(&upload.upload_id)
-        .execute(&mut *tx)
-        .await?;
+    sqlx::query(blobs::ABANDON).bind(&upload.image_id).bind(&upload.upload_id).execute(&mut *tx).await?;
     tx.commit().await?;
-    Ok(())
+    match &upload.replaced {
+        Some(staged) => blobs::release(app, std::slice::from_ref(staged)).await,
+        None => Ok(()),
+    }
 }
 
-async fn store(app: &App, upload: &Upload, body: Body, announced: Option<u64>) -> Result<(), ApiError> {
-    let writer = receive(app, upload, body).await?;
+async fn store(
+    app: &App,
+    upload: &Upload,
+    body: Body,
+    announced: Option<u64>,
+    goal: Goal,
+) -> Result<(), ApiError> {
+    // Staged bytes are looked at by their import, which may come after the format was changed.
+    let disk_format = (goal == Goal::Content).then_some(upload.disk_format.as_str());
+    let writer = receive(app, disk_format, body).await?;
     if announced.is_some_and(|bytes| bytes != writer.size()) {
         return Err(ApiError::BadRequest("The body has another size than its headers say.".into()));
     }
-    let disk_format = upload.disk_format.clone();
-    let writer = blocking(move || check_whole(writer, &disk_format)).await??;
-    // Bytes and record together, while nobody removes bytes.
-    let _turn = app.blob_turn().await?;
-    let digest = blocking(move || writer.commit(None)).await??;
-    let mut tx = app.begin().await?;
-    let done = sqlx::query(
-        "UPDATE images SET status = 'active', upload_id = NULL, size = $3, sha256 = $4, sha512 = $5, md5 = $6,
-             updated_us = $7 WHERE id = $1 AND upload_id = $2",
-    )
-    .bind(&upload.image_id)
-    .bind(&upload.upload_id)
-    .bind(i64::try_from(digest.size).map_err(ApiError::internal)?)
-    .bind(&digest.sha256)
-    .bind(&digest.sha512)
-    .bind(&digest.md5)
-    .bind(db::now_us())
-    .execute(&mut *tx)
-    .await?;
-    tx.commit().await?;
-    if done.rows_affected() == 0 {
-        blobs::release_in_turn(app, &[digest.sha256]).await?;
-        return Err(ApiError::Gone(format!("Image {} was deleted during the upload.", upload.image_id)));
+    match goal {
+        Goal::Content => content::finish(app, upload, Content::New(writer)).await,
+        Goal::Stage => content::stage(app, upload, writer).await,
     }
-    Ok(())
 }
 
-/// Takes the body to the disk; the head is looked at as soon as it is there.
-async fn receive(app: &App, upload: &Upload, mut body: Body) -> Result<Writer, ApiError> {
+/// Takes the body to the disk; if the format is known, the head is looked at as soon as it is there.
+pub(super) async fn receive(
+    app: &App,
+    disk_format: Option<&str>,
+    mut body: Body,
+) -> Result<Writer, ApiError> {
     let (pieces, queue) = mpsc::channel(QUEUED_PIECES);
     let (store, max, disk_format) =
-        (app.images.clone(), app.config.max_image_bytes, upload.disk_format.clone());
-    let writing = tokio::task::spawn_blocking(move || write(&store, max, &disk_format, queue));
+        (app.images.clone(), app.config.max_image_bytes, disk_format.map(str::to_owned));
+    let writing = tokio::task::spawn_blocking(move || write(&store, max, disk_format.as_deref(), queue));
     let received = loop {
         match next_piece(&mut body).await {
             Ok(Some(piece)) => {
@@ -281,12 +335,12 @@ async fn drain(body: &mut Body) {
 fn write(
     store: &Store,
     max: u64,
-    disk_format: &str,
+    disk_format: Option<&str>,
     mut queue: mpsc::Receiver<Bytes>,
 ) -> Result<Writer, ApiError> {
     let mut writer = store.writer()?.limit(max);
     let mut head = Vec::with_capacity(PROBE_BYTES);
-    let mut looked = false;
+    let mut looked = disk_format.is_none();
     while let Some(piece) = queue.blocking_recv() {
         if !looked {
             let missing = PROBE_BYTES - head.len();
@@ -307,7 +361,7 @@ fn write(
     Ok(writer)
 }
 
-fn write_error(error: io::Error, max: u64) -> ApiError {
+pub(super) fn write_error(error: io::Error, max: u64) -> ApiError {
     match error.kind() {
         io::ErrorKind::FileTooLarge => too_large(max),
         io::ErrorKind::StorageFull => ApiError::TooLarge("The image store is full.".into()),
@@ -315,23 +369,8 @@ fn write_error(error: io::Error, max: u64) -> ApiError {
     }
 }
 
-fn check_head(head: &[u8], disk_format: &str) -> Result<(), ApiError> {
-    format::check_declared(disk_format, format::probe(head))
-        .map_err(|error: FormatError| ApiError::BadRequest(format!("The image was refused: {error}.")))
-}
-
-/// What can be checked only with all bytes; and brings them to the disk, so that the commit in turn is short.
-fn check_whole(mut writer: Writer, disk_format: &str) -> Result<Writer, ApiError> {
-    let path = writer.flushed_path()?;
-    if disk_format == "aki" {
-        check_kernel(path).map_err(|error| match error {
-            KernelError::Io { .. } => ApiError::internal(error),
-            refused => ApiError::BadRequest(format!("The image was refused: {refused}.")),
-        })?;
-    }
-    let synced = std::fs::File::open(path).and_then(|file| file.sync_all());
-    synced.map_err(|source| StoreError::Io { operation: "sync", path: path.to_owned(), source })?;
-    Ok(writer)
+fn check_head(head: &[u8], disk_format: Option<&str>) -> Result<(), ApiError> {
+    disk_format.map_or(Ok(()), |declared| check_declared(declared, format::probe(head)))
 }
 
 /// `GET`: the bytes, or the part of them that `Range` names.
@@ -361,7 +400,8 @@ pub async fn download(
             return Ok(response);
         }
     };
-    let mut response = send(&app.images, &content.sha256, range.clone().unwrap_or(0..content.size)).await?;
+    let mut response =
+        send(&app.image_store, &content.sha256, range.clone().unwrap_or(0..content.size)).await?;
     match range {
         Some(part) => {
             *response.status_mut() = StatusCode::PARTIAL_CONTENT;
@@ -385,12 +425,9 @@ pub async fn download(
 ///
 /// # Errors
 /// 404 if they are not in the store.
-pub(crate) async fn send(store: &Store, sha256: &str, part: Range<u64>) -> Result<Response, ApiError> {
-    let path = store.path(sha256).ok_or_else(|| ApiError::NotFound("The image has no data.".into()))?;
-    let mut file = tokio::fs::File::open(path).await.map_err(ApiError::internal)?;
-    file.seek(SeekFrom::Start(part.start)).await.map_err(ApiError::internal)?;
+pub(crate) async fn send(store: &ImageStore, sha256: &str, part: Range<u64>) -> Result<Response, ApiError> {
     let length = part.end - part.start;
-    let body = Body::from_stream(ReaderStream::with_capacity(file.take(length), READ_BYTES));
+    let body = store.read(sha256, part).await?;
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream")),
         (header::CONTENT_LENGTH, HeaderValue::from(length)),

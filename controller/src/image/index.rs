@@ -25,6 +25,9 @@ const MAX_SORT_KEYS: usize = 5;
 /// Parameters that are not filters.
 const PAGING: [&str; 7] = ["limit", "marker", "sort", "sort_key", "sort_dir", "member_status", "tag"];
 
+/// What an image shows as its status, see [`record::Status`].
+const STATUS: &str = "COALESCE(i.import_state, i.status)";
+
 type Query = QueryBuilder<Db>;
 
 /// A column to sort by.
@@ -61,11 +64,11 @@ pub async fn index(State(app): State<App>, ctx: Ctx, params: Params) -> Result<J
     images.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
     let mut body = json!({
         "images": images.iter().map(Image::json).collect::<Vec<_>>(),
-        "first": link(&params, None),
+        "first": params.link("/v2/images", None),
         "schema": "/v2/schemas/images",
     });
     if let (true, Some(last)) = (more, images.last()) {
-        body["next"] = json!(link(&params, Some(&last.id)));
+        body["next"] = json!(params.link("/v2/images", Some(&last.id)));
     }
     Ok(Json(body))
 }
@@ -133,7 +136,7 @@ fn push_filters(query: &mut Query, params: &Params) -> Result<(), ApiError> {
 fn text_column(name: &str) -> &'static str {
     match name {
         "visibility" => "i.visibility",
-        "status" => "i.status",
+        "status" => STATUS,
         "name" => "i.name",
         "container_format" => "i.container_format",
         "disk_format" => "i.disk_format",
@@ -267,7 +270,7 @@ fn sort_keys(params: &Params) -> Result<Vec<Key>, ApiError> {
 fn key(name: &str, descending: bool) -> Result<Key, ApiError> {
     let (column, is_number) = match name {
         "name" => ("COALESCE(i.name, '')", false),
-        "status" => ("i.status", false),
+        "status" => (STATUS, false),
         "container_format" => ("COALESCE(i.container_format, '')", false),
         "disk_format" => ("COALESCE(i.disk_format, '')", false),
         "size" => ("COALESCE(i.size, -1)", true),
@@ -334,32 +337,6 @@ fn push_order(query: &mut Query, keys: &[Key]) {
     }
 }
 
-/// The same list from its start, or after an image.
-fn link(params: &Params, marker: Option<&str>) -> String {
-    let mut query = String::new();
-    for (name, value) in
-        params.iter().filter(|(name, _)| *name != "marker").chain(marker.map(|id| ("marker", id)))
-    {
-        query.push(if query.is_empty() { '?' } else { '&' });
-        query.push_str(&escaped(name));
-        query.push('=');
-        query.push_str(&escaped(value));
-    }
-    format!("/v2/images{query}")
-}
-
-/// Percent-encoding of all but RFC 3986's unreserved characters.
-fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => out.push(char::from(byte)),
-            _ => out.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -392,7 +369,7 @@ mod tests {
     #[test]
     fn links_keep_the_filters_and_escape_them() {
         let params = Params::from([("name", "a b&c"), ("marker", "old"), ("limit", "2")]);
-        assert_eq!(link(&params, Some("new")), "/v2/images?name=a%20b%26c&limit=2&marker=new");
-        assert_eq!(link(&Params::default(), None), "/v2/images");
+        assert_eq!(params.link("/v2/images", Some("new")), "/v2/images?name=a%20b%26c&limit=2&marker=new");
+        assert_eq!(Params::default().link("/v2/images", None), "/v2/images");
     }
 }

@@ -12,12 +12,18 @@
 //! Bytes are in a content-addressed store; images with the same bytes share them, and they go with the last image or
 //! server that needs them ([`blobs`]). What a server boots from an image is resolved in [`boot`].
 //!
-//! Mote takes disks (`raw`), kernels (`aki`) and initial RAM disks (`ari`), and looks whether the content is that.
+//! Mote takes disks (`raw`, `qcow2`, `iso`), kernels (`aki`) and initial RAM disks (`ari`), and looks whether the content
+//! is that ([`content`]). Hosts read raw disks only: of a qcow2 disk one is made once, here, and kept beside it. Bytes can
+//! also be staged, or downloaded by the controller, and then imported ([`import`]).
 
 mod attributes;
 pub mod blobs;
 pub mod boot;
+mod content;
 pub(crate) mod data;
+mod import;
+#[cfg(test)]
+mod import_tests;
 mod index;
 mod info;
 mod members;
@@ -25,6 +31,8 @@ mod patch;
 mod record;
 mod routes;
 pub(crate) mod snapshot;
+pub mod store;
+mod tasks;
 #[cfg(test)]
 mod tests;
 
@@ -47,11 +55,18 @@ pub fn router() -> Router<App> {
         .route("/", get(info::versions))
         .route("/versions", get(info::versions))
         .route("/v2/schemas/{name}", get(info::schema))
-        .route("/v2/info/import", get(info::import))
+        .route("/v2/info/import", get(import::info))
         .route("/v2/info/stores", get(info::stores))
+        .route("/v2/info/stores/detail", get(info::stores_detail))
+        .route("/v2/info/usage", get(info::usage))
+        .route("/v2/tasks", get(tasks::index).post(tasks::refuse))
+        .route("/v2/tasks/{id}", get(tasks::show))
         .route("/v2/images", get(index::index).post(routes::create))
         .route("/v2/images/{id}", get(routes::show).patch(routes::update).delete(routes::delete))
         .route("/v2/images/{id}/file", get(data::download).put(data::upload))
+        .route("/v2/images/{id}/stage", put(data::stage))
+        .route("/v2/images/{id}/import", post(import::import))
+        .route("/v2/images/{id}/tasks", get(tasks::of_image))
         .route("/v2/images/{id}/actions/{action}", post(routes::act))
         .route("/v2/images/{id}/tags/{tag}", put(routes::add_tag).delete(routes::remove_tag))
         .route("/v2/images/{id}/members", get(members::index).post(members::add))

@@ -100,6 +100,7 @@ mod tests {
             min_disk_gib: 0,
             min_ram_mib: 0,
             content: None,
+            staged: None,
             properties: BTreeMap::from([("a".into(), "1".into())]),
             tags: BTreeSet::new(),
             created_us: 0,

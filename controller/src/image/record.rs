@@ -3,6 +3,7 @@
 use crate::db::{Conn, Db};
 use std::collections::{BTreeMap, BTreeSet};
 
+use mote_images::Digest;
 use serde_json::{Map, Value, json};
 
 use super::not_found;
@@ -29,6 +30,9 @@ struct ImageRow {
     sha256: Option<String>,
     sha512: Option<String>,
     md5: Option<String>,
+    import_state: Option<String>,
+    raw_sha256: Option<String>,
+    virtual_size: Option<i64>,
     created_us: i64,
     updated_us: i64,
 }
@@ -38,6 +42,10 @@ struct ImageRow {
 pub enum Status {
     /// Without bytes.
     Queued,
+    /// Bytes are staged (or on their way there) for an import.
+    Uploading,
+    /// Bytes are being imported.
+    Importing,
     /// Bytes are coming.
     Saving,
     /// With bytes.
@@ -51,14 +59,27 @@ impl Status {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Queued => "queued",
+            Self::Uploading => "uploading",
+            Self::Importing => "importing",
             Self::Saving => "saving",
             Self::Active => "active",
             Self::Deactivated => "deactivated",
         }
     }
 
-    fn parse(word: &str) -> Self {
-        match word {
+    /// What the column `status` says; `import_state` says the rest.
+    fn stored(self) -> &'static str {
+        match self {
+            Self::Uploading => Self::Queued.as_str(),
+            Self::Importing => Self::Saving.as_str(),
+            other => other.as_str(),
+        }
+    }
+
+    fn parse(word: &str, import_state: Option<&str>) -> Self {
+        match import_state.unwrap_or(word) {
+            "uploading" => Self::Uploading,
+            "importing" => Self::Importing,
             "saving" => Self::Saving,
             "active" => Self::Active,
             "deactivated" => Self::Deactivated,
@@ -70,8 +91,10 @@ impl Status {
 /// What is known of the bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Content {
-    /// Bytes.
+    /// Bytes, as they were sent.
     pub size: u64,
+    /// SHA-256 (hex) and bytes of what hosts read: for most formats the content itself.
+    pub boot: (String, u64),
     /// Hex; the name in the store.
     pub sha256: String,
     /// Hex; Glance's `os_hash_value`.
@@ -97,7 +120,7 @@ pub struct Image {
     pub protected: bool,
     /// Not in lists.
     pub hidden: bool,
-    /// `raw`, `aki`, `ari`.
+    /// `raw`, `qcow2`, `iso`, `aki`, `ari`.
     pub disk_format: Option<String>,
     /// `bare`, `aki`, `ari`.
     pub container_format: Option<String>,
@@ -107,6 +130,8 @@ pub struct Image {
     pub min_ram_mib: i64,
     /// Once the bytes are there.
     pub content: Option<Content>,
+    /// SHA-256 (hex) of bytes that wait for their import.
+    pub staged: Option<String>,
     /// The owner's own.
     pub properties: BTreeMap<String, String>,
     /// Tags.
@@ -119,9 +144,15 @@ pub struct Image {
 
 impl Image {
     fn from_row(row: ImageRow) -> Self {
+        let bytes = |number: i64| u64::try_from(number).unwrap_or(0);
+        let status = Status::parse(&row.status, row.import_state.as_deref());
+        let is_staged = !matches!(status, Status::Active | Status::Deactivated);
+        let staged = row.sha256.clone().filter(|_| is_staged);
         let content = match (row.size, row.sha256, row.sha512, row.md5) {
-            (Some(size), Some(sha256), Some(sha512), Some(md5)) => {
-                Some(Content { size: u64::try_from(size).unwrap_or(0), sha256, sha512, md5 })
+            (Some(size), Some(sha256), Some(sha512), Some(md5)) if !is_staged => {
+                let boot = row.raw_sha256.unwrap_or_else(|| sha256.clone());
+                let boot = (boot, bytes(row.virtual_size.unwrap_or(size)));
+                Some(Content { size: bytes(size), boot, sha256, sha512, md5 })
             }
             _ => None,
         };
@@ -129,7 +160,7 @@ impl Image {
             id: row.id,
             owner: row.owner,
             name: row.name,
-            status: Status::parse(&row.status),
+            status,
             visibility: row.visibility,
             protected: row.protected,
             hidden: row.hidden,
@@ -138,11 +169,18 @@ impl Image {
             min_disk_gib: row.min_disk_gib,
             min_ram_mib: row.min_ram_mib,
             content,
+            staged,
             properties: BTreeMap::new(),
             tags: BTreeSet::new(),
             created_us: row.created_us,
             updated_us: row.updated_us,
         }
+    }
+
+    /// SHA-256 (hex) of all bytes that it needs.
+    pub fn digests(&self) -> Vec<String> {
+        let content = self.content.iter().flat_map(|content| [&content.sha256, &content.boot.0]);
+        content.chain(&self.staged).cloned().collect()
     }
 
     /// As Glance shows it: the owner's properties beside the others.
@@ -163,8 +201,7 @@ impl Image {
             "min_disk": self.min_disk_gib,
             "min_ram": self.min_ram_mib,
             "size": content.map(|c| c.size),
-            // All formats that are taken are as large as their content.
-            "virtual_size": content.map(|c| c.size),
+            "virtual_size": content.map(|c| c.boot.1),
             "checksum": content.map(|c| &c.md5),
             "os_hash_algo": content.map(|_| "sha512"),
             "os_hash_value": content.map(|c| &c.sha512),
@@ -202,6 +239,19 @@ pub async fn find(conn: &mut Conn, id: &str, ctx: &Ctx) -> Result<Image, ApiErro
     let mut images = vec![Image::from_row(row)];
     load_details(conn, &mut images).await?;
     images.pop().ok_or_else(|| not_found(id))
+}
+
+/// What is known of bytes that wait for their import.
+///
+/// # Errors
+/// Of the database.
+pub async fn staged(conn: &mut Conn, id: &str) -> Result<Digest, ApiError> {
+    let (size, sha256, sha512, md5): (i64, String, String, String) =
+        sqlx::query_as("SELECT size, sha256, sha512, md5 FROM images WHERE id = $1")
+            .bind(id)
+            .fetch_one(conn)
+            .await?;
+    Ok(Digest { sha256, md5, sha512, size: u64::try_from(size).map_err(ApiError::internal)? })
 }
 
 /// Runs a query for whole rows of `images` and adds properties and tags.
@@ -260,7 +310,7 @@ pub async fn insert(conn: &mut Conn, image: &Image) -> Result<(), sqlx::Error> {
     .bind(&image.id)
     .bind(&image.owner)
     .bind(&image.name)
-    .bind(image.status.as_str())
+    .bind(image.status.stored())
     .bind(&image.visibility)
     .bind(image.protected)
     .bind(image.hidden)
@@ -295,7 +345,7 @@ pub async fn update(conn: &mut Conn, image: &mut Image) -> Result<(), sqlx::Erro
     .bind(&image.container_format)
     .bind(image.min_disk_gib)
     .bind(image.min_ram_mib)
-    .bind(image.status.as_str())
+    .bind(image.status.stored())
     .bind(image.updated_us)
     .execute(&mut *conn)
     .await?;

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use uuid::Uuid;
 
 use super::{
-    attributes, blobs,
+    attributes, blobs, import,
     patch::{self, Operation},
     record::{self, Image, Status},
     require_owner,
@@ -29,7 +29,7 @@ use crate::{
 };
 
 /// Most images of a project.
-const MAX_IMAGES_OF_PROJECT: i64 = 1000;
+pub const MAX_IMAGES_OF_PROJECT: i64 = 1000;
 
 /// `POST /v2/images`.
 ///
@@ -55,6 +55,7 @@ pub async fn create(
         min_disk_gib: 0,
         min_ram_mib: 0,
         content: None,
+        staged: None,
         properties: BTreeMap::new(),
         tags: BTreeSet::new(),
         created_us: now,
@@ -80,7 +81,10 @@ pub async fn create(
     })?;
     tx.commit().await?;
     let url = format!("{}/image/v2/images/{}", app.config.public_url, image.id);
-    Ok((StatusCode::CREATED, [(header::LOCATION, url)], Json(image.json())).into_response())
+    // By this header clients learn that, and how, bytes can be imported.
+    let methods = import::methods(&app).join(",");
+    let headers = [(header::LOCATION, url), (import::METHODS_HEADER, methods)];
+    Ok((StatusCode::CREATED, headers, Json(image.json())).into_response())
 }
 
 /// The client's id if it gave one.
@@ -144,9 +148,10 @@ pub async fn delete(
     }
     sqlx::query("DELETE FROM images WHERE id = $1").bind(&image.id).execute(&mut *tx).await?;
     tx.commit().await?;
-    if let Some(content) = image.content {
+    let digests = image.digests();
+    if !digests.is_empty() {
         // The image is gone whatever comes now; bytes that stay are removed at the next start.
-        if let Err(error) = blobs::release(&app, &[content.sha256]).await {
+        if let Err(error) = blobs::release(&app, &digests).await {
             tracing::error!(image = id, error = %crate::http::error::chain(&error), "bytes of a deleted image stay");
         }
     }

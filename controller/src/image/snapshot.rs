@@ -69,6 +69,7 @@ pub(crate) async fn create(
         min_disk_gib: origin.min_disk_gib,
         min_ram_mib: 0,
         content: None,
+        staged: None,
         properties,
         tags: BTreeSet::new(),
         created_us: now,

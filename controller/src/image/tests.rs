@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use super::image_for_boot;
 use crate::testing::{Answer, TestApp};
 
-const IMAGES: &str = "/image/v2/images";
+pub(super) const IMAGES: &str = "/image/v2/images";
 
 impl TestApp {
     async fn image(&self, token: &str, body: Value) -> String {
@@ -42,7 +42,7 @@ impl TestApp {
 }
 
 /// A freestanding ELF as [`mote_images::kernel::check_kernel`] wants it: one segment at 1 MiB with the entry in it.
-fn kernel() -> Vec<u8> {
+pub(super) fn kernel() -> Vec<u8> {
     let mut elf = vec![0_u8; 0x1100];
     elf[..8].copy_from_slice(b"\x7fELF\x02\x01\x01\0");
     elf[16..20].copy_from_slice(&[2, 0, 62, 0]);
@@ -319,7 +319,7 @@ async fn impossible_records_are_refused_with_a_reason() {
     let test = TestApp::new().await;
     let token = test.admin_token.as_str();
     for (body, status, text) in [
-        (json!({"disk_format": "qcow2", "container_format": "bare"}), 400, "qemu-img convert"),
+        (json!({"disk_format": "vmdk", "container_format": "bare"}), 400, "qemu-img convert"),
         (json!({"disk_format": "raw", "container_format": "aki"}), 400, "bare"),
         (json!({"name": 7}), 400, "'name'"),
         (json!({"status": "active"}), 403, "read-only"),
