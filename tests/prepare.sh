@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# prepare.sh TARGET: what the end-to-end tests need beside the programs: the openstack client, a Firecracker SDK,
-# an S3 server (moto) and schemathesis, each in a virtual environment, clients of network services, and the lab's kernel where it is needed. Writes TARGET/prepare.env with the
-# variables that tell the tests where. Quick when there is nothing to do.
+# prepare.sh TARGET: what the end-to-end tests need beside the programs: the openstack client, a Firecracker SDK, an S3 server
+# (moto) and schemathesis, each in a virtual environment, clients of network services, and the lab's kernel where it is needed.
+# Writes TARGET/prepare.env with the variables that tell the tests where. Quick when there is nothing to do.
 set -euo pipefail
 target=$1
 cd "$(dirname "$0")/.."

@@ -24,7 +24,7 @@ static CONVERSIONS: Semaphore = Semaphore::const_new(2);
 /// Bytes of an image on this machine.
 pub(super) enum Bytes {
     /// Just written.
-    New(Writer),
+    New(Box<Writer>),
     /// In the store already.
     Stored(Digest),
 }
@@ -37,7 +37,7 @@ pub(super) async fn finish(app: &App, upload: &Upload, bytes: Bytes) -> Result<(
     let (bytes, raw) = prepare(app, &upload.disk_format, bytes).await?;
     let store = &app.image_store;
     let bytes = match bytes {
-        Bytes::New(writer) => store.keep(writer).await?,
+        Bytes::New(writer) => store.keep(*writer).await?,
         Bytes::Stored(digest) => Kept::Stored(digest),
     };
     let raw = match raw {

@@ -270,7 +270,7 @@ async fn store(
         return Err(ApiError::BadRequest("The body has another size than its headers say.".into()));
     }
     match goal {
-        Goal::Content => content::finish(app, upload, Content::New(writer)).await,
+        Goal::Content => content::finish(app, upload, Content::New(Box::new(writer))).await,
         Goal::Stage => content::stage(app, upload, writer).await,
     }
 }

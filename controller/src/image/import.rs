@@ -195,7 +195,7 @@ async fn work(app: &App, upload: &Upload, source: Source) -> Result<(), ApiError
         Source::Stage(digest) => Bytes::Stored(digest),
         Source::Web(url) => {
             let body: Body = client::get(url, &app.config.image_download_hosts).await?;
-            Bytes::New(data::receive(app, Some(&upload.disk_format), body).await?)
+            Bytes::New(Box::new(data::receive(app, Some(&upload.disk_format), body).await?))
         }
     };
     content::finish(app, upload, bytes).await

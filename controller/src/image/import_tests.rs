@@ -85,7 +85,7 @@ async fn of_a_qcow2_disk_hosts_get_the_raw_one_and_clients_their_own_bytes() {
         .header("x-auth-token", token)
         .header("content-type", super::patch::MEDIA_TYPE);
     test.send(request.body(Body::from(set.to_string())).unwrap()).await.expect(200);
-    let boot = super::image_for_boot(&mut *test.app.db.acquire().await.unwrap(), &id, &ctx).await.unwrap();
+    let boot = super::image_for_boot(&mut test.app.db.acquire().await.unwrap(), &id, &ctx).await.unwrap();
     assert_eq!(boot.disk.size, 8 << 16);
     let raw = std::fs::read(test.app.images.path(&boot.disk.sha256).unwrap()).unwrap();
     assert!(raw[..1 << 16].iter().all(|b| *b == 7) && raw[1 << 16..].iter().all(|b| *b == 0));

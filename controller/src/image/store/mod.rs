@@ -44,7 +44,7 @@ pub struct ImageStore {
 /// Content on its way into the store.
 pub enum Kept {
     /// For the directory: not there yet.
-    Written(Writer),
+    Written(Box<Writer>),
     /// In the bucket, unless it is removed before its record is there; the file is where it is sent from again.
     Sent(Digest, Arc<File>),
     /// In the store.
@@ -56,7 +56,7 @@ pub enum LocalFile {
     /// In the directory.
     Stored(PathBuf),
     /// A copy that goes when this is dropped.
-    Copy(Writer),
+    Copy(Box<Writer>),
 }
 
 impl ImageStore {
@@ -102,7 +102,7 @@ impl ImageStore {
     /// # Errors
     /// If it can't be written.
     pub async fn keep(&self, writer: Writer) -> Result<Kept, ApiError> {
-        let Some(bucket) = &self.bucket else { return Ok(Kept::Written(writer)) };
+        let Some(bucket) = &self.bucket else { return Ok(Kept::Written(Box::new(writer))) };
         let directory = self.directory.clone();
         let (digest, file) = blocking(move || -> Result<_, StoreError> {
             let mut writer = writer;
@@ -177,7 +177,7 @@ impl ImageStore {
                 .map_err(ApiError::internal)?;
         }
         match writer.size() == digest.size {
-            true => Ok(LocalFile::Copy(writer)),
+            true => Ok(LocalFile::Copy(Box::new(writer))),
             false => Err(ApiError::internal(io::Error::from(io::ErrorKind::UnexpectedEof))),
         }
     }
