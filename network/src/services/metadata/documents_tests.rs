@@ -1,6 +1,6 @@
 use mote_host_api::{
-    FixedIp, HostRoute, InstanceMetadata, NetworkId, NetworkSpec, PortId, PortSpec, ServerId, SubnetId,
-    SubnetSpec,
+    FixedIp, FixedIpV6, HostRoute, InstanceMetadata, Ipv6Mode, NetworkId, NetworkSpec, PortId, PortSpec,
+    ServerId, SubnetId, SubnetSpec, SubnetV6Spec,
 };
 use proptest::prelude::*;
 use serde_json::Value;
@@ -129,6 +129,42 @@ fn network_data_has_novas_fields() {
     });
     assert_eq!(json_at("/openstack/2018-08-27/network_data.json"), expected);
     assert_eq!(lookup(&guest(), "/openstack/2013-10-17/network_data.json"), None);
+}
+
+#[test]
+fn network_data_says_how_ipv6_addresses_are_got() {
+    for (mode, kind) in [
+        (None, "ipv6"),
+        (Some(Ipv6Mode::Slaac), "ipv6_slaac"),
+        (Some(Ipv6Mode::Dhcpv6Stateful), "ipv6_dhcpv6-stateful"),
+        (Some(Ipv6Mode::Dhcpv6Stateless), "ipv6_dhcpv6-stateless"),
+    ] {
+        let id = SubnetId(Uuid::from_u128(7));
+        let subnet = SubnetV6Spec {
+            id,
+            cidr: "fd00::/64".parse().unwrap(),
+            gateway_ip: Some("fd00::1".parse().unwrap()),
+            ra_mode: mode,
+            address_mode: mode,
+            dns_nameservers: vec!["fd00::53".parse().unwrap()],
+        };
+        let fixed = FixedIpV6 { subnet_id: id, ip_address: "fd00::5".parse().unwrap() };
+        let port = PortSpec { fixed_ips_v6: vec![fixed], ..PortSpec::default() };
+        let network = NetworkSpec { subnets_v6: vec![subnet], ..NetworkSpec::default() };
+        let data = Guest::new(&guest().metadata, &port, &[(&network, &port)]).network_data;
+        let dns = json!([{"type": "dns", "address": "fd00::53"}]);
+        let expected = json!([{
+            "id": "network0",
+            "type": kind,
+            "link": "tap00000000000",
+            "network_id": "00000000-0000-0000-0000-000000000000",
+            "ip_address": "fd00::5",
+            "netmask": "ffff:ffff:ffff:ffff::",
+            "routes": [{"network": "::", "netmask": "::", "gateway": "fd00::1"}],
+            "services": dns,
+        }]);
+        assert_eq!((&data["networks"], &data["services"]), (&expected, &dns));
+    }
 }
 
 #[test]

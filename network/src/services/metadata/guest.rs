@@ -1,9 +1,9 @@
 //! What the metadata service tells one guest: pure data, ready to be served.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use mote_host_api::{InstanceMetadata, PortSpec};
+use mote_host_api::{InstanceMetadata, Ipv6Mode, NetworkSpec, PortSpec};
 use serde_json::{Value, json};
 
 use crate::{
@@ -38,7 +38,8 @@ impl Guest {
     }
 }
 
-/// Nova's `network_data.json`: links, one network per link (its first address), DNS servers.
+/// Nova's `network_data.json`: links, for each link a network for its first IPv4 address and one for each IPv6 subnet, DNS
+/// servers.
 fn network_data(plugged: &[Plugged<'_>]) -> Value {
     let (mut links, mut networks, mut services) = (Vec::new(), Vec::new(), Vec::new());
     for (network, port) in plugged {
@@ -50,35 +51,73 @@ fn network_data(plugged: &[Plugged<'_>]) -> Value {
             "mtu": network.mtu,
             "ethernet_mac_address": port.mac_address,
         }));
-        let first = port.fixed_ips.first();
-        let Some((fixed, subnet)) = first.and_then(|fixed| Some((fixed, subnet(network, fixed)?))) else {
-            continue;
-        };
-        let dns: Vec<Value> =
-            subnet.dns_nameservers.iter().map(|ip| json!({"type": "dns", "address": ip})).collect();
-        let mut entry = json!({
-            "id": format!("network{}", networks.len()),
-            "type": if subnet.enable_dhcp { "ipv4_dhcp" } else { "ipv4" },
-            "link": link,
-            "network_id": network.id,
-        });
-        if !subnet.enable_dhcp {
-            let default = subnet.gateway_ip.map(|gateway| (ipnet::Ipv4Net::default(), gateway));
-            let others = subnet.host_routes.iter().map(|route| (route.destination.trunc(), route.nexthop));
-            let routes = default.into_iter().chain(others).map(|(destination, gateway)| {
-                json!({"network": destination.addr(), "netmask": destination.netmask(), "gateway": gateway})
-            });
-            entry["ip_address"] = json!(fixed.ip_address);
-            entry["netmask"] = json!(subnet.cidr.netmask());
-            entry["routes"] = routes.collect();
-            entry["services"] = json!(dns);
-        }
-        networks.push(entry);
-        for server in dns {
-            if !services.contains(&server) {
-                services.push(server);
+        for (mut entry, dns) in v4(network, port).into_iter().chain(v6(network, port)) {
+            entry["id"] = json!(format!("network{}", networks.len()));
+            entry["link"] = json!(link);
+            entry["network_id"] = json!(network.id);
+            networks.push(entry);
+            for server in dns {
+                if !services.contains(&server) {
+                    services.push(server);
+                }
             }
         }
     }
     json!({"links": links, "networks": networks, "services": services})
+}
+
+/// An entry of `networks`, and its DNS servers.
+type Described = (Value, Vec<Value>);
+
+fn dns(servers: impl Iterator<Item = IpAddr>) -> Vec<Value> {
+    servers.map(|ip| json!({"type": "dns", "address": ip})).collect()
+}
+
+/// Of the port's first IPv4 address.
+fn v4(network: &NetworkSpec, port: &PortSpec) -> Option<Described> {
+    let fixed = port.fixed_ips.first()?;
+    let subnet = subnet(network, fixed)?;
+    let dns = dns(subnet.dns_nameservers.iter().copied().map(IpAddr::V4));
+    if subnet.enable_dhcp {
+        return Some((json!({"type": "ipv4_dhcp"}), dns));
+    }
+    let default = subnet.gateway_ip.map(|gateway| (ipnet::Ipv4Net::default(), gateway));
+    let others = subnet.host_routes.iter().map(|route| (route.destination.trunc(), route.nexthop));
+    let routes = default.into_iter().chain(others).map(|(destination, gateway)| {
+        json!({"network": destination.addr(), "netmask": destination.netmask(), "gateway": gateway})
+    });
+    let entry = json!({
+        "type": "ipv4",
+        "ip_address": fixed.ip_address,
+        "netmask": subnet.cidr.netmask(),
+        "routes": routes.collect::<Vec<_>>(),
+        "services": dns,
+    });
+    Some((entry, dns))
+}
+
+/// Of the port's first address in each IPv6 subnet; how the guest gets it is in the type.
+fn v6(network: &NetworkSpec, port: &PortSpec) -> Vec<Described> {
+    let mut described = Vec::new();
+    for subnet in &network.subnets_v6 {
+        let fixed = port.fixed_ips_v6.iter().find(|fixed| fixed.subnet_id == subnet.id);
+        let Some(fixed) = fixed else { continue };
+        let kind = match subnet.address_mode {
+            None => "ipv6",
+            Some(Ipv6Mode::Slaac) => "ipv6_slaac",
+            Some(Ipv6Mode::Dhcpv6Stateful) => "ipv6_dhcpv6-stateful",
+            Some(Ipv6Mode::Dhcpv6Stateless) => "ipv6_dhcpv6-stateless",
+        };
+        let dns = dns(subnet.dns_nameservers.iter().copied().map(IpAddr::V6));
+        let default = |gateway| json!({"network": "::", "netmask": "::", "gateway": gateway});
+        let entry = json!({
+            "type": kind,
+            "ip_address": fixed.ip_address,
+            "netmask": subnet.cidr.netmask(),
+            "routes": subnet.gateway_ip.into_iter().map(default).collect::<Vec<_>>(),
+            "services": dns,
+        });
+        described.push((entry, dns));
+    }
+    described
 }
