@@ -260,8 +260,9 @@ async fn a_floating_ips_policy_limits_what_passes_the_gateway_in_each_direction(
         limited.qos = Some(QosSpec { ingress, egress, dscp_mark: egress.map(|_| 10) });
         ground.gateway().floating_ips = vec![limited.clone()];
         ground.converge().await;
-        let into = probe::bytes_per_second(&world, ground.ns(2), FLOATING.into());
-        let out = probe::bytes_per_second(ground.ns(2), &world, WORLD.into());
+        let least = 0.95 * f64::from(KBPS) * 125.0 * 1400.0 / 1428.0;
+        let into = probe::limited_bytes_per_second(&world, ground.ns(2), FLOATING.into(), least);
+        let out = probe::limited_bytes_per_second(ground.ns(2), &world, WORLD.into(), least);
         // Payload is 1400 of 1428 bytes that count.
         let of_limit = |rate: f64| rate * 1428.0 / 1400.0 / (f64::from(KBPS) * 125.0);
         println!("in {:.3}, out {:.3} of the limit", of_limit(into), of_limit(out));
