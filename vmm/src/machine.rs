@@ -172,6 +172,8 @@ impl Machine {
                 })?;
             vcpus.push(VcpuThread { handle, kick });
         }
+        // The set-up thread takes work only when it is restricted, too.
+        seccomp::set_up(|| ()).ok_or_else(|| io::Error::other("the set-up thread has ended"))?;
         seccomp::enter(ThreadKind::Main).map_err(io::Error::other)?;
         drop(parking);
         Ok(Self {

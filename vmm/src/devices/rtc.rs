@@ -90,7 +90,7 @@ impl Rtc {
     }
 
     fn number(&self, value: u8) -> u8 {
-        if self.state.status_b & B_BINARY != 0 { value } else { value / 10 << 4 | value % 10 }
+        if self.state.status_b & B_BINARY != 0 { value } else { ((value / 10) << 4) | (value % 10) }
     }
 
     /// The number that a guest means; nonsense in BCD is some number, too.
