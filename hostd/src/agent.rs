@@ -75,6 +75,9 @@ pub struct ServerStatus {
     pub observed: ObservedServer,
     /// Process ids of its VMMs.
     pub pids: Vec<i32>,
+    /// Copies of its root disk that are finished.
+    #[serde(default)]
+    pub captures: BTreeSet<ImageId>,
 }
 
 /// Why the agent could not start.
@@ -501,7 +504,8 @@ impl Entry {
             let waiting = network_problems.first().cloned();
             observed.message = Some(waiting.unwrap_or_else(|| "waiting for its networks".to_owned()));
         }
-        ServerStatus { observed, pids: self.alive.iter().map(|process| process.pid).collect() }
+        let pids = self.alive.iter().map(|process| process.pid).collect();
+        ServerStatus { observed, pids, captures: self.captures.clone() }
     }
 
     /// Reads the exit report of a VMM that is gone.

@@ -22,8 +22,6 @@ use crate::{
     requests::Requests,
 };
 
-/// How often a copy of a root disk that is wanted is looked for.
-const CAPTURE_LOOK: Duration = Duration::from_millis(250);
 /// First and longest pause after a failed call.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 /// Shortest time from one long poll to the next when the answer brings nothing new, so that a controller that does not wait
@@ -173,7 +171,12 @@ impl Connection {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         let mut sent: BTreeSet<ImageId> = BTreeSet::new();
         loop {
-            snapshots.borrow_and_update();
+            let finished: BTreeSet<(ServerId, ImageId)> = snapshots
+                .borrow_and_update()
+                .servers
+                .iter()
+                .flat_map(|server| server.captures.iter().map(|image| (server.observed.id, *image)))
+                .collect();
             let state = desired.borrow_and_update().clone();
             let wanted: Vec<(ServerId, ImageId)> = state
                 .iter()
@@ -181,16 +184,11 @@ impl Connection {
                 .flat_map(|server| server.captures.iter().map(|capture| (server.id, capture.image_id)))
                 .collect();
             sent.retain(|image| wanted.iter().any(|(_, wanted)| wanted == image));
-            let waiting = wanted.iter().any(|(_, image)| !sent.contains(image));
-            let next = wanted.into_iter().find(|(server, image)| {
-                !sent.contains(image) && self.state.server(*server).capture(*image).exists()
-            });
+            let next = wanted.into_iter().find(|one| !sent.contains(&one.1) && finished.contains(one));
             let Some((server, image)) = next else {
                 tokio::select! {
                     changed = desired.changed() => if changed.is_err() { return },
                     changed = snapshots.changed() => if changed.is_err() { return },
-                    // A copy that is finished changes nothing of what is reported.
-                    () = tokio::time::sleep(CAPTURE_LOOK), if waiting => {}
                 }
                 continue;
             };

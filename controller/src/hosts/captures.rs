@@ -74,6 +74,9 @@ async fn finish(
 ) -> Result<Option<Touched>, ApiError> {
     let Some((server, shelving)) = wanted(tx, host, image_id).await? else { return Ok(None) };
     sqlx::query("DELETE FROM server_captures WHERE image_id = $1").bind(image_id).execute(&mut *tx).await?;
+    if !is_there {
+        image::snapshot::abandon(tx, image_id).await?;
+    }
     let (touched, generation) = touch(tx, host).await?;
     let (from, to) = match shelving {
         true => (TaskState::ShelvingImageUploading, is_there.then_some(TaskState::ShelvingOffloading)),

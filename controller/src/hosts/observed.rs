@@ -218,6 +218,7 @@ pub(crate) async fn finish_deletion(tx: &mut Conn, id: &str) -> Result<Vec<Strin
     .execute(&mut *tx)
     .await?;
     note_deletion(tx, id).await?;
+    image::snapshot::abandon_of_server(tx, id).await?;
     let (boot, rescue): (String, Option<String>) =
         sqlx::query_as("DELETE FROM servers WHERE id = $1 RETURNING boot, rescue")
             .bind(id)

@@ -95,6 +95,32 @@ pub(crate) async fn create(
     Ok(image.id)
 }
 
+/// Removes the images that were to be made of a server's disk and have no bytes: now that nobody will send any, they would
+/// stay `queued` for ever. Ask before the server's row goes.
+///
+/// # Errors
+/// Of the database.
+pub(crate) async fn abandon_of_server(tx: &mut Conn, server_id: &str) -> Result<(), ApiError> {
+    sqlx::query(
+        "DELETE FROM images WHERE status IN ('queued', 'saving')
+             AND id IN (SELECT image_id FROM server_captures WHERE server_id = $1)",
+    )
+    .bind(server_id)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+/// Removes the one image of that kind whose bytes were refused.
+///
+/// # Errors
+/// Of the database.
+pub(crate) async fn abandon(tx: &mut Conn, image_id: &str) -> Result<(), ApiError> {
+    let sql = "DELETE FROM images WHERE id = $1 AND status IN ('queued', 'saving')";
+    sqlx::query(sql).bind(image_id).execute(tx).await?;
+    Ok(())
+}
+
 /// An image with these bytes that the project may use: that of the original image, else any.
 async fn image_of(
     tx: &mut Conn,

@@ -308,9 +308,21 @@ async fn a_copy_that_is_no_disk_ends_the_wish_without_an_image() {
     let (image, status) = send_capture(&cloud, b"QFI\xfb\0\0\0\x03 and so on").await;
     assert_eq!(status, 400);
     assert_eq!(cloud.states(&id).await, json!(["ACTIVE", "active", null, 1]));
-    let shown = cloud.test.get(&format!("{IMAGES}/{image}"), &cloud.token).await.expect(200);
-    assert_eq!(shown["status"], "queued");
+    cloud.test.get(&format!("{IMAGES}/{image}"), &cloud.token).await.expect(404);
     assert_eq!(cloud.spec().await.captures, []);
+}
+
+#[tokio::test]
+async fn an_image_whose_server_goes_before_it_is_sent_goes_with_it() {
+    let cloud = Cloud::new().await;
+    let id = cloud.run("s").await;
+    cloud.act(&id, json!({"createImage": {"name": "copy"}})).await.expect(202);
+    let image = cloud.spec().await.captures[0].image_id.to_string();
+    cloud.delete(&format!("/{id}")).await.expect(204);
+    cloud.test.get(&format!("{IMAGES}/{image}"), &cloud.token).await.expect(200);
+    cloud.settle().await;
+    cloud.get(&format!("/{id}")).await.expect(404);
+    cloud.test.get(&format!("{IMAGES}/{image}"), &cloud.token).await.expect(404);
 }
 
 #[tokio::test]
