@@ -225,7 +225,7 @@ pub fn set_machine(config: &mut VmConfig, machine: MachineConfig) -> Result<(), 
         return Err(ConfigError::MemorySize(machine.mem_size_mib));
     }
     if machine.huge_pages == HugePages::TwoMib {
-        if machine.mem_size_mib % 2 != 0 {
+        if !machine.mem_size_mib.is_multiple_of(2) {
             return Err(ConfigError::HugePagesSize(machine.mem_size_mib));
         }
         if config.balloon.is_some() {

@@ -184,7 +184,7 @@ pub enum ActionError {
     UnknownDrive(String),
     /// A device could not be added or taken.
     #[error(transparent)]
-    HotPlug(#[from] HotPlugError),
+    HotPlug(Box<HotPlugError>),
     /// No snapshot.
     #[error("Cannot create a snapshot")]
     CreateSnapshot(#[source] Box<CreateError>),
@@ -214,9 +214,16 @@ pub enum ActionError {
     FlushMetrics(#[source] std::io::Error),
 }
 
+#[allow(clippy::large_enum_variant, reason = "there is one, and it never moves")]
 enum Phase {
     Configuring,
     Started(Machine),
+}
+
+impl From<HotPlugError> for ActionError {
+    fn from(error: HotPlugError) -> Self {
+        Self::HotPlug(Box::new(error))
+    }
 }
 
 /// The owner of the VM.

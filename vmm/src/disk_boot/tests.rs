@@ -89,7 +89,7 @@ fn refusal(disk: Vec<u8>) -> String {
 fn kernel_initrds_and_options_of_the_default_entry_are_read() {
     let Some(fs) = debian() else { return };
     // In a partition, and on the bare disk.
-    for disk in [disk(&[fs.clone()]), fs] {
+    for disk in [disk(std::slice::from_ref(&fs)), fs] {
         let found = reader::read(Box::new(disk), LIMIT).unwrap();
         assert_eq!(content(&found.kernel), [7; 300_000]);
         // The second begins at a multiple of four.
