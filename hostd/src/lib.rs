@@ -9,6 +9,7 @@
 //!
 //! - [`reconcile`]: what to do next, a pure function of what is wanted and what is seen.
 //! - [`agent`]: the owner of what is seen; it asks the reconciler and hands out [`task`]s.
+//! - [`config_drive`]: the disk that tells a server what it is.
 //! - [`ledger`]: what survives a crash of this program or of the host.
 //! - [`connection`], [`controller`], [`requests`]: the host protocol. [`status`]: the same for a local person.
 //! - [`parts`]: the world as traits; [`vmm`], [`wiring`], [`image_cache`] are the real one, [`sim`] is a simulated one.
@@ -27,6 +28,7 @@
 pub mod agent;
 pub mod backoff;
 pub mod clock;
+pub mod config_drive;
 pub mod connection;
 pub mod console;
 pub mod controller;

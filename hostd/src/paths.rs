@@ -12,6 +12,7 @@
 //!     root.img                  its disk number 1 (root.img.partial while it is being made)
 //!     root.img.unsynced         there until the disk was synced once: the boot in which it was made
 //!     root-2.img …              further disks, with the same
+//!     config-1.img              its config drive of that number, if it has one
 //!     capture-<image id>.img    a copy of its root disk on the way to the controller
 //!     vmm.json  exit.json       configuration and exit report of its VMM
 //!     console.log[.1]           its serial console, bounded by the VMM
@@ -125,6 +126,16 @@ impl ServerDir {
         };
         self.names().filter_map(trace).collect()
     }
+    /// The config drive of that number.
+    pub fn config_drive(&self, number: u32) -> PathBuf {
+        self.0.join(format!("{CONFIG_DRIVE_PREFIX}{number}.img"))
+    }
+    /// All that is there of config drives of other numbers, and of unfinished ones.
+    pub fn other_config_drives(&self, number: u32) -> Vec<PathBuf> {
+        let kept = self.config_drive(number);
+        let names = self.names().filter(|name| name.starts_with(CONFIG_DRIVE_PREFIX));
+        names.map(|name| self.0.join(name)).filter(|path| *path != kept).collect()
+    }
     /// A copy of the root disk that shall become this image.
     pub fn capture(&self, image: ImageId) -> PathBuf {
         self.0.join(format!("{CAPTURE_PREFIX}{image}.img"))
@@ -176,6 +187,8 @@ impl ServerDir {
     }
 }
 
+/// Prefix of the name of a config drive.
+const CONFIG_DRIVE_PREFIX: &str = "config-";
 /// Prefix of the name of a capture.
 const CAPTURE_PREFIX: &str = "capture-";
 

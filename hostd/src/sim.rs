@@ -469,6 +469,7 @@ pub fn server_spec(ports: &[PortId]) -> ServerSpec {
         disk: DiskSpec::default(),
         kept_disk: None,
         rescue: None,
+        config_drive: Some(1),
         captures: Vec::new(),
         ports: ports.to_vec(),
         restart_policy: RestartPolicy::Never,

@@ -224,6 +224,10 @@ async fn kill_9_at_any_moment_of_a_start_ends_in_one_vmm() {
         host.start();
         host.until("running", |s| running(s) && s.snapshot.servers[0].observed.id == server.id).await;
         assert_eq!(host.vmms().len(), 1, "killed after {pause_ms} ms");
+        let dir = state.server(server.id);
+        assert_eq!(dir.other_config_drives(1), [""; 0].map(std::path::PathBuf::from), "nothing half-made");
+        let drive = std::fs::read(dir.config_drive(1)).unwrap();
+        assert!(drive.len() == 2 << 20 && drive[510..512] == [0x55, 0xaa], "a whole drive");
         host.want(&[]);
         let generation = host.desired.generation;
         host.until("gone", |s| s.snapshot.servers.is_empty() && s.snapshot.applied_generation == generation)

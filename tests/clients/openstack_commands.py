@@ -384,6 +384,10 @@ def server_life(client):
     fault = client.json("server", "show", "third")["fault"]
     has(fault["message"], "No valid host was found")
     client.text("server", "delete", "third", "--wait")
+    made = client.json("server", "create", "driven", "--image", "disk", "--flavor", "m1.nano", "--network", "net",
+                       "--config-drive", "true", "--wait")
+    same((made["status"], made["config_drive"]), ("ACTIVE", "True"))
+    client.text("server", "delete", "driven", "--wait")
     same(sorted(column(client.json("server", "list"), "Name")), ["db", "web"])
     rows = client.json("server", "list", "--long", "--name", "web")
     same((rows[0]["Image Name"], rows[0]["Flavor"], rows[0]["Power State"]), ("disk", "m1.nano", 1))

@@ -25,11 +25,15 @@ struct Subject {
 
 impl Subject {
     async fn start(name: &str, cidr: &str) -> anyhow::Result<Self> {
+        Self::start_with(name, cidr, json!({})).await
+    }
+
+    async fn start_with(name: &str, cidr: &str, more: Value) -> anyhow::Result<Self> {
         let cloud = Cloud::start()?;
         let client = cloud.client().await?;
         let journey = guest_journey(&cloud, &client, "mote.serve").await?;
         let network = journey::network(&client, name, cidr).await?;
-        let server = journey.server(&client, name, &network, json!({})).await?;
+        let server = journey.server(&client, name, &network, more).await?;
         journey.wait_console(&client, &server).await?;
         journey.page(&server)?;
         Ok(Self { cloud, client, journey, server })
@@ -85,10 +89,21 @@ impl Subject {
         anyhow::bail!("its host keeps {:?}, not {wanted:?}", self.disks()?)
     }
 
+    /// What its VMM was told.
+    fn vmm_config(&self) -> anyhow::Result<Value> {
+        let path = self.cloud.state_dir().join("host/servers").join(&self.server.id).join("vmm.json");
+        Ok(serde_json::from_slice(&std::fs::read(&path).context("reading vmm.json")?)?)
+    }
+
+    /// A file that its host keeps for it.
+    fn file(&self, name: &str) -> anyhow::Result<Vec<u8>> {
+        let path = self.cloud.state_dir().join("host/servers").join(&self.server.id).join(name);
+        std::fs::read(&path).with_context(|| format!("reading {}", path.display()))
+    }
+
     /// Memory that its VMM was told to give it, MiB.
     fn memory_mib(&self) -> anyhow::Result<u64> {
-        let path = self.cloud.state_dir().join("host/servers").join(&self.server.id).join("vmm.json");
-        let config: Value = serde_json::from_slice(&std::fs::read(&path).context("reading vmm.json")?)?;
+        let config = self.vmm_config()?;
         config["machine-config"]["mem_size_mib"].as_u64().context("vmm.json names no memory")
     }
 
@@ -266,6 +281,104 @@ fn an_image_of_a_server_boots_and_a_shelved_server_comes_back_at_its_address() {
         let disk = disk.with_file_name("root-2.img");
         let disk = std::fs::read(&disk).context("reading the disk")?;
         ensure!(disk.get(4096..4096 + mark.len()) == Some(&mark[..]), "its disk is what it was");
+        subject.end().await
+    });
+}
+
+#[test]
+fn a_guest_finds_its_config_drive_as_a_read_only_disk_after_its_root_disk() {
+    need_servers!();
+    run(async {
+        let cloud = Cloud::start()?;
+        let client = cloud.client().await?;
+        // The guest looks at its devices itself, prints what it found and switches itself off.
+        let mode = "mote.test mote.expect=1,2,1 mote.read_only=1 mote.block_ids=root,config";
+        let mut journey = guest_journey(&cloud, &client, mode).await?;
+        journey.console_mark = " passed, ".into();
+        let network_id = journey::network(&client, "drive", "10.33.0.0/24").await?;
+        let flavor = client.resolve(Service::Compute, "/flavors", "flavors", &journey.flavor).await?;
+        let body = json!({"server": {
+            "name": "drive", "imageRef": journey.image_id, "flavorRef": flavor["id"],
+            "networks": [{"uuid": network_id}], "config_drive": true,
+        }});
+        let id = journey::id_of(&client.post(Service::Compute, "/servers", body).await?["server"])?;
+        let server = Server { id, name: "drive".into(), network_id, address: String::new() };
+        // It may have been active and be off again before anybody looks; its console is there from then on.
+        while client.get(Service::Compute, &format!("/servers/{}", server.id)).await?["server"]["status"]
+            == "BUILD"
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let line = journey.wait_console(&client, &server).await?;
+        ensure!(line.ends_with(", 0 failed"), "{}", journey::console(&client, &server.id).await?);
+        journey.delete(&client, &server).await?;
+        let left = cloud.leftovers(&server.id, None)?;
+        ensure!(left.is_empty(), "something is left:\n{left}");
+        Ok(())
+    });
+}
+
+/// Whether a text is in a drive: its files are in one piece each.
+fn tells(drive: &[u8], text: &str) -> bool {
+    drive.windows(text.len()).any(|window| window == text.as_bytes())
+}
+
+#[test]
+fn a_config_drive_is_kept_until_a_rebuild_and_goes_with_its_server() {
+    need_servers!();
+    run(async {
+        // The user data is "#first boot".
+        let more =
+            json!({"config_drive": true, "user_data": "I2ZpcnN0IGJvb3Q=", "metadata": {"role": "first"}});
+        let subject = Subject::start_with("drives", "10.34.0.0/24", more).await?;
+        let id = subject.server.id.clone();
+        subject.keeps(&["config-1.img", "root.img"]).await?;
+        let drive = subject.file("config-1.img")?;
+        for text in ["#first boot", "\"role\":\"first\"", &id, &subject.server.address] {
+            ensure!(tells(&drive, text), "{text} is not on the drive");
+        }
+        let path = subject.cloud.state_dir().join("host/servers").join(&id).join("config-1.img");
+        let seen = Place::Here.sh(&format!("blkid -p -o export {}", path.display()))?;
+        ensure!(seen.contains("LABEL=config-2\n") && seen.contains("TYPE=vfat\n"), "{seen}");
+
+        subject.act(json!({"suspend": null})).await?;
+        subject.rests("SUSPENDED").await?;
+        subject.cloud.kill9_daemon("mote-hostd")?;
+        subject.act(json!({"resume": null})).await?;
+        subject.rests("ACTIVE").await?;
+        subject.journey.page(&subject.server)?;
+        subject.act(json!({"reboot": {"type": "HARD"}})).await?;
+        subject.rests("ACTIVE").await?;
+        subject.journey.page(&subject.server)?;
+        let drives = |config: &Value| -> Vec<String> {
+            let drives = config["drives"].as_array().into_iter().flatten();
+            drives.map(|drive| drive["drive_id"].as_str().unwrap_or_default().to_owned()).collect()
+        };
+        ensure!(drives(&subject.vmm_config()?) == ["root", "config"], "{}", subject.vmm_config()?);
+        subject.act(json!({"rescue": {"rescue_image_ref": subject.journey.image_id}})).await?;
+        subject.rests("RESCUE").await?;
+        ensure!(drives(&subject.vmm_config()?) == ["rescue", "root", "config"], "{}", subject.vmm_config()?);
+        subject.act(json!({"unrescue": null})).await?;
+        subject.rests("ACTIVE").await?;
+        ensure!(subject.file("config-1.img")? == drive, "it is the same drive");
+
+        let rebuild =
+            json!({"rebuild": {"imageRef": subject.journey.image_id, "metadata": {"role": "second"}}});
+        subject.act(rebuild).await?;
+        subject.rests("ACTIVE").await?;
+        subject.journey.page(&subject.server)?;
+        subject.keeps(&["config-3.img", "root-3.img"]).await?;
+        let drive = subject.file("config-3.img")?;
+        ensure!(tells(&drive, "\"role\":\"second\"") && !tells(&drive, "\"role\":\"first\""), "made anew");
+
+        subject.act(json!({"shelve": null})).await?;
+        subject.rests("SHELVED_OFFLOADED").await?;
+        let left = subject.cloud.leftovers(&id, None)?;
+        ensure!(left.is_empty(), "something is left on the host:\n{left}");
+        subject.act(json!({"unshelve": null})).await?;
+        let server = subject.rests("ACTIVE").await?;
+        ensure!(server["config_drive"] == "True", "{server}");
+        ensure!(tells(&subject.file("config-3.img")?, "\"role\":\"second\""), "it is there again");
         subject.end().await
     });
 }

@@ -157,6 +157,7 @@ struct ServerRow {
     disk_copy_of: Option<i64>,
     disk_kept: Option<i64>,
     rescue: Option<String>,
+    config_drive: Option<i64>,
 }
 
 impl ServerRow {
@@ -179,6 +180,7 @@ impl ServerRow {
             },
             kept_disk: self.disk_kept.map(number).transpose()?,
             rescue: self.rescue.as_deref().map(json::<RescueSpec>).transpose()?,
+            config_drive: self.config_drive.map(number).transpose()?,
             captures,
             ports,
             restart_policy: word::<RestartPolicy>(&self.restart_policy)?,

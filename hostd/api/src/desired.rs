@@ -190,6 +190,10 @@ pub struct ServerSpec {
     /// Boot this instead, with the root disk as second drive.
     #[serde(default)]
     pub rescue: Option<RescueSpec>,
+    /// Number of its config drive: a read-only disk with its metadata. As with disks, another number is another drive,
+    /// made of the metadata of that time. None: it has none.
+    #[serde(default)]
+    pub config_drive: Option<u32>,
     /// Copies of its root disk that the controller wants to have.
     #[serde(default)]
     pub captures: Vec<CaptureSpec>,

@@ -7,6 +7,7 @@
 //! | cut off | the next process finds | and does |
 //! |---|---|---|
 //! | in `prepare` | `Preparing`, no `root.img` (a partial file is removed) | prepares again |
+//! | while its config drive is made | no `config-1.img` | makes it before the start |
 //! | in `start` before the VMM was started | `Starting`, no process | starts again |
 //! | in `start` after the VMM was started | `Starting`, a process in /proc | adopts it |
 //! | in `set_paused` | `Running`, not known whether it is paused | tells the VMM again |
@@ -25,6 +26,7 @@ mod suspend;
 use std::{collections::BTreeSet, sync::Arc};
 
 use mote_host_api::{DesiredState, ImageId, NetworkId, PortSpec, ServerId, ServerSpec};
+use mote_network::services::metadata::Guest;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 
@@ -143,6 +145,8 @@ pub struct Wanted {
     pub spec: ServerSpec,
     /// Its ports in order, with their network and its MTU.
     pub ports: Vec<(NetworkId, u16, PortSpec)>,
+    /// What its config drive tells, if it has one.
+    pub guest: Option<Guest>,
 }
 
 impl Wanted {
@@ -154,7 +158,12 @@ impl Wanted {
                 Some((network.id, network.mtu, port.clone()))
             })
         };
-        Self { spec: spec.clone(), ports: spec.ports.iter().filter_map(|id| find(*id)).collect() }
+        let guest = || Guest::of_server(&spec.metadata, &spec.ports, &desired.networks);
+        Self {
+            spec: spec.clone(),
+            ports: spec.ports.iter().filter_map(|id| find(*id)).collect(),
+            guest: spec.config_drive.map(|_| guest()),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use mote_images::disk::{DiskError, clone_sparse};
 
 use super::{TaskError, TaskEvent, Work};
 use crate::{
+    config_drive::{self, ConfigDriveError},
     errors::one_line,
     files::{self, Durability},
     ledger::Phase,
@@ -40,8 +41,33 @@ impl Work {
         {
             self.make_disk(rescue.disk, &rescue.boot.disk, rescue.boot.disk.size).await?;
         }
+        self.ensure_config_drive().await?;
         self.tell_disks().await;
         self.enter(Phase::Preparing, None).await
+    }
+
+    /// Makes the config drive unless it is there, and removes what is left of others. No VMM may run, and none may be
+    /// suspended with another one. It is made again of nothing but what is wanted now, so it must be there as a whole and
+    /// for good once it has its name.
+    pub(super) async fn ensure_config_drive(&self) -> Result<(), TaskError> {
+        let wanted = self.wanted()?;
+        let (Some(number), Some(guest)) = (wanted.spec.config_drive, wanted.guest) else { return Ok(()) };
+        let dir = self.parts.state.server(self.record.id);
+        self.reach("before config drive").await;
+        self.blocking(move || -> Result<(), TaskError> {
+            let path = dir.config_drive(number);
+            if !path.exists() {
+                let drive = config_drive::image(&guest).map_err(|e| match &e {
+                    ConfigDriveError::TooLarge { .. } => TaskError::Permanent(one_line(&e)),
+                    ConfigDriveError::Write { .. } => TaskError::Local(one_line(&e)),
+                })?;
+                files::replace(&path, &drive, Durability::Host)?;
+            }
+            dir.other_config_drives(number).iter().try_for_each(|other| Ok(files::remove_file(other)?))
+        })
+        .await??;
+        self.reach("after config drive").await;
+        Ok(())
     }
 
     /// Removes disks that the specification does not name, and captures that nobody waits for.

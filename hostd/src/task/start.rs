@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use mote_host_api::{NetworkId, PortSpec, ServerId};
+use mote_host_api::{NetworkId, PortSpec, ServerId, ServerSpec};
 use mote_images::kernel::{KernelError, check_kernel};
 use mote_vmm_api::{
     BootSource, CacheType, Drive, Entropy, MachineConfig, NetworkInterface, Serial, Smbios, VmConfig,
@@ -31,6 +31,8 @@ pub const CONSOLE_LOG_LIMIT: u64 = 1 << 20;
 const ROOT_DRIVE: &str = "root";
 /// Drive id of the disk that a rescued server boots from.
 const RESCUE_DRIVE: &str = "rescue";
+/// Drive id of the config drive.
+const CONFIG_DRIVE: &str = "config";
 
 impl Work {
     pub(super) async fn start(&mut self) -> Result<(), TaskError> {
@@ -55,6 +57,7 @@ impl Work {
         let dir = self.parts.state.server(self.record.id);
         self.blocking(move || console::start_over(&dir)).await??;
         self.forget_suspended().await?;
+        self.ensure_config_drive().await?;
         self.record.paused = Some(false);
         self.enter_start(&wanted).await?;
 
@@ -192,13 +195,7 @@ impl Work {
                 boot_args: boot.command_line.clone(),
                 ..BootSource::default()
             }),
-            drives: match &spec.rescue {
-                None => vec![drive(ROOT_DRIVE, dir.disk(spec.disk.number), root)],
-                Some(rescue) => vec![
-                    drive(RESCUE_DRIVE, dir.disk(rescue.disk), root),
-                    drive(ROOT_DRIVE, dir.disk(spec.disk.number), false),
-                ],
-            },
+            drives: drives(spec, &dir, root),
             machine_config: MachineConfig {
                 vcpu_count: spec.vcpus,
                 mem_size_mib: spec.memory_mib as usize,
@@ -233,6 +230,24 @@ pub(super) fn serial(dir: &ServerDir, run: &ServerRun) -> Serial {
         log_limit_bytes: Some(CONSOLE_LOG_LIMIT),
         socket_path: Some(run.console_socket()),
     }
+}
+
+/// What it boots from comes first, the config drive last: other drives keep their names in the guest.
+fn drives(spec: &ServerSpec, dir: &ServerDir, root: bool) -> Vec<Drive> {
+    let mut drives = match &spec.rescue {
+        None => vec![drive(ROOT_DRIVE, dir.disk(spec.disk.number), root)],
+        Some(rescue) => vec![
+            drive(RESCUE_DRIVE, dir.disk(rescue.disk), root),
+            drive(ROOT_DRIVE, dir.disk(spec.disk.number), false),
+        ],
+    };
+    drives.extend(
+        spec.config_drive.map(|number| Drive {
+            is_read_only: true,
+            ..drive(CONFIG_DRIVE, dir.config_drive(number), false)
+        }),
+    );
+    drives
 }
 
 fn drive(id: &str, path_on_host: PathBuf, is_root_device: bool) -> Drive {

@@ -77,7 +77,7 @@ impl Directory {
             }
             let Some(metadata) = metadata else { continue };
             let links = ports.get(&port.server_id).map(Vec::as_slice).unwrap_or_default();
-            let guest = Arc::new(Guest::new(metadata, port, links));
+            let guest = Arc::new(Guest::new(metadata, Some(port), links));
             let v4 = port.fixed_ips.iter().map(|fixed| IpAddr::V4(fixed.ip_address));
             let v6 = port.fixed_ips_v6.iter().map(|fixed| fixed.ip_address).chain(own).map(IpAddr::V6);
             directory.guests.extend(v4.chain(v6).map(|address| (address, guest.clone())));

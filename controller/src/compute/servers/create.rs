@@ -377,9 +377,10 @@ async fn insert(
         "INSERT INTO servers (id, project_id, user_id, name, hostname, flavor_id, flavor_name, vcpus, memory_mib,
              disk_gib, disk_claim_gib, image_id, boot, key_name, public_key, user_data, metadata, restart_policy,
              launch_index, availability_zone, host_id, desired_power, run_generation, changed_generation, vm_state,
-             task_state, fault_code, fault_message, fault_us, created_us, updated_us, description, flavor_extra_specs)
+             task_state, fault_code, fault_message, fault_us, created_us, updated_us, description, flavor_extra_specs,
+             config_drive)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
-             'running', 1, $22, $23, $24, $25, $26, $27, $28, $28, $29, $30)",
+             'running', 1, $22, $23, $24, $25, $26, $27, $28, $28, $29, $30, $31)",
     )
     .bind(&one.id)
     .bind(plan.project)
@@ -411,6 +412,7 @@ async fn insert(
     .bind(now)
     .bind(plan.wanted.description.as_ref().unwrap_or(&one.name))
     .bind(&plan.extra_specs)
+    .bind(plan.wanted.config_drive.then_some(1_i64))
     .execute(&mut *tx)
     .await?;
     if let Some((_, zone)) = host {

@@ -72,6 +72,8 @@ pub(in super::super) struct Wanted {
     pub(super) hostname: Option<String>,
     /// Since 2.52.
     pub(super) tags: Vec<String>,
+    /// A read-only disk with its metadata.
+    pub(super) config_drive: bool,
     /// The id of a server group (scheduler hint `group`).
     pub(in super::super) group: Option<String>,
     /// Hosts of these servers only, or not of these (scheduler hints).
@@ -239,6 +241,7 @@ pub(super) fn parse(mut body: Value, version: Version) -> Result<Wanted, ApiErro
         description: if version.has(19) { description(&mut fields)? } else { None },
         hostname: if version.has(90) { hostname(&mut fields)? } else { None },
         tags: if version.has(52) { tags(fields.list("tags")?)? } else { Vec::new() },
+        config_drive: config_drive(&mut fields)?,
         group: hints.group,
         same_host: hints.same_host,
         different_host: hints.different_host,
@@ -246,7 +249,6 @@ pub(super) fn parse(mut body: Value, version: Version) -> Result<Wanted, ApiErro
         max_count,
         security_groups: security_groups(&mut fields)?,
     };
-    fields.only("config_drive", &[false.into(), "".into(), "false".into(), "False".into()])?;
     fields.only("OS-DCF:diskConfig", &["MANUAL".into()])?;
     if !version.has(57) {
         fields.only("personality", &[Value::Array(Vec::new())])?;
@@ -256,6 +258,20 @@ pub(super) fn parse(mut body: Value, version: Version) -> Result<Wanted, ApiErro
     }
     fields.finish()?;
     Ok(wanted)
+}
+
+/// `config_drive`, with the words for yes and no that Nova takes; nothing means no.
+fn config_drive(fields: &mut Fields) -> Result<bool, ApiError> {
+    let value = match fields.take("config_drive") {
+        None => return Ok(false),
+        Some(Value::Bool(wanted)) => return Ok(wanted),
+        Some(other) => other,
+    };
+    match value.as_str().map(str::to_ascii_lowercase).as_deref() {
+        Some("true" | "1" | "on" | "yes" | "y" | "t") => Ok(true),
+        Some("false" | "0" | "off" | "no" | "n" | "f" | "") => Ok(false),
+        _ => Err(invalid("config_drive", &value, "is neither true nor false")),
+    }
 }
 
 /// Nova's words for a field that is missing.
@@ -603,7 +619,9 @@ mod tests {
             (json!({"metadata": {"mote:restart-policy": "never"}}), "mote:restart-policy"),
             (json!({"min_count": 0}), "min_count"),
             (json!({"min_count": 3, "max_count": 2}), "min_count"),
-            (json!({"config_drive": true}), "config_drive"),
+            (json!({"config_drive": "maybe"}), "config_drive"),
+            (json!({"config_drive": 1}), "config_drive"),
+            (json!({"config_drive": {}}), "config_drive"),
             (json!({"security_groups": ["web"]}), "security_groups"),
             (json!({"availability_zone": "a:b:c"}), "availability_zone"),
             (json!({"block_device_mapping_v2": [{"source_type": "volume"}]}), "block_device_mapping_v2"),
@@ -618,6 +636,23 @@ mod tests {
         assert!(parse(json!([]), Version(1)).is_err() && parse(json!({"server": 1}), Version(1)).is_err());
         let hints = json!({"server": {}, "os:scheduler_hints": {"group": "x"}});
         assert!(parse(hints, Version(1)).unwrap_err().to_string().contains("group"));
+    }
+
+    #[test]
+    fn a_config_drive_is_wanted_in_novas_words() {
+        for (value, wanted) in [
+            (json!(true), true),
+            (json!("True"), true),
+            (json!("1"), true),
+            (json!(false), false),
+            (json!("False"), false),
+            (json!(""), false),
+            (json!(null), false),
+        ] {
+            let read = parse(server(json!({ "config_drive": value })), Version(90)).unwrap();
+            assert_eq!(read.config_drive, wanted, "{value}");
+        }
+        assert!(!parse(server(json!({})), Version(90)).unwrap().config_drive);
     }
 
     #[test]

@@ -35,11 +35,10 @@ const SINCE: [(&str, u16); 6] = [
     ("locked", 73),
 ];
 /// Filters of Nova's that choose nothing here: to ignore them would show servers that were not asked for.
-const NOT_HERE: [&str; 12] = [
+const NOT_HERE: [&str; 11] = [
     "access_ip_v4",
     "access_ip_v6",
     "auto_disk_config",
-    "config_drive",
     "ip6",
     "kernel_id",
     "ramdisk_id",
@@ -50,7 +49,7 @@ const NOT_HERE: [&str; 12] = [
     "created_at",
 ];
 /// Parameters that choose servers or pages here.
-const KNOWN: [&str; 26] = [
+const KNOWN: [&str; 27] = [
     "all_tenants",
     "name",
     "status",
@@ -77,6 +76,7 @@ const KNOWN: [&str; 26] = [
     "description",
     "power_state",
     "launch_index",
+    "config_drive",
 ];
 
 /// Rows read at a time while filters that aren't SQL choose among them.
@@ -372,6 +372,7 @@ struct Filters {
     locked: Option<bool>,
     power_state: Option<u64>,
     launch_index: Option<u64>,
+    config_drive: Option<bool>,
     tags: tags::Filter,
 }
 
@@ -388,6 +389,11 @@ impl Filters {
             locked: if version.has(73) { params.boolean("locked")? } else { None },
             power_state: params.number("power_state")?,
             launch_index: params.number("launch_index")?,
+            config_drive: match params.get("config_drive") {
+                // As in server documents.
+                Some("") => Some(false),
+                _ => params.boolean("config_drive")?,
+            },
             tags: match version.has(26) {
                 true => tags::Filter::parse(|name| params.get(name)),
                 false => tags::Filter::default(),
@@ -413,6 +419,13 @@ impl Filters {
                 " AND servers.locked_by IS NOT NULL"
             } else {
                 " AND servers.locked_by IS NULL"
+            });
+        }
+        if let Some(wanted) = self.config_drive {
+            query.push(if wanted {
+                " AND servers.config_drive IS NOT NULL"
+            } else {
+                " AND servers.config_drive IS NULL"
             });
         }
         if let Some(index) = self.launch_index {

@@ -215,7 +215,7 @@ fn document(version: Version, row: &ServerRow, found: &Diagnostics) -> Value {
     };
     json!({
         "state": state, "driver": "mote", "hypervisor": "kvm", "hypervisor_os": "linux",
-        "uptime": found.uptime_s, "config_drive": false, "num_cpus": row.vcpus, "num_nics": found.nics.len(),
+        "uptime": found.uptime_s, "config_drive": row.has_config_drive(), "num_cpus": row.vcpus, "num_nics": found.nics.len(),
         "num_disks": found.disks, "memory_details": {"maximum": maximum, "used": found.memory_used_mib},
         "cpu_details": found.vcpu_time_ns.iter().enumerate().map(cpu).collect::<Vec<_>>(),
         "disk_details": match found.disks { 0 => json!([]), _ => json!([disk]) },

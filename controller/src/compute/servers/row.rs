@@ -46,6 +46,7 @@ pub(super) struct ServerRow {
     pub(super) disk_last: i64,
     pub(super) resized_from: Option<String>,
     rescue: Option<String>,
+    config_drive: Option<i64>,
     pub(super) shelved_image_id: Option<String>,
     desired_power: String,
     metadata: String,
@@ -75,7 +76,7 @@ macro_rules! select {
                 servers.launch_index, servers.locked_by, servers.locked_reason, servers.flavor_name,
                 servers.vcpus, servers.memory_mib, servers.disk_gib, servers.disk_claim_gib,
                 servers.flavor_extra_specs, servers.disk_number, servers.disk_last, servers.resized_from,
-                servers.shelved_image_id, servers.desired_power, servers.availability_zone, servers.host_id,
+                servers.config_drive, servers.shelved_image_id, servers.desired_power, servers.availability_zone, servers.host_id,
                 hosts.name AS host_name, hosts.enabled AS host_enabled, hosts.last_seen_us AS host_seen_us,
                 servers.deleting, servers.vm_state, servers.task_state, servers.fault_code,
                 servers.fault_message, servers.fault_us, servers.created_us, servers.updated_us,
@@ -125,6 +126,11 @@ impl ServerRow {
             (Some(false), Some(_)) => "MAINTENANCE",
             _ => "",
         }
+    }
+
+    /// Whether it has a config drive.
+    pub(super) fn has_config_drive(&self) -> bool {
+        self.config_drive.is_some()
     }
 
     /// What it boots when it isn't rescued.

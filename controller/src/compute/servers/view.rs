@@ -294,7 +294,7 @@ pub(super) fn document<'a>(
         updated: rfc3339_s(row.updated_us),
         metadata: row.metadata()?,
         key_name: row.key_name.as_deref(),
-        config_drive: "",
+        config_drive: if row.has_config_drive() { "True" } else { "" },
         security_groups: details.security_groups.iter().map(|name| Name { name }).collect(),
         disk_config: "MANUAL",
         availability_zone: &row.availability_zone,

@@ -18,7 +18,7 @@ const OPENSTACK_VERSIONS: [&str; 10] = [
     DEVICES,
     VENDOR_DATA_2,
     "2017-02-22",
-    "2018-08-27",
+    ROCKY,
     DEDICATED_CPUS,
     "2025-04-04",
 ];
@@ -27,6 +27,8 @@ const VENDOR_DATA: &str = "2013-10-17";
 const PROJECT_AND_NETWORK: &str = "2015-10-15";
 const DEVICES: &str = "2016-06-30";
 const VENDOR_DATA_2: &str = "2016-10-06";
+/// The newest version that cloud-init looks for by its date, before `latest`.
+const ROCKY: &str = "2018-08-27";
 const DEDICATED_CPUS: &str = "2020-10-14";
 
 /// Versions of the EC2 layout; all have the same content here (that of the last one).
@@ -39,8 +41,9 @@ const EC2_VERSIONS: [&str; 9] = [
     "2007-12-15",
     "2008-02-01",
     "2008-09-01",
-    "2009-04-04",
+    EC2_NEWEST,
 ];
+const EC2_NEWEST: &str = "2009-04-04";
 const LATEST: &str = "latest";
 /// Random bytes in `meta_data.json`, as Nova gives them.
 const SEED_LEN: usize = 512;
@@ -86,25 +89,51 @@ pub fn lookup(guest: &Guest, path: &str) -> Option<Document> {
     }
 }
 
+/// The files of a server's config drive by their paths: what [`lookup`] says under the same paths, except that EC2's tree
+/// of metadata is one file, as Nova writes it.
+pub fn config_drive(guest: &Guest) -> Vec<(String, Vec<u8>)> {
+    let mut files = Vec::new();
+    for version in [ROCKY, LATEST] {
+        for name in openstack_files(guest, newest(version)) {
+            let document = openstack(guest, version, &[name]);
+            files.extend(document.map(|document| (format!("openstack/{version}/{name}"), document.body)));
+        }
+    }
+    for version in [EC2_NEWEST, LATEST] {
+        let data = ec2_tree(guest).child("meta-data").map(Node::json).unwrap_or_default();
+        files.push((format!("ec2/{version}/meta-data.json"), data.to_string().into_bytes()));
+        let user_data = guest.user_data.clone();
+        files.extend(user_data.map(|user_data| (format!("ec2/{version}/user-data"), user_data)));
+    }
+    files
+}
+
+/// The version that a name of one means.
+fn newest(version: &str) -> &str {
+    if version == LATEST { OPENSTACK_VERSIONS[OPENSTACK_VERSIONS.len() - 1] } else { version }
+}
+
+/// Names of the files of a version.
+fn openstack_files<'a>(guest: &Guest, version: &'a str) -> impl Iterator<Item = &'static str> + use<'a> {
+    // Versions are dates: their order is that of the texts.
+    let files = [
+        ("meta_data.json", true),
+        ("user_data", guest.user_data.is_some()),
+        ("vendor_data.json", version >= VENDOR_DATA),
+        ("network_data.json", version >= PROJECT_AND_NETWORK),
+        ("vendor_data2.json", version >= VENDOR_DATA_2),
+    ];
+    files.into_iter().filter(|(_, exists)| *exists).map(|(name, _)| name)
+}
+
 fn openstack(guest: &Guest, version: &str, rest: &[&str]) -> Option<Document> {
-    let newest = OPENSTACK_VERSIONS[OPENSTACK_VERSIONS.len() - 1];
-    let version = if version == LATEST { newest } else { version };
+    let version = newest(version);
     if !OPENSTACK_VERSIONS.contains(&version) {
         return None;
     }
-    // Versions are dates: their order is that of the texts.
     let since = |first: &str| version >= first;
     match rest {
-        [] => {
-            let files = [
-                ("meta_data.json", true),
-                ("user_data", guest.user_data.is_some()),
-                ("vendor_data.json", since(VENDOR_DATA)),
-                ("network_data.json", since(PROJECT_AND_NETWORK)),
-                ("vendor_data2.json", since(VENDOR_DATA_2)),
-            ];
-            Document::listing(files.into_iter().filter(|(_, exists)| *exists).map(|(name, _)| name))
-        }
+        [] => Document::listing(openstack_files(guest, version)),
         ["meta_data.json"] => Document::json(&meta_data(guest, since)),
         ["user_data"] => Document::bytes(guest.user_data.as_deref()?),
         ["vendor_data.json"] if since(VENDOR_DATA) => Document::json(&json!({})),
@@ -176,6 +205,21 @@ impl Node {
                 let mut keys = keys.into_iter().enumerate();
                 keys.find(|(index, _)| name == index.to_string()).map(|(_, (_, node))| node)
             }
+        }
+    }
+
+    /// As one document, like Nova's: objects, and texts in them.
+    fn json(self) -> serde_json::Value {
+        match self {
+            Self::Leaf(text) => String::from_utf8_lossy(&text).into(),
+            Self::Directory(children) => {
+                children.into_iter().map(|(name, node)| (name, node.json())).collect()
+            }
+            Self::Keys(keys) => keys
+                .into_iter()
+                .enumerate()
+                .map(|(index, (_, node))| (index.to_string(), node.json()))
+                .collect(),
         }
     }
 

@@ -51,7 +51,7 @@ fn guest() -> Guest {
         ..NetworkSpec::default()
     };
     let (a, b) = (network(1, true), network(2, false));
-    Guest::new(&metadata, &a.ports[0], &[(&a, &a.ports[0]), (&b, &b.ports[0])])
+    Guest::new(&metadata, Some(&a.ports[0]), &[(&a, &a.ports[0]), (&b, &b.ports[0])])
 }
 
 fn text(path: &str) -> String {
@@ -151,7 +151,7 @@ fn network_data_says_how_ipv6_addresses_are_got() {
         let fixed = FixedIpV6 { subnet_id: id, ip_address: "fd00::5".parse().unwrap() };
         let port = PortSpec { fixed_ips_v6: vec![fixed], ..PortSpec::default() };
         let network = NetworkSpec { subnets_v6: vec![subnet], ..NetworkSpec::default() };
-        let data = Guest::new(&guest().metadata, &port, &[(&network, &port)]).network_data;
+        let data = Guest::new(&guest().metadata, Some(&port), &[(&network, &port)]).network_data;
         let dns = json!([{"type": "dns", "address": "fd00::53"}]);
         let expected = json!([{
             "id": "network0",
@@ -234,4 +234,52 @@ proptest! {
     fn arbitrary_paths_never_panic(path in "(/(openstack|latest|meta-data|public-keys|0|\\PC{0,8})){0,10}") {
         let _ = lookup(&guest(), &path);
     }
+}
+
+#[test]
+fn a_config_drive_has_the_services_documents_in_the_layouts_that_are_looked_for() {
+    let guest = guest();
+    let files: std::collections::BTreeMap<_, _> = config_drive(&guest).into_iter().collect();
+    let names = ["meta_data.json", "network_data.json", "user_data", "vendor_data.json", "vendor_data2.json"];
+    let mut expected: Vec<String> = ["2009-04-04", "latest"]
+        .iter()
+        .flat_map(|v| ["meta-data.json", "user-data"].map(|n| format!("ec2/{v}/{n}")))
+        .collect();
+    expected
+        .extend(["2018-08-27", "latest"].iter().flat_map(|v| names.map(|n| format!("openstack/{v}/{n}"))));
+    assert_eq!(files.keys().cloned().collect::<Vec<_>>(), expected);
+    for (path, body) in &files {
+        if path.ends_with("/meta_data.json") || path.starts_with("ec2/") && path.ends_with(".json") {
+            continue;
+        }
+        assert_eq!(*body, lookup(&guest, path).unwrap().body, "{path}");
+    }
+    let json = |path: &str| serde_json::from_slice::<Value>(&files[path]).unwrap();
+    let (mut drive, mut service) = (
+        json("openstack/latest/meta_data.json"),
+        serde_json::from_slice::<Value>(&lookup(&guest, "openstack/latest/meta_data.json").unwrap().body)
+            .unwrap(),
+    );
+    for data in [&mut drive, &mut service] {
+        assert!(data.as_object_mut().unwrap().remove("random_seed").is_some());
+    }
+    assert_eq!(drive, service);
+    assert_eq!(json("openstack/latest/vendor_data.json"), json!({}));
+    let ec2 = json("ec2/latest/meta-data.json");
+    assert_eq!(ec2["public-keys"], json!({"0": {"openssh-key": "ssh-ed25519 AAAA me"}}));
+    assert_eq!(
+        (&ec2["hostname"], &ec2["placement"]["availability-zone"]),
+        (&json!("my-server"), &json!("nova"))
+    );
+}
+
+#[test]
+fn a_server_without_ports_and_user_data_has_a_config_drive_as_well() {
+    let mut metadata = guest().metadata;
+    metadata.user_data = None;
+    let guest = Guest::of_server(&metadata, &[], &[]);
+    let files: std::collections::BTreeMap<_, _> = config_drive(&guest).into_iter().collect();
+    assert!(!files.keys().any(|path| path.contains("user")), "{:?}", files.keys());
+    let network: Value = serde_json::from_slice(&files["openstack/latest/network_data.json"]).unwrap();
+    assert_eq!(network, json!({"links": [], "networks": [], "services": []}));
 }

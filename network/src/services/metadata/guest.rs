@@ -3,15 +3,15 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use base64::{Engine, engine::general_purpose::STANDARD};
-use mote_host_api::{InstanceMetadata, Ipv6Mode, NetworkSpec, PortSpec};
+use mote_host_api::{InstanceMetadata, Ipv6Mode, NetworkSpec, PortId, PortSpec};
 use serde_json::{Value, json};
 
 use crate::{
     names::tap_name,
-    services::directory::{Plugged, subnet},
+    services::directory::{Plugged, ports_by_server, subnet},
 };
 
-/// A guest, as seen from one of its ports.
+/// A guest, as seen from one of its ports (from none where it asks by its config drive and has no port).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Guest {
     /// What the controller says of it.
@@ -25,14 +25,21 @@ pub struct Guest {
 }
 
 impl Guest {
+    /// As seen from its first NIC, which need not be there: what its config drive tells.
+    pub fn of_server(metadata: &InstanceMetadata, nics: &[PortId], networks: &[NetworkSpec]) -> Self {
+        let links = ports_by_server(networks).remove(&metadata.uuid).unwrap_or_default();
+        let first = links.iter().find(|(_, port)| Some(&port.id) == nics.first());
+        Self::new(metadata, first.map(|(_, port)| *port), &links)
+    }
+
     /// `port` is the one that it asks from, `links` are all of its ports.
-    pub(crate) fn new(metadata: &InstanceMetadata, port: &PortSpec, links: &[Plugged<'_>]) -> Self {
+    pub(crate) fn new(metadata: &InstanceMetadata, port: Option<&PortSpec>, links: &[Plugged<'_>]) -> Self {
         // The controller has verified it; what is no base64 is not there.
         let user_data = metadata.user_data.as_ref().and_then(|text| STANDARD.decode(text.trim_ascii()).ok());
         Self {
             metadata: metadata.clone(),
             user_data,
-            local_ipv4: port.fixed_ips.first().map(|fixed| fixed.ip_address),
+            local_ipv4: port.and_then(|port| port.fixed_ips.first()).map(|fixed| fixed.ip_address),
             network_data: network_data(links),
         }
     }

@@ -32,7 +32,7 @@ use tracing::warn;
 
 use super::{any_of, directory::Directory, log_limit::LogLimit};
 use crate::names::NetworkKey;
-pub use documents::{Document, lookup};
+pub use documents::{Document, config_drive, lookup};
 pub use guest::Guest;
 
 /// Connections of one network at a time; more are closed at once.

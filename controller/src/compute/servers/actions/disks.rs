@@ -61,7 +61,8 @@ pub(super) async fn rebuild(asked: &Asked<'_>) -> Result<Response, ApiError> {
         "UPDATE servers SET image_id = $2, boot = $3, disk_claim_gib = $4, disk_number = $5, disk_last = $5,
              disk_copy_of = NULL, run_generation = run_generation + $6, name = COALESCE($7, name), metadata = $8,
              restart_policy = $9, description = COALESCE($10, description), user_data = COALESCE($11, user_data),
-             hostname = COALESCE($12, hostname), fault_code = NULL, fault_message = NULL, fault_us = NULL
+             hostname = COALESCE($12, hostname),
+             config_drive = CASE WHEN config_drive IS NULL THEN NULL ELSE $5 END, fault_code = NULL, fault_message = NULL, fault_us = NULL
          WHERE id = $1",
     )
     .bind(&act.row.id)

@@ -164,3 +164,58 @@ async fn only_admins_choose_a_host() {
     let server = cloud.show(made["server"]["id"].as_str().unwrap()).await;
     assert_eq!(server["OS-EXT-AZ:availability_zone"], "nova");
 }
+
+#[tokio::test]
+async fn a_config_drive_is_told_to_the_host_and_shown_and_made_anew_by_a_rebuild_only() {
+    let cloud = Cloud::new().await;
+    for wanted in [json!(false), json!(""), json!("False"), json!(null)] {
+        let mut wish = cloud.wish("without");
+        wish["server"]["config_drive"] = wanted;
+        let made = cloud.test.post(SERVERS, &cloud.token, wish).await.expect(202);
+        let id = made["server"]["id"].as_str().unwrap();
+        assert_eq!(cloud.show(id).await["config_drive"], "");
+        assert_eq!(cloud.spec().await.config_drive, None);
+        cloud.delete(&format!("/{id}")).await.expect(204);
+        cloud.settle().await;
+    }
+    for wanted in [json!("perhaps"), json!(2), json!([true])] {
+        let mut wish = cloud.wish("s");
+        wish["server"]["config_drive"] = wanted;
+        let message = fault(cloud.test.post(SERVERS, &cloud.token, wish).await, 400, "badRequest");
+        assert!(message.contains("config_drive"), "{message}");
+    }
+    let mut wish = cloud.wish("with");
+    wish["server"]["config_drive"] = json!("True");
+    let made = cloud.test.post(SERVERS, &cloud.token, wish).await.expect(202);
+    let id = made["server"]["id"].as_str().unwrap();
+    cloud.settle().await;
+    assert_eq!(cloud.show(id).await["config_drive"], "True");
+    let other = cloud.run("without").await;
+    for (query, found) in [
+        ("config_drive=true", vec![id]),
+        ("config_drive=True", vec![id]),
+        ("config_drive=false", vec![other.as_str()]),
+        ("config_drive=", vec![other.as_str()]),
+    ] {
+        let list = cloud.test.get_at(&format!("{SERVERS}?{query}"), &cloud.token, 90).await.expect(200);
+        let ids: Vec<&str> =
+            list["servers"].as_array().unwrap().iter().map(|server| server["id"].as_str().unwrap()).collect();
+        assert_eq!(ids, found, "{query}");
+    }
+    fault(cloud.get("?config_drive=perhaps").await, 400, "badRequest");
+    cloud.delete(&format!("/{other}")).await.expect(204);
+    cloud.settle().await;
+
+    assert_eq!(cloud.spec().await.config_drive, Some(1));
+    cloud.act(id, json!({"reboot": {"type": "HARD"}})).await.expect(202);
+    cloud.settle().await;
+    cloud.act(id, json!({"resize": {"flavorRef": "2"}})).await.expect(202);
+    cloud.settle().await;
+    cloud.act(id, json!({"confirmResize": null})).await.expect(204);
+    cloud.settle().await;
+    let spec = cloud.spec().await;
+    assert_eq!((spec.config_drive, spec.disk.number), (Some(1), 2), "kept, with a new root disk");
+    let rebuilt = cloud.act(id, json!({"rebuild": {"imageRef": cloud.image}})).await.expect(202);
+    assert_eq!(rebuilt["server"]["config_drive"], "True");
+    assert_eq!(cloud.spec().await.config_drive, Some(3));
+}
