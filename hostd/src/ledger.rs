@@ -171,7 +171,7 @@ impl ServerRecord {
 pub fn fingerprint(spec: &ServerSpec) -> String {
     let parts = (spec.vcpus, spec.memory_mib, spec.root_disk_gib, &spec.ports, &spec.boot.command_line);
     let images = |boot: &BootSpec| -> Vec<String> {
-        let images = [Some(&boot.disk), Some(&boot.kernel), boot.ramdisk.as_ref()];
+        let images = [Some(&boot.disk), boot.kernel.as_ref(), boot.ramdisk.as_ref()];
         images.into_iter().map(|image| image.map_or_else(String::new, |image| image.sha256.clone())).collect()
     };
     let rescue =

@@ -35,8 +35,8 @@ use std::{
 
 use jiff::Timestamp;
 use mote_host_api::{
-    DesiredPower, DesiredState, ImageId, InstanceMetadata, NetworkId, NetworkSpec, PortId, RestartPolicy,
-    ServerId, ServerSpec,
+    BootSpec, DesiredPower, DesiredState, ImageId, InstanceMetadata, NetworkId, NetworkSpec, PortId,
+    RestartPolicy, ServerId, ServerSpec,
 };
 use mote_network::NetworkKey;
 use mote_vmm_api::{ExitReason, ExitReport, MAX_VCPUS};
@@ -422,11 +422,8 @@ impl Decider<'_> {
             ));
         }
         let boots = [Some(&want.boot), want.rescue.as_ref().map(|rescue| &rescue.boot)];
-        let images = boots
-            .into_iter()
-            .flatten()
-            .flat_map(|boot| [Some(&boot.disk), Some(&boot.kernel), boot.ramdisk.as_ref()]);
-        if let Some(image) = images.flatten().find(|image| !is_sha256(&image.sha256)) {
+        let mut images = boots.into_iter().flatten().flat_map(BootSpec::images);
+        if let Some(image) = images.find(|image| !is_sha256(&image.sha256)) {
             return Some(format!("{:?} is no SHA-256 digest", bounded(&image.sha256)));
         }
         let stray =

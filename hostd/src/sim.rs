@@ -465,7 +465,7 @@ pub fn server_spec(ports: &[PortId]) -> ServerSpec {
         vcpus: 1,
         memory_mib: 128,
         root_disk_gib: 0,
-        boot: BootSpec { disk: image('d'), kernel: image('c'), ramdisk: None, command_line: None },
+        boot: BootSpec { disk: image('d'), kernel: Some(image('c')), ramdisk: None, command_line: None },
         disk: DiskSpec::default(),
         kept_disk: None,
         rescue: None,

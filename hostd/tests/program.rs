@@ -172,7 +172,7 @@ fn server(host: &Host) -> ServerSpec {
     }
     let mut server = server_spec(&[]);
     server.boot.disk = spec.clone();
-    server.boot.kernel = spec;
+    server.boot.kernel = Some(spec);
     server
 }
 

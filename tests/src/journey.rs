@@ -19,8 +19,8 @@ pub struct ImageFiles {
     pub name: String,
     /// Root disk.
     pub disk: PathBuf,
-    /// Kernel.
-    pub kernel: PathBuf,
+    /// Kernel; none for a whole disk that brings its own.
+    pub kernel: Option<PathBuf>,
     /// Initial ramdisk.
     pub ramdisk: Option<PathBuf>,
     /// Properties such as `os_command_line`.
@@ -36,7 +36,7 @@ impl ImageFiles {
         let disk = scratch.join("guest.raw");
         std::fs::write(&disk, vec![0; 1 << 20]).context("making a disk")?;
         let properties = vec![("os_command_line".into(), "mote.serve".into())];
-        Ok(Self { name: name.into(), disk, kernel: guest.into(), ramdisk: None, properties })
+        Ok(Self { name: name.into(), disk, kernel: Some(guest.into()), ramdisk: None, properties })
     }
 
     /// What `mote-image` made in a directory.
@@ -54,7 +54,7 @@ impl ImageFiles {
         Ok(Self {
             name: name.into(),
             disk: file("disk")?,
-            kernel: file("kernel")?,
+            kernel: Some(file("kernel")?),
             ramdisk: Some(file("ramdisk")?),
             properties: properties.map(|(k, v)| (k.clone(), v.as_str().unwrap_or_default().into())).collect(),
         })
@@ -105,9 +105,10 @@ pub async fn image(client: &Client, files: &ImageFiles) -> anyhow::Result<String
     for (key, value) in &files.properties {
         body[key] = json!(value);
     }
-    let kernel =
-        json!({"name": format!("{}-kernel", files.name), "disk_format": "aki", "container_format": "aki"});
-    body["kernel_id"] = json!(upload(client, kernel, &files.kernel).await?);
+    if let Some(kernel) = &files.kernel {
+        let record = json!({"name": format!("{}-kernel", files.name), "disk_format": "aki", "container_format": "aki"});
+        body["kernel_id"] = json!(upload(client, record, kernel).await?);
+    }
     if let Some(ramdisk) = &files.ramdisk {
         let record = json!({"name": format!("{}-ramdisk", files.name), "disk_format": "ari", "container_format": "ari"});
         body["ramdisk_id"] = json!(upload(client, record, ramdisk).await?);

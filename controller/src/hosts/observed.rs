@@ -267,6 +267,5 @@ pub(crate) fn digests(boot: &str, rescue: Option<&str>) -> Result<Vec<String>, A
     if let Some(rescue) = rescue {
         boots.push(serde_json::from_str::<RescueSpec>(rescue).map_err(ApiError::internal)?.boot);
     }
-    let images = boots.into_iter().flat_map(|boot| [Some(boot.disk), Some(boot.kernel), boot.ramdisk]);
-    Ok(images.flatten().map(|image| image.sha256).collect())
+    Ok(boots.iter().flat_map(BootSpec::images).map(|image| image.sha256.clone()).collect())
 }

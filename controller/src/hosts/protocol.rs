@@ -43,8 +43,8 @@ pub(super) async fn image(
     if let Some(rescue) = rescue {
         boots.push(serde_json::from_str::<RescueSpec>(&rescue).map_err(ApiError::internal)?.boot);
     }
-    let parts = boots.into_iter().flat_map(|boot| [Some(boot.disk), Some(boot.kernel), boot.ramdisk]);
-    let part = parts.flatten().find(|part| part.sha256 == sha256).ok_or_else(not_found)?;
+    let mut parts = boots.iter().flat_map(BootSpec::images);
+    let part = parts.find(|part| part.sha256 == sha256).ok_or_else(not_found)?;
     image::data::send(&app.image_store, &sha256, 0..part.size).await
 }
 

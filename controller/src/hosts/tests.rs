@@ -55,8 +55,12 @@ async fn network(test: &TestApp, token: &str) -> String {
 async fn server(test: &TestApp, host: &FakeHost, project: &str, network: &str, disk: &str) -> ServerId {
     let id = ServerId::new();
     let image = |sha256: &str| ImageSpec { sha256: sha256.into(), size: 5 };
-    let boot =
-        BootSpec { disk: image(disk), kernel: image(&"b".repeat(64)), ramdisk: None, command_line: None };
+    let boot = BootSpec {
+        disk: image(disk),
+        kernel: Some(image(&"b".repeat(64))),
+        ramdisk: None,
+        command_line: None,
+    };
     let mut tx = test.app.begin().await.unwrap();
     let (touched, generation) = touch(&mut tx, &host.id()).await.unwrap();
     sqlx::query(

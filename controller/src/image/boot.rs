@@ -20,8 +20,8 @@ pub struct ImageBytes {
 pub struct BootImages {
     /// Root disk.
     pub disk: ImageBytes,
-    /// Kernel (`kernel_id`).
-    pub kernel: ImageBytes,
+    /// Kernel (`kernel_id`). Without one the disk is a whole disk that brings its own.
+    pub kernel: Option<ImageBytes>,
     /// Ramdisk (`ramdisk_id`).
     pub ramdisk: Option<ImageBytes>,
     /// `os_command_line`.
@@ -45,16 +45,20 @@ pub async fn image_for_boot(conn: &mut Conn, image_id: &str, ctx: &Ctx) -> Resul
     let image = record::find(conn, image_id, ctx).await?;
     let disk = bytes_of(&image, &["raw", "qcow2", "iso"])?;
     let properties = &image.properties;
-    let kernel_id = properties.get("kernel_id").filter(|id| !id.is_empty()).ok_or_else(|| {
-        ApiError::BadRequest(format!(
-            "Image {image_id} can't be booted: its property kernel_id, the id of a kernel image, is not set."
-        ))
-    })?;
-    let kernel = part(conn, "kernel_id", kernel_id, &["aki"], ctx).await?;
-    let ramdisk = match properties.get("ramdisk_id").filter(|id| !id.is_empty()) {
+    let kernel = match named(&image, "kernel_id") {
+        Some(id) => Some(part(conn, "kernel_id", id, &["aki"], ctx).await?),
+        None => None,
+    };
+    let ramdisk = match named(&image, "ramdisk_id") {
         Some(id) => Some(part(conn, "ramdisk_id", id, &["ari"], ctx).await?),
         None => None,
     };
+    if kernel.is_none() && (ramdisk.is_some() || image.disk_format.as_deref() == Some("iso")) {
+        return Err(ApiError::BadRequest(format!(
+            "Image {image_id} can't be booted: its property kernel_id, the id of a kernel image, is not set. Only a \
+             whole disk (raw or qcow2, without ramdisk_id) brings its own kernel."
+        )));
+    }
     let (required_traits, forbidden_traits) = traits(&image)?;
     Ok(BootImages {
         disk,
@@ -66,6 +70,10 @@ pub async fn image_for_boot(conn: &mut Conn, image_id: &str, ctx: &Ctx) -> Resul
         min_disk_gib: u64::try_from(image.min_disk_gib).unwrap_or(0),
         min_ram_mib: u64::try_from(image.min_ram_mib).unwrap_or(0),
     })
+}
+
+fn named<'a>(image: &'a Image, property: &str) -> Option<&'a str> {
+    image.properties.get(property).map(String::as_str).filter(|id| !id.is_empty())
 }
 
 /// The image that a property names.

@@ -24,7 +24,7 @@ pub(crate) struct Origin<'a> {
     /// The image that the server was made of; it may be gone.
     pub(crate) image_id: &'a str,
     /// Digests of the kernel and the initial ramdisk that it boots.
-    pub(crate) kernel: &'a str,
+    pub(crate) kernel: Option<&'a str>,
     /// See above.
     pub(crate) ramdisk: Option<&'a str>,
     /// Its command line.
@@ -49,7 +49,7 @@ pub(crate) async fn create(
         Err(ApiError::NotFound(_)) => BTreeMap::new(),
         Err(other) => return Err(other),
     };
-    for (property, digest) in [("kernel_id", Some(origin.kernel)), ("ramdisk_id", origin.ramdisk)] {
+    for (property, digest) in [("kernel_id", origin.kernel), ("ramdisk_id", origin.ramdisk)] {
         if let Some(id) = image_of(tx, origin, property, digest).await? {
             properties.insert(property.into(), id);
         }

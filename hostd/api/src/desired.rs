@@ -271,12 +271,19 @@ pub enum RestartPolicy {
 pub struct BootSpec {
     /// The image of the root disk.
     pub disk: ImageSpec,
-    /// Kernel (image property `kernel_id`).
-    pub kernel: ImageSpec,
+    /// Kernel (image property `kernel_id`). Without one the disk is a whole disk that brings its own.
+    pub kernel: Option<ImageSpec>,
     /// Initial ramdisk (`ramdisk_id`).
     pub ramdisk: Option<ImageSpec>,
     /// `os_command_line`, as it is; the VMM appends what its devices need.
     pub command_line: Option<String>,
+}
+
+impl BootSpec {
+    /// All images that it names.
+    pub fn images(&self) -> impl Iterator<Item = &ImageSpec> {
+        [Some(&self.disk), self.kernel.as_ref(), self.ramdisk.as_ref()].into_iter().flatten()
+    }
 }
 
 /// An image by content.

@@ -25,9 +25,8 @@ impl Work {
         self.note_attempt(&spec);
         self.enter(Phase::Preparing, Some("fetching images".to_owned())).await?;
         let boot = boot(&spec);
-        self.image(&boot.kernel).await?;
-        if let Some(ramdisk) = &boot.ramdisk {
-            self.image(ramdisk).await?;
+        for image in boot.kernel.iter().chain(&boot.ramdisk) {
+            self.image(image).await?;
         }
         let dir = self.parts.state.server(self.record.id);
         if !dir.disks().contains(&spec.disk.number) {

@@ -41,13 +41,17 @@ impl Work {
             return self.resume(&wanted).await;
         }
         let boot = boot(&wanted.spec);
-        let kernel = self.image(&boot.kernel).await?;
+        let kernel = match &boot.kernel {
+            Some(image) => Some(self.image(image).await?),
+            None => None,
+        };
         let ramdisk = match &boot.ramdisk {
             Some(image) => Some(self.image(image).await?),
             None => None,
         };
-        let path = kernel.clone();
-        self.blocking(move || check_bootable(&path)).await??;
+        if let Some(path) = kernel.clone() {
+            self.blocking(move || check_bootable(&path)).await??;
+        }
         let slots = self.slots.clone();
         let _slot = slots.start.acquire().await.map_err(|_| TaskError::Cancelled)?;
         self.check_cancelled()?;
@@ -62,7 +66,7 @@ impl Work {
         self.enter_start(&wanted).await?;
 
         let taps = self.open_taps(&wanted.ports).await?;
-        let config = self.vm_config(&wanted, &kernel, ramdisk.as_deref(), &taps);
+        let config = self.vm_config(&wanted, kernel.as_deref(), ramdisk.as_deref(), &taps);
         self.launch(config, taps).await
     }
 
@@ -169,15 +173,15 @@ impl Work {
     fn vm_config(
         &self,
         wanted: &Wanted,
-        kernel: &Path,
+        kernel: Option<&Path>,
         ramdisk: Option<&Path>,
         taps: &[OwnedFd],
     ) -> VmConfig {
         let (dir, run) = (self.parts.state.server(self.record.id), self.parts.run.server(self.record.id));
         let spec = &wanted.spec;
         let boot = boot(spec);
-        // A command line that names its own root (or a guest that needs none) is left as it is.
-        let root = !names_root(boot.command_line.as_deref());
+        // A command line that names its own root (or a guest that needs none) is left as it is; a whole disk is read.
+        let root = kernel.is_none() || !names_root(boot.command_line.as_deref());
         let interface = |(index, ((_, mtu, port), tap)): (usize, (&(NetworkId, u16, PortSpec), &OwnedFd))| {
             NetworkInterface {
                 iface_id: format!("eth{index}"),
@@ -190,7 +194,8 @@ impl Work {
         };
         VmConfig {
             boot_source: Some(BootSource {
-                kernel_image_path: kernel.to_owned(),
+                kernel_image_path: kernel.map(Path::to_owned).unwrap_or_default(),
+                boot_from_disk: kernel.is_none(),
                 initrd_path: ramdisk.map(Path::to_owned),
                 boot_args: boot.command_line.clone(),
                 ..BootSource::default()

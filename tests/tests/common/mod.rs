@@ -37,7 +37,7 @@ pub async fn guest_image(client: &Client, mode: &str) -> anyhow::Result<String> 
     let files = ImageFiles {
         name: format!("guest-{}", mode.replace('.', "-")),
         disk: disk.path().to_owned(),
-        kernel: programs::guest(),
+        kernel: Some(programs::guest()),
         ramdisk: None,
         properties: vec![("os_command_line".into(), mode.into())],
     };

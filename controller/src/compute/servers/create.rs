@@ -237,7 +237,7 @@ pub(super) fn boot_spec(images: BootImages) -> BootSpec {
     let spec = |bytes: ImageBytes| ImageSpec { sha256: bytes.sha256, size: bytes.size };
     BootSpec {
         disk: spec(images.disk),
-        kernel: spec(images.kernel),
+        kernel: images.kernel.map(spec),
         ramdisk: images.ramdisk.map(spec),
         command_line: images.command_line,
     }

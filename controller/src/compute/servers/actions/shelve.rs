@@ -64,7 +64,7 @@ async fn capture(
         server_id: &act.row.id,
         project_id: &act.row.project_id,
         image_id: &act.row.image_id,
-        kernel: &boot.kernel.sha256,
+        kernel: boot.kernel.as_ref().map(|kernel| kernel.sha256.as_str()),
         ramdisk: boot.ramdisk.as_ref().map(|ramdisk| ramdisk.sha256.as_str()),
         command_line: boot.command_line.as_deref(),
         min_disk_gib: act.row.disk_gib.max(create::gib(boot.disk.size)?),
