@@ -60,7 +60,8 @@ pub struct CreateArgs {
     /// `raw`, `qcow2` or `iso` (a disk), `aki` (a kernel: vmlinux or bzImage) or `ari` (an initial ramdisk).
     #[arg(long, default_value = "raw")]
     disk_format: String,
-    /// For a disk: file of the kernel that boots it, uploaded as an image of its own.
+    /// For a disk: file of the kernel that boots it, uploaded as an image of its own. Not needed for a whole disk that
+    /// brings its own.
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// For a disk: file of the initial ramdisk, uploaded as an image of its own.
