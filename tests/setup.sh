@@ -38,7 +38,7 @@ need_image_tools() {
   need mmdebstrap mmdebstrap zstd zstd xz xz-utils cpio cpio
 }
 
-# Programs and the conformance guest, into one target directory. With `--tests` their tests, too, all in one go: tests bring
+# Programs and the conformance guest, into one target directory. With `--tests --examples` all that tests need, too, in one go: tests bring
 # features of dependencies, and what is built before without them is built again.
 build_all() {
   cargo build --release --workspace --bins "$@"

@@ -70,10 +70,23 @@ fn lint() -> anyhow::Result<()> {
     cargo(&[&bare_metal[..], &["--", "-D", "warnings"]].concat())
 }
 
+/// Cargo, without what `cargo run` told this program about its own package: a crate whose build script looks at that
+/// would be built anew, and all that depend on it.
+fn cargo_command() -> Command {
+    let mut command = Command::new("cargo");
+    for (name, _) in std::env::vars_os() {
+        let about_us = ["CARGO_PKG_", "CARGO_MANIFEST_", "CARGO_BIN_NAME", "CARGO_CRATE_NAME"];
+        if about_us.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
 /// Runs cargo; its failure is ours.
 fn cargo(args: &[&str]) -> anyhow::Result<()> {
     eprintln!("cargo {}", args.join(" "));
-    let status = Command::new("cargo").args(args).status().context("running cargo")?;
+    let status = cargo_command().args(args).status().context("running cargo")?;
     if !status.success() {
         bail!("cargo {} failed ({status})", args.join(" "));
     }

@@ -1,12 +1,7 @@
 //! Runs all tests and closes with one line that counts what passed, failed and was skipped. A test that can't run where it
 //! is prints `SKIPPED: reason` and returns; it counts as skipped, never as passed.
 
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::PathBuf,
-    process::{Command, Stdio},
-};
+use std::{collections::BTreeMap, fs, path::PathBuf, process::Stdio};
 
 use anyhow::{Context as _, bail};
 
@@ -15,7 +10,7 @@ const SKIPPED: &str = "SKIPPED: ";
 
 /// `cargo xtask test`.
 pub fn run(args: Vec<String>) -> anyhow::Result<()> {
-    let nextest = Command::new("cargo")
+    let nextest = crate::cargo_command()
         .args(["nextest", "--version"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -41,7 +36,7 @@ struct Counts {
 }
 
 fn with_nextest(args: &[String]) -> anyhow::Result<Counts> {
-    let mut command = Command::new("cargo");
+    let mut command = crate::cargo_command();
     command.args(["nextest", "run", "--release", "--workspace", "--no-fail-fast", "--profile", "ci"]);
     let status = command.args(args).status().context("running nextest")?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
@@ -67,7 +62,7 @@ fn count_junit(report: &str, succeeded: bool) -> Counts {
 
 /// Without nextest: cargo's own runner, with the output of every test shown.
 fn with_cargo_test(args: &[String]) -> anyhow::Result<Counts> {
-    let output = Command::new("cargo")
+    let output = crate::cargo_command()
         .args(["test", "--release", "--workspace", "--no-fail-fast", "--lib", "--bins", "--tests", "--"])
         .args(["--test-threads=2", "--show-output"])
         .args(args)
