@@ -5,9 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use mote_vmm_api::{
-    BootSource, CpuConfig, CpuConfigSource, Drive, DriveFormat, ExitReason, NetworkInterface, VmConfig,
+    BootSource, CpuConfig, CpuConfigSource, Drive, DriveFormat, ExitReason, NetworkInterface,
+    Pmem as PmemConfig, VmConfig,
 };
-use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
+use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use crate::acpi::{self, AcpiError};
@@ -28,6 +29,7 @@ use crate::devices::virtio::block::{Block, ImageCloser};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::pci::{PciTransport, REGISTERS_SIZE};
+use crate::devices::virtio::pmem::{self, Pmem, PmemError, PmemFile};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::{DeviceError, EventSource};
@@ -186,8 +188,8 @@ pub fn boot(config: &VmConfig, options: &BootOptions, outcome: &Arc<Outcome>) ->
         Some(_) => Transport::Pci,
         None => Transport::Mmio(&devices.virtio),
     };
-    let root = config.drives.iter().find(|drive| drive.is_root_device && !source.boot_from_disk);
-    let command_line = command_line(loaded.arguments.as_deref(), root, transport);
+    let root = if source.boot_from_disk { None } else { root_arguments(config) };
+    let command_line = command_line(loaded.arguments.as_deref(), root.as_deref(), transport);
     let platform =
         acpi::Platform { vcpus: machine.vcpu_count, virtio: &devices.virtio, pci: devices.pci.is_some() };
     let rsdp = acpi::write_tables(&memory, &platform)?;
@@ -248,6 +250,8 @@ pub(crate) const PCI_HOT_PLUG: &str = "pci-hot-plug";
 pub(crate) struct Devices<'a> {
     wiring: Wiring,
     memory: &'a GuestMemory,
+    /// Where the next device's part of physical memory may begin; 0 before the first.
+    device_memory: u64,
     buses: Buses,
     /// The PCI bus, if devices go there.
     pci: Option<PciBus>,
@@ -268,6 +272,7 @@ impl<'a> Devices<'a> {
         Self {
             wiring,
             memory,
+            device_memory: 0,
             buses: Buses::default(),
             pci: None,
             slots: BTreeMap::new(),
@@ -401,9 +406,10 @@ impl<'a> Devices<'a> {
         Ok(self.buses.mmio.insert(layout::BOOT_TIMER, BootTimer::SIZE, timer)?)
     }
 
-    /// Drives (the root device first), network interfaces, entropy: the guest numbers them in this order.
+    /// Drives (the root device first), network interfaces, entropy and so on: the guest numbers them in this order.
     pub(crate) fn attach_virtio(&mut self, config: &VmConfig) -> Result<(), BootError> {
         let count = config.drives.len()
+            + config.pmem.len()
             + config.network_interfaces.len()
             + usize::from(config.entropy.is_some())
             + usize::from(config.balloon.is_some())
@@ -415,6 +421,9 @@ impl<'a> Devices<'a> {
         let (root, others): (Vec<_>, Vec<_>) = config.drives.iter().partition(|drive| drive.is_root_device);
         for drive in root.into_iter().chain(others) {
             self.attach_drive(drive)?;
+        }
+        for pmem in &config.pmem {
+            self.attach_pmem(pmem)?;
         }
         for interface in &config.network_interfaces {
             let endpoint = self.metadata_endpoint(config, &interface.iface_id)?;
@@ -472,6 +481,36 @@ impl<'a> Devices<'a> {
         }
         self.controls.drives.insert(drive.drive_id.clone(), control);
         Ok(())
+    }
+
+    /// A persistent memory device.
+    fn attach_pmem(&mut self, config: &PmemConfig) -> Result<(), BootError> {
+        let device = format!("pmem {}", config.id);
+        let failed = |source: PmemError| BootError::Device { device: device.clone(), source: source.into() };
+        let file = PmemFile::open(config).map_err(failed)?;
+        let mapping = file.map().map_err(failed)?;
+        let bytes = mapping.len() as u64;
+        let start =
+            self.device_memory(bytes, pmem::ALIGNMENT).ok_or(failed(PmemError::Addresses { bytes }))?;
+        self.wiring.map(mapping, start, config.read_only)?;
+        let mut control = None;
+        self.virtio_device(device, || {
+            let pmem = Pmem::new(config, file, start)?;
+            control = Some(pmem.control());
+            Ok(pmem)
+        })?;
+        self.controls.pmem.extend(control.map(|control| (config.id.clone(), control)));
+        Ok(())
+    }
+
+    /// Takes physical addresses for a device, behind the RAM and what devices have already. The same configuration leads to
+    /// the same addresses: that of a snapshot must.
+    fn device_memory(&mut self, bytes: u64, alignment: u64) -> Option<u64> {
+        let ram_end = self.memory.last_addr().raw_value().checked_add(1)?.max(layout::MMIO_HOLE_END);
+        let first = ram_end.checked_next_multiple_of(layout::DEVICE_MEMORY_ALIGNMENT)?;
+        let start = self.device_memory.max(first).checked_next_multiple_of(alignment)?;
+        self.device_memory = start.checked_add(bytes)?;
+        Some(start)
     }
 
     /// A network interface.
@@ -553,6 +592,20 @@ pub(crate) struct Added {
     pub(crate) event_sources: Vec<Box<dyn EventSource>>,
 }
 
+/// What the command line says of the root device, if there is one.
+fn root_arguments(config: &VmConfig) -> Option<String> {
+    let mode = |read_only| if read_only { "ro" } else { "rw" };
+    if let Some(drive) = config.drives.iter().find(|drive| drive.is_root_device) {
+        let mode = mode(drive.is_read_only);
+        return Some(match &drive.partuuid {
+            Some(partition) => format!("root=PARTUUID={partition} {mode}"),
+            None => format!("root=/dev/vda {mode}"),
+        });
+    }
+    let (number, pmem) = config.pmem.iter().enumerate().find(|(_, pmem)| pmem.root_device)?;
+    Some(format!("root=/dev/pmem{number} {}", mode(pmem.read_only)))
+}
+
 /// How the guest finds its virtio devices.
 #[derive(Clone, Copy)]
 enum Transport<'a> {
@@ -569,7 +622,7 @@ enum Transport<'a> {
 /// kernel with both probes each device once: the second probe finds the registers taken and gives up.
 ///
 /// Devices on a PCI bus are not named at all: every kernel with PCI scans the bus that ACPI describes.
-fn command_line(boot_args: Option<&str>, root: Option<&Drive>, transport: Transport<'_>) -> String {
+fn command_line(boot_args: Option<&str>, root: Option<&str>, transport: Transport<'_>) -> String {
     let args = boot_args.unwrap_or(DEFAULT_BOOT_ARGS).trim();
     let (kernel, init) = match args.split_once(" -- ") {
         Some((kernel, init)) => (kernel, Some(init)),
@@ -587,11 +640,7 @@ fn command_line(boot_args: Option<&str>, root: Option<&Drive>, transport: Transp
         add("pci=off");
     }
     if let Some(root) = root {
-        match &root.partuuid {
-            Some(partition) => add(&format!("root=PARTUUID={partition}")),
-            None => add("root=/dev/vda"),
-        }
-        add(if root.is_read_only { "ro" } else { "rw" });
+        add(root);
     }
     let Transport::Mmio(devices) = transport else {
         return with_init(line, init);
@@ -612,15 +661,24 @@ mod tests {
 
     use super::*;
 
-    fn root(partuuid: Option<&str>, is_read_only: bool) -> Drive {
-        Drive {
+    fn root(partuuid: Option<&str>, is_read_only: bool) -> Option<String> {
+        let drive = Drive {
             drive_id: "root".to_owned(),
             path_on_host: PathBuf::from("/x"),
             is_root_device: true,
             partuuid: partuuid.map(str::to_owned),
             is_read_only,
             ..Drive::default()
-        }
+        };
+        root_arguments(&VmConfig { drives: vec![drive], ..VmConfig::default() })
+    }
+
+    #[test]
+    fn a_persistent_memory_device_is_named_by_its_place() {
+        let pmem = |root_device, read_only| PmemConfig { root_device, read_only, ..PmemConfig::default() };
+        let config = VmConfig { pmem: vec![pmem(false, false), pmem(true, true)], ..VmConfig::default() };
+        assert_eq!(root_arguments(&config).as_deref(), Some("root=/dev/pmem1 ro"));
+        assert_eq!(root_arguments(&VmConfig::default()), None);
     }
 
     #[test]
@@ -629,7 +687,7 @@ mod tests {
         assert_eq!(
             command_line(
                 Some("console=ttyS0 -- single"),
-                Some(&root(None, false)),
+                root(None, false).as_deref(),
                 Transport::Mmio(&devices)
             ),
             "console=ttyS0 pci=off root=/dev/vda rw virtio_mmio.device=4K@0xc0001000:5 -- single"
@@ -645,7 +703,7 @@ mod tests {
     #[test]
     fn devices_on_pci_are_not_named() {
         assert_eq!(
-            command_line(Some("quiet -- x"), Some(&root(None, false)), Transport::Pci),
+            command_line(Some("quiet -- x"), root(None, false).as_deref(), Transport::Pci),
             "quiet root=/dev/vda rw -- x"
         );
     }
@@ -653,7 +711,7 @@ mod tests {
     #[test]
     fn a_partition_is_named_by_its_uuid() {
         assert_eq!(
-            command_line(Some("a"), Some(&root(Some("12-34"), true)), Transport::Mmio(&[])),
+            command_line(Some("a"), root(Some("12-34"), true).as_deref(), Transport::Mmio(&[])),
             "a pci=off root=PARTUUID=12-34 ro"
         );
     }

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use mote_vmm_api::{
     Balloon, BootSource, CpuConfig, CpuConfigSource, Drive, DriveFormat, DrivePatch, HugePages, IoEngine,
-    MAX_VCPUS, MachineConfig, MachineConfigPatch, MmdsConfig, NetworkInterface, NetworkInterfacePatch,
-    RateLimiter, Serial, Smbios, VmConfig, Vsock,
+    MAX_VCPUS, MachineConfig, MachineConfigPatch, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Pmem,
+    PmemPatch, RateLimiter, Serial, Smbios, VmConfig, Vsock,
 };
 
 use crate::memory::MAX_MEMORY_MIB;
@@ -60,6 +60,21 @@ pub enum ConfigError {
     /// Two root devices.
     #[error("A root block device already exists! (is_root_device of drive {0:?})")]
     SecondRoot(String),
+    /// Two root devices.
+    #[error("A root pmem device already exist (root_device of pmem {0:?})")]
+    SecondRootPmem(String),
+    /// Two root devices of different kinds.
+    #[error(
+        "Attempt to add {what} as a root device while the root device defined as a {other} device (of {id:?})"
+    )]
+    OtherRoot {
+        /// What was added.
+        what: &'static str,
+        /// What there is.
+        other: &'static str,
+        /// Id of what was added.
+        id: String,
+    },
     /// `partuuid` goes into the command line.
     #[error("partuuid of drive {0:?} may only have letters, digits and hyphens")]
     PartitionUuid(String),
@@ -183,6 +198,12 @@ pub fn validate(config: VmConfig) -> Result<VmConfig, ConfigError> {
         }
         set_drive(&mut valid, drive)?;
     }
+    for pmem in config.pmem {
+        if valid.pmem.iter().any(|other| other.id == pmem.id) {
+            return Err(ConfigError::DuplicateId { what: "pmem id", id: pmem.id });
+        }
+        set_pmem(&mut valid, pmem)?;
+    }
     for interface in config.network_interfaces {
         if valid.network_interfaces.iter().any(|other| other.iface_id == interface.iface_id) {
             return Err(ConfigError::DuplicateId { what: "iface_id", id: interface.iface_id });
@@ -291,6 +312,9 @@ pub fn set_drive(config: &mut VmConfig, drive: Drive) -> Result<(), ConfigError>
     if drive.is_root_device && config.drives.iter().any(is_other_root) {
         return Err(ConfigError::SecondRoot(drive.drive_id));
     }
+    if drive.is_root_device && config.pmem.iter().any(|pmem| pmem.root_device) {
+        return Err(ConfigError::OtherRoot { what: "block", other: "pmem", id: drive.drive_id });
+    }
     if drive.format != DriveFormat::Raw && drive.io_engine != IoEngine::Sync {
         return Err(ConfigError::FormatEngine(drive.drive_id));
     }
@@ -317,6 +341,32 @@ pub fn patch_drive(config: &mut VmConfig, patch: &DrivePatch) {
         drive.path_on_host.clone_from(path);
     }
     drive.rate_limiter = patched(drive.rate_limiter, patch.rate_limiter);
+}
+
+/// Adds a persistent memory device or replaces the one with its id.
+///
+/// # Errors
+/// The id or the file is wrong, or there is another root device.
+pub fn set_pmem(config: &mut VmConfig, pmem: Pmem) -> Result<(), ConfigError> {
+    check_id("pmem id", &pmem.id)?;
+    if pmem.root_device {
+        if config.pmem.iter().any(|other| other.root_device && other.id != pmem.id) {
+            return Err(ConfigError::SecondRootPmem(pmem.id));
+        }
+        if config.drives.iter().any(|drive| drive.is_root_device) {
+            return Err(ConfigError::OtherRoot { what: "pmem", other: "block", id: pmem.id });
+        }
+    }
+    check_file("path_on_host", &pmem.path_on_host)?;
+    replace_or_add(&mut config.pmem, pmem, |pmem| &pmem.id);
+    Ok(())
+}
+
+/// Notes what was changed of a running persistent memory device.
+pub fn patch_pmem(config: &mut VmConfig, patch: &PmemPatch) {
+    if let Some(pmem) = config.pmem.iter_mut().find(|pmem| pmem.id == patch.id) {
+        pmem.rate_limiter = patched(pmem.rate_limiter, patch.rate_limiter);
+    }
 }
 
 /// Adds an interface or replaces the one with its id.
@@ -607,6 +657,30 @@ mod tests {
         let default = MmdsConfig { network_interfaces: vec!["e0".to_owned()], ..MmdsConfig::default() };
         set_mmds(&mut config, default).unwrap();
         assert_eq!(config.mmds_config.unwrap().ipv4_address, Some(MMDS_ADDRESS));
+    }
+
+    #[test]
+    fn there_is_one_root_device_among_drives_and_persistent_memory() {
+        let pmem = |id: &str, root_device| Pmem {
+            id: id.to_owned(),
+            path_on_host: "/proc/self/exe".into(),
+            root_device,
+            ..Pmem::default()
+        };
+        let mut config = VmConfig::default();
+        set_pmem(&mut config, pmem("a", true)).unwrap();
+        assert!(matches!(set_pmem(&mut config, pmem("b", true)), Err(ConfigError::SecondRootPmem(_))));
+        set_pmem(&mut config, pmem("b", false)).unwrap();
+        let error = set_drive(&mut config, drive("d", true)).unwrap_err();
+        assert!(error.to_string().contains("block as a root device while the root device defined as a pmem"));
+        set_pmem(&mut config, pmem("a", false)).unwrap();
+        set_drive(&mut config, drive("d", true)).unwrap();
+        assert!(matches!(set_pmem(&mut config, pmem("a", true)), Err(ConfigError::OtherRoot { .. })));
+        assert_eq!(config.pmem.len(), 2);
+        config.pmem.push(pmem("b", false));
+        assert!(matches!(validate(config), Err(ConfigError::DuplicateId { .. })));
+        let missing = Pmem { path_on_host: "/no/such/file".into(), ..pmem("c", false) };
+        assert!(set_pmem(&mut VmConfig::default(), missing).is_err());
     }
 
     #[test]

@@ -12,8 +12,8 @@ use mote_vmm_api::{
     Balloon, BalloonHintingStart, BalloonHintingStatus, BalloonPatch, BalloonStats, BalloonStatsPatch,
     BootSource, CpuConfig, CpuConfigSource, Drive, DrivePatch, Entropy, FIRECRACKER_API_VERSION,
     InstanceInfo, InstanceState, Logger, MachineConfig, MachineConfigPatch, Metrics, MmdsConfig,
-    NetworkInterface, NetworkInterfacePatch, Serial, Smbios, SnapshotCreate, SnapshotLoad, Version, VmConfig,
-    Vsock,
+    NetworkInterface, NetworkInterfacePatch, Pmem, PmemPatch, Serial, Smbios, SnapshotCreate, SnapshotLoad,
+    Version, VmConfig, Vsock,
 };
 use serde_json::Value;
 
@@ -54,6 +54,10 @@ pub enum VmmAction {
     RemoveDrive(String),
     /// Changes a drive; after the start only.
     PatchDrive(DrivePatch),
+    /// Adds or replaces a persistent memory device; before the start only.
+    SetPmem(Pmem),
+    /// Changes its limits; after the start only.
+    PatchPmem(PmemPatch),
     /// Adds or replaces an interface; after the start, adds one on PCI.
     SetNetworkInterface(NetworkInterface),
     /// Asks the guest to give up an interface; after the start only.
@@ -179,6 +183,9 @@ pub enum ActionError {
         #[source]
         source: DeviceError,
     },
+    /// There is no such persistent memory device.
+    #[error("There is no pmem device with the id {0:?}")]
+    UnknownPmem(String),
     /// There is no such drive.
     #[error("There is no drive with the id {0:?}")]
     UnknownDrive(String),
@@ -379,6 +386,7 @@ impl Controller {
             VmmAction::PatchMachineConfig(patch) => config::patch_machine(config, &patch)?,
             VmmAction::SetBootSource(source) => config::set_boot_source(config, source)?,
             VmmAction::SetDrive(drive) => config::set_drive(config, drive)?,
+            VmmAction::SetPmem(pmem) => config::set_pmem(config, pmem)?,
             VmmAction::SetNetworkInterface(interface) => {
                 config::set_network_interface(config, interface, Origin::Api)?;
             }
@@ -533,6 +541,11 @@ fn execute_after_start(
             let control = control.ok_or_else(|| ActionError::UnknownDrive(drive_id()))?;
             control.update(patch).map_err(|source| ActionError::Drive { drive_id: drive_id(), source })?;
             config::patch_drive(config, patch);
+        }
+        VmmAction::PatchPmem(patch) => {
+            let pmem = machine.controls().pmem.get(&patch.id);
+            pmem.ok_or_else(|| ActionError::UnknownPmem(patch.id.clone()))?.update(patch);
+            config::patch_pmem(config, patch);
         }
         VmmAction::PatchBalloon(_)
         | VmmAction::PatchBalloonStatistics(_)

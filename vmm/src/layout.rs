@@ -16,7 +16,7 @@
 //! 0xd000_0000  registers of PCI functions (with --enable-pci)
 //! 0xe000_0000  configuration space of PCI bus 0 (ECAM)
 //! 0xfec0_0000  I/O APIC        0xfee0_0000  local APICs        0xfffb_d000  TSS and identity map (Intel)
-//! 0x1_0000_0000  rest of the memory
+//! 0x1_0000_0000  rest of the memory, then what devices have of physical memory, from the next GiB on
 //! ```
 
 /// GDT of the boot processor at entry.
@@ -53,6 +53,10 @@ pub const SMBIOS_END: u64 = RESET_VECTOR;
 pub const RESET_VECTOR: u64 = 0xf_fff0;
 /// Lowest address a kernel may be loaded to.
 pub const HIGH_RAM: u64 = 0x10_0000;
+
+/// What devices have of physical memory begins at a multiple of this behind the RAM: no kernel has a block of memory that both
+/// are in.
+pub const DEVICE_MEMORY_ALIGNMENT: u64 = 1 << 30;
 
 /// Start of the hole below 4 GiB where there is no memory.
 pub const MMIO_HOLE: u64 = 0xc000_0000;

@@ -51,6 +51,7 @@ mod layout;
 mod loader;
 mod log;
 pub mod machine;
+mod mapping;
 pub mod memory;
 pub mod metrics;
 pub mod mmds;

@@ -16,6 +16,8 @@ const TIMEOUT: Duration = Duration::from_secs(60);
 const MAC: &str = "06:00:ac:10:00:02";
 const DISK_BYTES: u64 = 8 << 20;
 const SMALL_DISK_BYTES: u64 = 1 << 20;
+/// Not a multiple of what the guest sees it in.
+const PMEM_BYTES: u64 = 3 << 20;
 const SECTOR_BYTES: u64 = 512;
 
 fn programs() -> Result<(Monitor, PathBuf), Unavailable> {
@@ -55,7 +57,7 @@ fn full_config(guest: &Path, mode: &str, directory: &Path, network: bool, proces
     let nets = u8::from(network);
     let net = if network { format!("mote.net=10.77.0.2/24,10.77.0.1 mote.mac={MAC}") } else { String::new() };
     let line = format!(
-        "{mode} mote.expect={nets},2,1 mote.memory_mib={} mote.processors={processors} mote.read_only=1 mote.block_ids=disk,fixed {net}",
+        "{mode} mote.expect={nets},2,1 mote.pmems=2 mote.pmem_read_only=1 mote.memory_mib={} mote.processors={processors} mote.read_only=1 mote.block_ids=disk,fixed {net}",
         host::MEMORY_MIB
     );
     let mut config = host::config(guest, &line);
@@ -63,6 +65,8 @@ fn full_config(guest: &Path, mode: &str, directory: &Path, network: bool, proces
     host::add_drive(&mut config, "disk", &disk(directory, "disk", DISK_BYTES), false);
     host::add_drive(&mut config, "fixed", &disk(directory, "fixed", SMALL_DISK_BYTES), true);
     host::add_rng(&mut config);
+    host::add_pmem(&mut config, "pages", &disk(directory, "pages", PMEM_BYTES), false);
+    host::add_pmem(&mut config, "fixed_pages", &disk(directory, "fixed_pages", 4096), true);
     if network {
         host::add_tap(&mut config, "tap0", MAC);
     }
@@ -102,6 +106,19 @@ fn assert_pattern(disk: &Path) {
     }
 }
 
+/// What the guest leaves in a persistent memory device's file (tests/guest/src/guest/test/pmem.rs, `content`).
+fn assert_pages(file: &Path) {
+    let content = std::fs::read(file).expect("the file");
+    assert_eq!(content.len() as u64, PMEM_BYTES);
+    for page in (0..PMEM_BYTES).step_by(64 * 4096) {
+        for at in [page + 8, page + 4096 - 8] {
+            let expected = (at ^ 0x706d_656d).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            assert_eq!(content[at as usize..][..8], expected.to_le_bytes(), "offset {at:#x}");
+        }
+    }
+    assert_eq!(content[..4], *b"mote");
+}
+
 fn device_test(monitor: &Monitor, guest: &Path, mode: &str) {
     device_test_on(monitor, guest, mode, 1);
 }
@@ -119,6 +136,9 @@ fn device_test_on(monitor: &Monitor, guest: &Path, mode: &str, processors: u8) {
         assert_eq!(outcome.code, Some(0), "{}", outcome.log);
         if mode.starts_with("mote.test") {
             assert_pattern(&directory.path().join("disk"));
+            assert_pages(&directory.path().join("pages"));
+            let fixed = std::fs::read(directory.path().join("fixed_pages")).expect("the file");
+            assert!(fixed.starts_with(b"mote") && fixed[4..].iter().all(|byte| *byte == 0), "it was written");
         }
     });
 }

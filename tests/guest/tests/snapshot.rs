@@ -181,13 +181,15 @@ fn device_test(more_arguments: &[&str]) {
         let mut place = Place::new()?;
         place.more_arguments = more_arguments.iter().map(Into::into).collect();
         let line = format!(
-            "mote.test mote.expect=1,1,1 mote.block_ids=disk mote.net=10.77.0.2/24,10.77.0.1 mote.mac={MAC}"
+            "mote.test mote.expect=1,1,1 mote.pmems=1 mote.block_ids=disk mote.net=10.77.0.2/24,10.77.0.1 mote.mac={MAC}"
         );
         let mut config = host::config(&place.guest, &line);
         let disk = fs::File::create(place.path("disk")).expect("a file");
         disk.set_len(8 << 20).expect("a sparse file");
         host::add_drive(&mut config, "disk", &place.path("disk"), false);
         host::add_rng(&mut config);
+        fs::write(place.path("pages"), [b"mote".as_slice(), &[0; 8188]].concat()).expect("a file");
+        host::add_pmem(&mut config, "pages", &place.path("pages"), false);
         host::add_tap(&mut config, "tap0", MAC);
         config.balloon = Some(mote_vmm_api::Balloon { amount_mib: 1, ..Default::default() });
         let uds_path = place.path("vsock");
@@ -195,7 +197,9 @@ fn device_test(more_arguments: &[&str]) {
         let mut running = place.start(Some(&config));
         let mut output = String::new();
         let mut snapshots = 0;
-        for wanted in ["block0-all-id", "block0-no-event-idx-patterns", "net0-all-ping", "rng0-all"] {
+        for wanted in
+            ["block0-all-id", "block0-no-event-idx-patterns", "net0-all-ping", "pmem0-all", "rng0-all"]
+        {
             if running.wait_for_line(wanted, TIMEOUT).is_err() {
                 break;
             }

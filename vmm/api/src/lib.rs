@@ -16,6 +16,7 @@ mod mmds;
 mod observe;
 #[cfg(test)]
 mod openapi;
+mod pmem;
 mod rate_limiter;
 pub use balloon::{
     Balloon, BalloonHintingStart, BalloonHintingStatus, BalloonPatch, BalloonStats, BalloonStatsPatch,
@@ -29,6 +30,7 @@ mod snapshot;
 pub use exit::{ExitReason, ExitReport};
 pub use mmds::{MmdsConfig, MmdsVersion};
 pub use observe::{Logger, Metrics};
+pub use pmem::{Pmem, PmemPatch};
 pub use rate_limiter::{RateLimiter, TokenBucket};
 pub use smbios::Smbios;
 pub use snapshot::{
@@ -435,6 +437,9 @@ pub struct VmConfig {
     /// Block devices, in the order the guest sees them (the root device first).
     #[serde(default)]
     pub drives: Vec<Drive>,
+    /// Persistent memory devices: `/dev/pmem0` and so on, in this order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pmem: Vec<Pmem>,
     /// vCPUs and memory.
     #[serde(default)]
     pub machine_config: MachineConfig,

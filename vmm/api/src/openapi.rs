@@ -90,6 +90,8 @@ const OPERATIONS: &[Operation] = &[
         "Changes an interface after the start",
         of::<NetworkInterfacePatch>,
     ),
+    put("/pmem/{id}", "Adds or replaces a persistent memory device before the start", of::<Pmem>),
+    patch("/pmem/{id}", "Changes a persistent memory device's limits after the start", of::<PmemPatch>),
     put("/serial", "Sets where the serial port leads, before the start", of::<Serial>),
     put("/snapshot/create", "Writes the paused VM to files", of::<SnapshotCreate>),
     put("/snapshot/load", "Makes the VM from files, before anything is configured", of::<SnapshotLoad>),

@@ -5,7 +5,7 @@
 
 use mote_vmm_api::{
     Action, ActionType, BalloonHintingStart, Drive, DrivePatch, MachineConfigPatch, NetworkInterface,
-    NetworkInterfacePatch, VmConfig, VmState, VmStatePatch,
+    NetworkInterfacePatch, Pmem, PmemPatch, VmConfig, VmState, VmStatePatch,
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -76,7 +76,7 @@ const SNAPSHOT_LOAD: &[Neutral] = &[("vsock_override", None)];
 const LIMITED: &[Neutral] = &[("rate_limiter", None)];
 /// What of a CPU template is for another architecture.
 const CPU: &[Neutral] = &[("reg_modifiers", None), ("vcpu_features", None)];
-const CONFIG: &[Neutral] = &[("memory-hotplug", None), ("pmem", None)];
+const CONFIG: &[Neutral] = &[("memory-hotplug", None)];
 /// Fields of ours that Firecracker allows to be null.
 const NULLABLE: [&str; 3] = ["is_read_only", "io_engine", "huge_pages"];
 
@@ -239,6 +239,12 @@ const ROUTES: &[Route] = &[
         with_id(request, id, &[], |patch: &NetworkInterfacePatch| &patch.iface_id)
             .map(VmmAction::PatchNetworkInterface)
     }),
+    put("/pmem/{id}", |request, id| {
+        with_id(request, id, &[], |pmem: &Pmem| &pmem.id).map(VmmAction::SetPmem)
+    }),
+    patch("/pmem/{id}", |request, id| {
+        with_id(request, id, &[], |patch: &PmemPatch| &patch.id).map(VmmAction::PatchPmem)
+    }),
     put("/serial", |request, _| body(request, LIMITED).map(VmmAction::SetSerial)),
     put("/snapshot/create", |request, _| body(request, &[]).map(VmmAction::CreateSnapshot)),
     put("/snapshot/load", |request, _| body(request, SNAPSHOT_LOAD).map(VmmAction::LoadSnapshot)),
@@ -254,8 +260,7 @@ const ROUTES: &[Route] = &[
 ];
 
 /// The paths and methods that Firecracker has and this program has not.
-const MISSING: &[(&str, &[&str])] =
-    &[("/pmem/{id}", &["PUT", "PATCH"]), ("/hotplug/memory", &["GET", "PUT", "PATCH"])];
+const MISSING: &[(&str, &[&str])] = &[("/hotplug/memory", &["GET", "PUT", "PATCH"])];
 
 /// The id in `path` (nothing if `template` has none), if `path` is one of `template`.
 fn matched<'p>(template: &str, path: &'p str) -> Option<&'p str> {
@@ -398,8 +403,7 @@ mod tests {
 
     #[test]
     fn paths_of_firecracker_that_do_not_exist_are_refused_by_name() {
-        for (method, path) in [("PUT", "/pmem/a"), ("PATCH", "/hotplug/memory"), ("GET", "/hotplug/memory/")]
-        {
+        for (method, path) in [("PATCH", "/hotplug/memory"), ("GET", "/hotplug/memory/")] {
             let text = fault(method, path, "{}");
             assert!(text.contains("is not supported by this version"), "{method} {path}: {text}");
         }
@@ -520,6 +524,8 @@ mod tests {
         ("CpuidRegisterModifier", "register bitmap", &[]),
         ("MsrModifier", "addr bitmap", &[]),
         ("DrivePatch", "drive_id path_on_host rate_limiter", &[]),
+        ("Pmem", "id path_on_host root_device read_only rate_limiter", &[]),
+        ("PmemPatch", "id rate_limiter", &[]),
         ("NetworkInterfacePatch", "iface_id rx_rate_limiter tx_rate_limiter", &[]),
         ("RateLimiter", "bandwidth ops", &[]),
         ("SnapshotCreate", "mem_file_path snapshot_path snapshot_type", &[]),
@@ -611,7 +617,8 @@ mod tests {
         )
         .unwrap();
         assert_eq!((config.drives.len(), config.machine_config.vcpu_count), (1, 2));
-        assert!(parse_config_file(br#"{"pmem":[]}"#).unwrap_err().to_string().contains("`pmem`"));
+        let hotplug = parse_config_file(br#"{"memory-hotplug":{"total_size_mib":128}}"#);
+        assert!(hotplug.unwrap_err().to_string().contains("`memory-hotplug`"));
         assert!(parse_config_file(b"{").is_err());
     }
 

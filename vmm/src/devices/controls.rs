@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use super::virtio::balloon::BalloonControl;
 use super::virtio::block::BlockControl;
 use super::virtio::net::NetControl;
+use super::virtio::pmem::PmemControl;
 
 /// The handles of a machine's devices.
 #[derive(Default)]
@@ -15,4 +16,6 @@ pub struct Controls {
     pub balloon: Option<BalloonControl>,
     /// Network interfaces by `iface_id`.
     pub interfaces: BTreeMap<String, NetControl>,
+    /// Persistent memory by `id`.
+    pub pmem: BTreeMap<String, PmemControl>,
 }

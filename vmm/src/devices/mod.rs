@@ -2,7 +2,7 @@
 //! and the few legacy devices that a PC guest expects.
 //!
 //! Device ≠ transport ≠ backend: a transport ([`virtio::mmio`], [`virtio::pci`]) is registers only, a device ([`virtio::block`],
-//! [`virtio::net`], [`virtio::rng`]) turns descriptor chains into requests, a backend (a file, a tap, the kernel's RNG)
+//! [`virtio::net`], [`virtio::rng`] …) turns descriptor chains into requests, a backend (a file, a tap, the kernel's RNG)
 //! serves them. Each runs alone in its unit tests, without KVM.
 //!
 //! Everything a guest can reach is written for a hostile guest: nothing here panics, loops without bound or grows
@@ -48,6 +48,9 @@ pub enum DeviceError {
     /// A balloon.
     #[error(transparent)]
     Balloon(#[from] virtio::balloon::BalloonError),
+    /// Persistent memory.
+    #[error(transparent)]
+    Pmem(#[from] virtio::pmem::PmemError),
     /// Sockets.
     #[error(transparent)]
     Vsock(#[from] virtio::vsock::VsockError),

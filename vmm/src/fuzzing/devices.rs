@@ -21,6 +21,7 @@ use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::Block;
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::pci::{Connections, Doorbell, PciTransport};
+use crate::devices::virtio::pmem::{Pmem, PmemFile};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::testing::{BUFFERS, Driver, HIGH, MEMORY_BYTES, SIZE, memory};
 use crate::devices::virtio::vsock::Vsock;
@@ -134,6 +135,17 @@ pub fn net(data: &[u8]) {
         let _ = wire.send(piece);
     }
     abuse(Box::new(net), data);
+}
+
+/// A persistent memory device, with a limit and without.
+pub fn pmem(data: &[u8]) {
+    let (_file, path_on_host) = disk();
+    let bucket = api::TokenBucket { size: 3, one_time_burst: None, refill_time: 1 };
+    let limited = data.len() % 2 == 1;
+    let rate_limiter = limited.then_some(api::RateLimiter { bandwidth: None, ops: Some(bucket) });
+    let config = api::Pmem { id: "fuzz".into(), path_on_host, rate_limiter, ..api::Pmem::default() };
+    let file = PmemFile::open(&config).expect("a file");
+    abuse(Box::new(Pmem::new(&config, file, layout::MMIO_HOLE_END).expect("a device")), data);
 }
 
 /// The entropy device, with a limit and without.

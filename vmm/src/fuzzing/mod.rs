@@ -27,6 +27,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "mmds", run: network::mmds },
     Target { name: "net", run: devices::net },
     Target { name: "pci", run: devices::pci },
+    Target { name: "pmem", run: devices::pmem },
     Target { name: "qcow2", run: files::qcow2 },
     Target { name: "rng", run: devices::rng },
     Target { name: "vsock", run: devices::vsock },

@@ -5,11 +5,13 @@
 
 mod cpuid;
 mod registers;
+mod slots;
 mod state;
 mod template;
 mod vcpu;
 mod wiring;
 
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{
@@ -28,6 +30,7 @@ pub use vcpu::{Kick, Stop, Vcpu, install_kick_handler};
 pub use wiring::{Doorbell, InterruptRoutes, Message, MessageInterrupt, Wiring};
 
 use crate::layout;
+use crate::mapping::Mapping;
 use crate::memory::GuestMemory;
 
 type Errno = kvm_ioctls::Error;
@@ -138,13 +141,19 @@ struct Shared {
     fd: VmFd,
     /// Keeps the memory mapped as long as KVM has it.
     memory: GuestMemory,
+    /// As well.
+    mappings: Mutex<Vec<Mapping>>,
     routes: Mutex<wiring::Routes>,
+    /// Memory slots given out so far.
+    slots: AtomicU32,
+    /// Last physical address of what the guest has beside `memory`.
+    end: AtomicU64,
 }
 
 impl Shared {
     fn check_address_bits(&self, supported: &CpuId) -> Result<(), KvmError> {
         let bits = cpuid::physical_address_bits(supported);
-        let end = self.memory.last_addr().raw_value();
+        let end = self.memory.last_addr().raw_value().max(self.end.load(Ordering::Relaxed));
         if bits < 64 && end >> bits != 0 {
             return Err(KvmError::AddressBits { end, bits });
         }
@@ -166,7 +175,15 @@ impl Vm {
             }
         }
         let fd = kvm.create_vm().map_err(|source| KvmError::Call("KVM_CREATE_VM", source))?;
-        let shared = Shared { kvm, fd, memory: memory.clone(), routes: Mutex::default() };
+        let shared = Shared {
+            kvm,
+            fd,
+            memory: memory.clone(),
+            mappings: Mutex::default(),
+            routes: Mutex::default(),
+            slots: AtomicU32::new(memory.num_regions() as u32),
+            end: AtomicU64::new(0),
+        };
         let vm = Self { shared: Arc::new(shared) };
         vm.add_memory(track_dirty_pages)?;
         Ok(vm)

@@ -134,6 +134,18 @@ group! {
 }
 
 group! {
+    /// A persistent memory device.
+    PmemMetrics {
+        /// Times that flushes were served; those that come together are one.
+        queue_event_count,
+        /// Requests that were nonsense, and flushes that failed.
+        event_fails,
+        /// Times that a flush waited for the rate limit.
+        rate_limiter_throttled_events,
+    }
+}
+
+group! {
     /// The entropy device.
     EntropyMetrics {
         /// Requests that were served.

@@ -16,8 +16,8 @@ use serde_json::{Map, Value, json};
 mod devices;
 
 pub use devices::{
-    BalloonMetrics, BlockMetrics, EntropyMetrics, Group, MmdsMetrics, NetMetrics, SignalMetrics, VcpuMetrics,
-    VsockMetrics, device,
+    BalloonMetrics, BlockMetrics, EntropyMetrics, Group, MmdsMetrics, NetMetrics, PmemMetrics, SignalMetrics,
+    VcpuMetrics, VsockMetrics, device,
 };
 
 /// Time between two lines, as Firecracker has it.
@@ -75,7 +75,7 @@ const fn requests(method: &'static str, resource: &'static str, name: &'static s
     Requests { method, resource, name, count: Counter::new(), fails: Counter::new() }
 }
 
-static REQUESTS: [Requests; 19] = [
+static REQUESTS: [Requests; 21] = [
     requests("GET", "", "instance_info"),
     requests("GET", "machine-config", "machine_cfg"),
     requests("GET", "mmds", "mmds"),
@@ -89,12 +89,14 @@ static REQUESTS: [Requests; 19] = [
     requests("PUT", "metrics", "metrics"),
     requests("PUT", "mmds", "mmds"),
     requests("PUT", "network-interfaces", "network"),
+    requests("PUT", "pmem", "pmem"),
     requests("PUT", "serial", "serial"),
     requests("PUT", "vsock", "vsock"),
     requests("PATCH", "drives", "drive"),
     requests("PATCH", "machine-config", "machine_cfg"),
     requests("PATCH", "mmds", "mmds"),
     requests("PATCH", "network-interfaces", "network"),
+    requests("PATCH", "pmem", "pmem"),
 ];
 
 /// Log lines that could not be written.
@@ -367,6 +369,7 @@ mod tests {
         let (vsock, balloon): (_, std::sync::Arc<BalloonMetrics>) =
             (device::<VsockMetrics>("vsock", None), device("balloon", None));
         let entropy = device::<EntropyMetrics>("entropy", None);
+        let pmem = ids.map(|id| device::<PmemMetrics>("pmem", Some(id)));
         blocks[0].read_bytes.add(5);
         blocks[1].read_bytes.add(7);
         nets[1].tx_bytes_count.add(9);
@@ -386,7 +389,7 @@ mod tests {
         families.sort_unstable();
         families.dedup();
         assert_eq!(families.len(), count, "a family is there once");
-        drop((blocks, nets, vsock, balloon, entropy));
+        drop((blocks, nets, vsock, balloon, entropy, pmem));
         assert!(growth().get("vsock").is_none(), "devices that are gone are not told of");
     }
 

@@ -1,5 +1,6 @@
 //! Ports, MMIO, processor and interrupt controllers, from CPL 3.
 
+use alloc::alloc::{Layout, alloc_zeroed};
 use core::arch::{asm, x86_64};
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -59,6 +60,7 @@ unsafe extern "C" {
     safe fn fault_stubs();
     safe fn interrupt_stubs();
     static page_directories: UnsafeCell<[u64; 3 * 512]>;
+    static page_directory_pointers: UnsafeCell<[u64; 512]>;
 }
 
 /// Reads a byte from an I/O port.
@@ -156,6 +158,33 @@ pub fn map_all() {
     for (number, entry) in tables.iter_mut().enumerate() {
         *entry = ((512 + number as u64) << 21) | 0x87;
     }
+}
+
+/// Maps the GiB that `address` is in, as far as the first 512 GiB go. Needs the heap.
+///
+/// # Errors
+/// It is beyond them, or there is no memory for a table.
+pub fn map_gib_of(address: u64) -> Result<(), &'static str> {
+    let gib = address >> 30;
+    let slot = usize::try_from(gib).ok().filter(|slot| *slot < 512).ok_or("beyond 512 GiB")?;
+    // SAFETY: the table is reserved by the entry code, and nothing in Rust refers to it.
+    let pointers = unsafe { &mut *page_directory_pointers.get() };
+    if pointers[slot] != 0 {
+        return Ok(());
+    }
+    let layout = Layout::from_size_align(4096, 4096).map_err(|_| "layout")?;
+    // SAFETY: the layout isn't empty; the table is never given back.
+    let table = unsafe { alloc_zeroed(layout) }.cast::<u64>();
+    if table.is_null() {
+        return Err("out of memory");
+    }
+    for number in 0..512 {
+        // SAFETY: within the table, which nothing else has.
+        unsafe { table.add(number).write(gib << 30 | (number as u64) << 21 | 0x87) };
+    }
+    // From "not present" to present, as in `map_all`.
+    pointers[slot] = table as u64 | 7;
+    Ok(())
 }
 
 fn service(number: u64) {

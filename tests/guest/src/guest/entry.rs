@@ -178,6 +178,7 @@ interrupt_stubs:
 page_tables:
     .quad page_directory_pointers + 7
     .fill 511, 8, 0
+    .globl page_directory_pointers
 page_directory_pointers:
     .quad page_directory_0 + 7
     .quad page_directories + 7

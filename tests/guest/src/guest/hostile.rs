@@ -18,6 +18,7 @@ use crate::heap::Identity;
 use crate::nic::Nic;
 use crate::pci::Function;
 use crate::report::Report;
+use crate::test::pmem;
 use crate::virtio::{self, Kind, Place, StatusWrites, Window, register};
 use crate::{ensure, println};
 
@@ -316,20 +317,21 @@ fn change_features(window: &Window) -> Result<(), String> {
 
 /// The device works after a reset.
 fn recovers(window: &Window) -> Result<(), String> {
-    let transport = window.transport(0, StatusWrites::Single)?;
+    let transport = || window.transport(0, StatusWrites::Single);
     match window.kind {
         Kind::Block => {
-            let mut block = VirtIOBlk::<Identity, _>::new(transport).map_err(|error| error.to_string())?;
+            let mut block = VirtIOBlk::<Identity, _>::new(transport()?).map_err(|error| error.to_string())?;
             block.read_blocks(0, &mut [0; SECTOR_SIZE]).map_err(|error| error.to_string())
         }
         Kind::Rng => {
-            let mut rng = VirtIORng::<Identity, _>::new(transport).map_err(|error| error.to_string())?;
+            let mut rng = VirtIORng::<Identity, _>::new(transport()?).map_err(|error| error.to_string())?;
             let mut bytes = [0; 32];
             let got = rng.request_entropy(&mut bytes).map_err(|error| error.to_string())?;
             ensure!(got > 0 && bytes != [0; 32], "no bytes");
             Ok(())
         }
-        Kind::Net => Nic::new(transport)?.send(&[0xff; 60]),
+        Kind::Net => Nic::new(transport()?)?.send(&[0xff; 60]),
+        Kind::Pmem => pmem::works(window),
         Kind::Other(_) => Ok(()),
     }
 }

@@ -50,6 +50,7 @@ pub enum Kind {
     Net,
     Block,
     Rng,
+    Pmem,
     Other(u32),
 }
 
@@ -102,6 +103,7 @@ pub fn discover(boot: &Boot) -> Vec<Window> {
                 1 => Kind::Net,
                 2 => Kind::Block,
                 4 => Kind::Rng,
+                27 => Kind::Pmem,
                 other => Kind::Other(other),
             };
             Window { kind, ..window }

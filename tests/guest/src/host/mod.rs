@@ -16,7 +16,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mote_vmm_api::{BootSource, Drive, Entropy, MachineConfig, NetworkInterface, VmConfig};
+use mote_vmm_api::{BootSource, Drive, Entropy, MachineConfig, NetworkInterface, Pmem, VmConfig};
 
 mod api;
 mod elf;
@@ -144,6 +144,11 @@ pub fn add_drive(config: &mut VmConfig, id: &str, file: &Path, read_only: bool) 
         cache_type: mote_vmm_api::CacheType::Writeback,
         ..Drive::default()
     });
+}
+
+/// Adds a persistent memory device with this file.
+pub fn add_pmem(config: &mut VmConfig, id: &str, file: &Path, read_only: bool) {
+    config.pmem.push(Pmem { id: id.into(), path_on_host: file.to_owned(), read_only, ..Pmem::default() });
 }
 
 /// Adds a network device on an existing tap.

@@ -6,7 +6,7 @@
 //! | [`mmio`], [`pci`] | the transports: registers only |
 //! | [`queue`], [`buffers`] | a running virtqueue, and guest buffers as I/O vectors (with `block`'s io_uring the only unsafe part of the data path) |
 //! | [`worker`], [`polling`] | a device's thread, and how long it looks for work before it sleeps |
-//! | [`balloon`], [`block`], [`net`], [`rng`], [`vsock`] | the devices |
+//! | [`balloon`], [`block`], [`net`], [`pmem`], [`rng`], [`vsock`] | the devices |
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +22,7 @@ pub mod lifecycle;
 pub mod mmio;
 pub mod net;
 pub mod pci;
+pub mod pmem;
 pub mod polling;
 pub mod queue;
 pub mod rng;
@@ -44,6 +45,8 @@ pub mod device_type {
     pub const BALLOON: u32 = 5;
     /// Sockets.
     pub const VSOCK: u32 = 19;
+    /// Persistent memory.
+    pub const PMEM: u32 = 27;
 }
 
 /// `VIRTIO_F_INDIRECT_DESC`, virtio 1.2 §6.

@@ -6,7 +6,7 @@
 
 mod block;
 mod net;
-mod queue;
+pub mod queue;
 
 use alloc::vec::Vec;
 

@@ -143,6 +143,11 @@ impl Queue {
 
     /// The head of the next chain that the device is done with.
     pub fn take(&mut self) -> Option<u16> {
+        self.take_written().map(|(head, _)| head)
+    }
+
+    /// The same with how many bytes the device has written.
+    pub fn take_written(&mut self) -> Option<(u16, u32)> {
         // SAFETY: within the used ring; the index is read before the element.
         unsafe {
             if self.used.add(1).read_volatile() == self.seen {
@@ -152,8 +157,18 @@ impl Queue {
             let slot = 2 + 4 * usize::from(self.seen % self.size);
             self.seen = self.seen.wrapping_add(1);
             let head = self.used.add(slot).read_volatile();
+            let written = self.used.add(slot + 2).cast::<u32>().read_volatile();
             self.want_no_interrupt();
-            Some(head)
+            Some((head, written))
+        }
+    }
+
+    /// Asks for an interrupt after the next chain.
+    pub fn want_interrupt(&self) {
+        // SAFETY: the first field of the available ring, and the one behind its elements.
+        unsafe {
+            self.available.write_volatile(0);
+            self.available.add(2 + usize::from(self.size)).write_volatile(self.seen);
         }
     }
 

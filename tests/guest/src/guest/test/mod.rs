@@ -1,6 +1,7 @@
 //! `mote.test`: every device by the rules. More words on the command line:
 //!
 //! - `mote.expect=NETS,BLOCKS,RNGS`: how many devices there must be.
+//! - `mote.pmems=N`: how many persistent memory devices there must be; `mote.pmem_read_only=N`: device N (from 0) is read-only.
 //! - `mote.transport=pci` or `mmio`: where all of them must be.
 //! - `mote.net=ADDRESS/PREFIX,PEER`: the first network device has this address, and PEER answers pings.
 //! - `mote.memory_mib=N`, `mote.processors=N`: what the memory map and the MADT must say.
@@ -16,6 +17,7 @@ mod block;
 mod net;
 mod pci;
 mod platform;
+pub mod pmem;
 mod rng;
 
 use alloc::format;
@@ -66,13 +68,22 @@ pub fn run(boot: &Boot) {
             if found == expected { Ok(()) } else { Err(format!("found {found}, expected {expected}")) },
         );
     }
+    if let Some(expected) = line.number("mote.pmems") {
+        let found = count(Kind::Pmem) as u64;
+        let right = found == expected;
+        report.result(
+            "pmems",
+            right.then_some(()).ok_or_else(|| format!("found {found}, expected {expected}")),
+        );
+    }
     let ways = if line.has("mote.no_reset") { &WAYS[..1] } else { &WAYS[..] };
-    let mut numbers = [0_usize; 3];
+    let mut numbers = [0_usize; 4];
     for window in &windows {
         let (name, number) = match window.kind {
             Kind::Net => ("net", &mut numbers[0]),
             Kind::Block => ("block", &mut numbers[1]),
             Kind::Rng => ("rng", &mut numbers[2]),
+            Kind::Pmem => ("pmem", &mut numbers[3]),
             Kind::Other(_) => continue,
         };
         let subject = Subject { boot, window, name: format!("{name}{number}"), number: *number, use_irqs };
@@ -85,6 +96,7 @@ pub fn run(boot: &Boot) {
             match window.kind {
                 Kind::Net => net::run(&subject, way, &mut report),
                 Kind::Block => block::run(&subject, way, &mut report),
+                Kind::Pmem => pmem::run(&subject, way, &mut report),
                 _ => rng::run(&subject, way, &mut report),
             }
         }
