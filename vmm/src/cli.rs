@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use clap::Parser;
+use argh::FromArgs;
 use mote_vmm_api::{ExitReason, ExitReport, Logger, Metrics};
 use nix::time::ClockId;
 
@@ -35,81 +35,104 @@ const MAX_CONFIG_FILE: u64 = 1 << 20;
 /// Runs one microVM on KVM.
 ///
 /// The VM is configured and started through Firecracker's REST API on a Unix socket, or from one JSON file with
-/// --config-file. `mote-vmm jail` does the same in a jail; `mote-vmm cpu-template` shows and checks CPU templates. The process ends with its VM; the exit code says why: 0 the
-/// guest switched itself off, 1 the host failed, 3 the guest rebooted, 4 the guest crashed, 5 ended by a signal, 148 a
-/// system call was refused, 152 bad configuration, 153 bad arguments.
-#[derive(Debug, Parser)]
-#[command(name = "mote-vmm", version, max_term_width = 100)]
+/// --config-file. `mote-vmm jail` does the same in a jail; `mote-vmm cpu-template` shows and checks CPU templates. The
+/// process ends with its VM; the exit code says why: 0 the guest switched itself off, 1 the host failed, 3 the guest
+/// rebooted, 4 the guest crashed, 5 ended by a signal, 148 a system call was refused, 152 bad configuration, 153 bad
+/// arguments.
+#[derive(Debug, FromArgs)]
+#[argh(help_triggers("-h", "--help"))]
 pub struct Options {
-    /// Unix socket of the API; a socket left there by a dead process is replaced
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_API_SOCKET)]
-    api_sock: PathBuf,
-    /// Start the VM that this JSON file describes
-    #[arg(long, value_name = "PATH")]
+    /// unix socket of the API [default: /run/firecracker.socket]; a socket left there by a dead process is replaced
+    #[argh(option, arg_name = "PATH")]
+    api_sock: Option<PathBuf>,
+    /// start the VM that this JSON file describes
+    #[argh(option, arg_name = "PATH")]
     config_file: Option<PathBuf>,
-    /// Do not listen for API requests
-    #[arg(long, requires = "config_file", conflicts_with = "api_sock")]
+    /// do not listen for API requests
+    #[argh(switch)]
     no_api: bool,
-    /// Name of the VM: 1 to 64 letters, digits and hyphens
-    #[arg(long, value_name = "ID", default_value = "anonymous-instance", value_parser = parse_id)]
+    /// name of the VM: 1 to 64 letters, digits and hyphens [default: anonymous-instance]
+    #[argh(option, arg_name = "ID", default = "\"anonymous-instance\".to_owned()", from_str_fn(parse_id))]
     id: String,
-    /// How much to log: Off, Error, Warning, Info, Debug or Trace
-    #[arg(long, value_name = "LEVEL", default_value = "Info")]
+    /// how much to log: Off, Error, Warning, Info, Debug or Trace [default: Info]
+    #[argh(option, arg_name = "LEVEL", default = "Level::Info")]
     level: Level,
-    /// Append the log to this file instead of stderr
-    #[arg(long, value_name = "PATH")]
+    /// append the log to this file instead of stderr
+    #[argh(option, arg_name = "PATH")]
     log_path: Option<PathBuf>,
-    /// Name the level in each line of the log
-    #[arg(long)]
+    /// name the level in each line of the log
+    #[argh(switch)]
     show_level: bool,
-    /// Name the source line in each line of the log
-    #[arg(long)]
+    /// name the source line in each line of the log
+    #[argh(switch)]
     show_log_origin: bool,
-    /// Log only lines from source modules whose path starts with this, as mote_vmm::snapshot
-    #[arg(long, value_name = "PREFIX")]
+    /// log only lines from source modules whose path starts with this, as mote_vmm::snapshot
+    #[argh(option, arg_name = "PREFIX")]
     module: Option<String>,
-    /// Append metrics (a line of JSON each minute and at the end) to this file
-    #[arg(long, value_name = "PATH")]
+    /// append metrics (a line of JSON each minute and at the end) to this file
+    #[argh(option, arg_name = "PATH")]
     metrics_path: Option<PathBuf>,
-    /// Longest body of an API request in bytes
-    #[arg(long, value_name = "BYTES", default_value_t = MAX_BODY)]
+    /// longest body of an API request in bytes [default: 51200]
+    #[argh(option, arg_name = "BYTES", default = "MAX_BODY")]
     http_api_max_payload_size: usize,
-    /// Most bytes of metadata for the guest, as JSON [default: that of --http-api-max-payload-size]
-    #[arg(long, value_name = "BYTES")]
+    /// most bytes of metadata for the guest, as JSON [default: that of --http-api-max-payload-size]
+    #[argh(option, arg_name = "BYTES")]
     mmds_size_limit: Option<usize>,
-    /// Start with the metadata for the guest that this JSON file holds
-    #[arg(long, value_name = "PATH")]
+    /// start with the metadata for the guest that this JSON file holds
+    #[argh(option, arg_name = "PATH")]
     metadata: Option<PathBuf>,
-    /// When the process was started, in microseconds of the monotonic clock: metrics tell how long that took
-    #[arg(long, value_name = "US")]
+    /// when the process was started, in microseconds of the monotonic clock: metrics tell how long that took
+    #[argh(option, arg_name = "US")]
     start_time_us: Option<u64>,
-    /// The same in CPU time of the process
-    #[arg(long, value_name = "US")]
+    /// the same in CPU time of the process
+    #[argh(option, arg_name = "US")]
     start_time_cpu_us: Option<u64>,
     /// CPU time of the parent that belongs to the start
-    #[arg(long, value_name = "US", requires = "start_time_cpu_us")]
+    #[argh(option, arg_name = "US")]
     parent_cpu_time_us: Option<u64>,
-    /// Print the version of the snapshot format that is written, and end
-    #[arg(long)]
+    /// print the version of this program, and end
+    #[argh(switch, short = 'V')]
+    version: bool,
+    /// print the version of the snapshot format that is written, and end
+    #[argh(switch)]
     snapshot_version: bool,
-    /// Print the format version of a snapshot's state file, and end
-    #[arg(long, value_name = "PATH")]
+    /// print the format version of a snapshot's state file, and end
+    #[argh(option, arg_name = "PATH")]
     describe_snapshot: Option<PathBuf>,
-    /// Log the time from the start of the VM until the guest writes 123 to the first page of the device hole
-    #[arg(long)]
+    /// log the time from the start of the VM until the guest writes 123 to the first page of the device hole
+    #[argh(switch)]
     boot_timer: bool,
-    /// Put the devices on a PCI bus, with MSI-X interrupts, instead of behind virtio-mmio registers
-    #[arg(long)]
+    /// put the devices on a PCI bus, with MSI-X interrupts, instead of behind virtio-mmio registers
+    #[argh(switch)]
     enable_pci: bool,
-    /// Do not restrict the system calls of this process: for debugging only
-    #[arg(long, conflicts_with = "seccomp_filter")]
+    /// do not restrict the system calls of this process: for debugging only
+    #[argh(switch)]
     no_seccomp: bool,
-    /// Take the seccomp filters from this JSON file (seccompiler's format) with filters named main, setup, worker, vcpu
-    #[arg(long, value_name = "PATH")]
+    /// take the seccomp filters from this JSON file (seccompiler's format) with filters named main, setup, worker, vcpu
+    #[argh(option, arg_name = "PATH")]
     seccomp_filter: Option<PathBuf>,
-    /// Write why the process ended to this file (JSON, by way of PATH.tmp) just before it does
-    #[arg(long, value_name = "PATH")]
+    /// write why the process ended to this file (JSON, by way of PATH.tmp) just before it does
+    #[argh(option, arg_name = "PATH")]
     exit_report: Option<PathBuf>,
+}
+
+impl Options {
+    /// Options that don't go together.
+    fn check(&self) -> Result<(), &'static str> {
+        if self.no_api && self.config_file.is_none() {
+            return Err("--no-api needs --config-file: nobody could start the VM");
+        }
+        if self.no_api && self.api_sock.is_some() {
+            return Err("--no-api and --api-sock contradict each other");
+        }
+        if self.no_seccomp && self.seccomp_filter.is_some() {
+            return Err("--no-seccomp and --seccomp-filter contradict each other");
+        }
+        if self.parent_cpu_time_us.is_some() && self.start_time_cpu_us.is_none() {
+            return Err("--parent-cpu-time-us needs --start-time-cpu-us");
+        }
+        Ok(())
+    }
 }
 
 /// Firecracker's rule for ids.
@@ -173,23 +196,29 @@ impl RunError {
 /// The whole program: reads the command line, runs the VM, and returns the exit code.
 pub fn main() -> u8 {
     one_malloc_arena();
-    let mut arguments: Vec<OsString> = std::env::args_os().collect();
-    if arguments.get(1).is_some_and(|word| word == "jail") {
-        arguments = match enter_jail(arguments.split_off(1)) {
+    let mut words = match command_line(std::env::args_os().skip(1)) {
+        Ok(words) => words,
+        Err(wrong) => return usage("mote-vmm", &wrong),
+    };
+    if words.first().is_some_and(|word| word == "jail") {
+        words = match enter_jail(&words[1..]) {
             Ok(inside) => inside,
             Err(code) => return code,
         };
     }
-    if arguments.get(1).is_some_and(|word| word == "cpu-template") {
-        return match TemplateOptions::try_parse_from(arguments.split_off(1)) {
+    if words.first().is_some_and(|word| word == "cpu-template") {
+        return match parse::<TemplateOptions>("mote-vmm cpu-template", &words[1..]) {
             Ok(options) => cpu_template::run(&options),
-            Err(error) => usage(&error),
+            Err(code) => code,
         };
     }
-    let options = match Options::try_parse_from(arguments) {
+    let options = match parse::<Options>("mote-vmm", &words) {
         Ok(options) => options,
-        Err(error) => return usage(&error),
+        Err(code) => return code,
     };
+    if let Err(conflict) = options.check() {
+        return usage("mote-vmm", conflict);
+    }
     if let Some(code) = print_versions(&options) {
         return code;
     }
@@ -207,8 +236,12 @@ pub fn main() -> u8 {
     report.reason.code()
 }
 
-/// Answers `--snapshot-version` and `--describe-snapshot`: the exit code, if one of them was there.
+/// Answers `--version`, `--snapshot-version` and `--describe-snapshot`: the exit code, if one of them was there.
 fn print_versions(options: &Options) -> Option<u8> {
+    if options.version {
+        println!("mote-vmm {}", env!("CARGO_PKG_VERSION"));
+        return Some(0);
+    }
     if options.snapshot_version {
         let (major, minor) = snapshot::VERSION;
         println!("v{major}.{minor}");
@@ -228,18 +261,49 @@ fn print_versions(options: &Options) -> Option<u8> {
     }
 }
 
-/// Prints what clap has to say: also `--help` and `--version` come here.
-fn usage(error: &clap::Error) -> u8 {
-    let _ = error.print();
-    if error.use_stderr() { ExitReason::BadArguments.code() } else { 0 }
+/// The words of a command line, with `--name=value` as two; what follows `--` is left as it is.
+fn command_line(arguments: impl Iterator<Item = OsString>) -> Result<Vec<String>, String> {
+    let mut words = Vec::new();
+    let mut options_ended = false;
+    for word in arguments {
+        let word = word.into_string().map_err(|word| format!("the argument {} is not UTF-8", word.display()))?;
+        options_ended |= word == "--";
+        match word.split_once('=') {
+            Some((name, value)) if name.starts_with("--") && !options_ended => {
+                words.extend([name.to_owned(), value.to_owned()]);
+            }
+            _ => words.push(word),
+        }
+    }
+    Ok(words)
 }
 
-/// Makes the jail that `mote-vmm jail` asks for (the arguments start with that word). Returns the command line that goes
-/// on inside of it, or the exit code.
-fn enter_jail(arguments: Vec<OsString>) -> Result<Vec<OsString>, u8> {
-    let options = JailOptions::try_parse_from(arguments).map_err(|error| usage(&error))?;
+/// The options of a command, or the exit code after its help or what is wrong was printed.
+pub(crate) fn parse<T: FromArgs>(command: &str, words: &[String]) -> Result<T, u8> {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    T::from_args(&[command], &words).map_err(|exit| match exit.status {
+        Ok(()) => {
+            println!("{}", exit.output.trim_end());
+            0
+        }
+        Err(()) => usage(command, exit.output.trim_end()),
+    })
+}
+
+/// Says what is wrong with the command line.
+fn usage(command: &str, wrong: &str) -> u8 {
+    eprintln!("{command}: {wrong}\nRun {command} --help for its options.");
+    ExitReason::BadArguments.code()
+}
+
+/// Makes the jail that these options of `mote-vmm jail` ask for. Returns the command line that goes on inside of it, or
+/// the exit code.
+fn enter_jail(words: &[String]) -> Result<Vec<String>, u8> {
+    let options = parse::<JailOptions>("mote-vmm jail", words)?;
     match jail::enter(&options) {
-        Ok(Next::Run(inside)) => Ok(std::iter::once("mote-vmm".into()).chain(inside).collect()),
+        Ok(Next::Run(inside)) => {
+            command_line(inside.into_iter().map(OsString::from)).map_err(|error| usage("mote-vmm", &error))
+        }
         Ok(Next::Exit) => Err(0),
         Err(error) => {
             eprintln!("mote-vmm jail: {}", error_chain(&error));
@@ -311,7 +375,8 @@ fn run(options: &Options) -> Result<ExitReport, RunError> {
     let server = if options.no_api {
         None
     } else {
-        Some(Server::bind(&options.api_sock, options.http_api_max_payload_size)?)
+        let socket = options.api_sock.as_deref().unwrap_or(Path::new(DEFAULT_API_SOCKET));
+        Some(Server::bind(socket, options.http_api_max_payload_size)?)
     };
     if let Some(path) = &options.config_file {
         let config = read_bounded(path).map_err(|error| RunError::ReadConfig(path.clone(), error))?;
@@ -355,21 +420,48 @@ fn write_report(path: &Path, report: &ExitReport) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn parse(arguments: &[&str]) -> Result<Options, clap::Error> {
-        Options::try_parse_from(std::iter::once(&"mote-vmm").chain(arguments))
+    fn parse(arguments: &[&str]) -> Result<Options, String> {
+        let words = command_line(arguments.iter().map(Into::into))?;
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let options = Options::from_args(&["mote-vmm"], &words).map_err(|exit| exit.output)?;
+        options.check().map_err(str::to_owned)?;
+        Ok(options)
     }
 
     #[test]
-    fn no_api_needs_a_config_file() {
-        assert!(parse(&["--no-api"]).is_err());
+    fn options_that_contradict_each_other_are_refused() {
+        assert!(parse(&["--no-api"]).unwrap_err().contains("--config-file"));
         assert!(parse(&["--no-api", "--config-file", "x"]).unwrap().no_api);
+        assert!(parse(&["--no-api", "--config-file", "x", "--api-sock", "y"]).is_err());
+        assert!(parse(&["--no-seccomp", "--seccomp-filter", "x"]).is_err());
+        assert!(parse(&["--parent-cpu-time-us", "1"]).is_err());
+        assert!(parse(&["--parent-cpu-time-us", "1", "--start-time-cpu-us", "2"]).is_ok());
     }
 
     #[test]
-    fn flags_of_what_does_not_exist_are_refused() {
+    fn a_value_follows_its_option_or_an_equals_sign() {
+        assert_eq!(parse(&["--id", "a"]).unwrap().id, "a");
+        assert_eq!(parse(&["--id=a"]).unwrap().id, "a");
+        assert_eq!(parse(&["--config-file=/a=b"]).unwrap().config_file, Some("/a=b".into()));
+        let inside = command_line(["jail", "--uid=1", "--", "--id=a"].into_iter().map(Into::into)).unwrap();
+        assert_eq!(inside, ["jail", "--uid", "1", "--", "--id=a"]);
+    }
+
+    #[test]
+    fn what_does_not_exist_or_is_wrong_is_refused() {
         assert!(parse(&["--describe-snapshot"]).is_err());
         assert!(parse(&["--enable-pci"]).unwrap().enable_pci);
+        assert!(parse(&["--enable-pc"]).is_err());
         assert!(parse(&["--id", "a_b"]).is_err());
+        assert!(parse(&["--id", "a", "--id", "b"]).is_err());
         assert!(parse(&["--level", "loud"]).is_err());
+        assert!(parse(&["stray"]).is_err());
+    }
+
+    #[test]
+    fn help_names_every_option_with_its_default() {
+        let help = parse(&["--help"]).unwrap_err();
+        assert!(help.contains("--api-sock") && help.contains(DEFAULT_API_SOCKET));
+        assert!(help.contains("--http-api-max-payload-size") && help.contains(&MAX_BODY.to_string()));
     }
 }

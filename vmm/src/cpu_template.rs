@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use clap::{Parser, Subcommand};
+use argh::FromArgs;
 use mote_vmm_api::{
     Bitmap, CpuConfig, CpuidLeafModifier, CpuidRegister, CpuidRegisterModifier, ExitReason, MsrModifier,
     Number,
@@ -21,39 +21,52 @@ const TOPOLOGY_LEAVES: [u32; 2] = [0xb, 0x1f];
 const MEMORY_MIB: usize = 1;
 
 /// Shows and checks custom CPU templates on this host.
-#[derive(Debug, Parser)]
-#[command(name = "mote-vmm cpu-template", max_term_width = 100)]
+#[derive(Debug, FromArgs)]
+#[argh(help_triggers("-h", "--help"))]
 pub struct TemplateOptions {
-    #[command(subcommand)]
+    #[argh(subcommand)]
     command: Command,
 }
 
-#[derive(Debug, Subcommand)]
+#[derive(Debug, FromArgs)]
+#[argh(subcommand)]
 enum Command {
-    /// Write what a guest of this host sees of its processor as a template
-    Dump {
-        /// With this template
-        #[arg(long, value_name = "PATH")]
-        template: Option<PathBuf>,
-        /// To this file instead of stdout
-        #[arg(long, value_name = "PATH")]
-        output: Option<PathBuf>,
-    },
-    /// Apply a template and print what it changes on this host, and what of it does not hold
-    Verify {
-        /// The template
-        #[arg(long, value_name = "PATH")]
-        template: PathBuf,
-    },
-    /// Reduce dumps to what is not the same in all of them
-    Strip {
-        /// The dumps, two or more
-        #[arg(long, value_name = "PATH", num_args = 2.., required = true)]
-        paths: Vec<PathBuf>,
-        /// The results go to files with this before the extension
-        #[arg(long, value_name = "SUFFIX", default_value = "_stripped")]
-        suffix: String,
-    },
+    Dump(Dump),
+    Verify(Verify),
+    Strip(Strip),
+}
+
+/// Write what a guest of this host sees of its processor as a template.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "dump", help_triggers("-h", "--help"))]
+struct Dump {
+    /// with this template
+    #[argh(option, arg_name = "PATH")]
+    template: Option<PathBuf>,
+    /// to this file instead of stdout
+    #[argh(option, arg_name = "PATH")]
+    output: Option<PathBuf>,
+}
+
+/// Apply a template and print what it changes on this host, and what of it does not hold.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "verify", help_triggers("-h", "--help"))]
+struct Verify {
+    /// the template
+    #[argh(option, arg_name = "PATH")]
+    template: PathBuf,
+}
+
+/// Reduce dumps to what is not the same in all of them.
+#[derive(Debug, FromArgs)]
+#[argh(subcommand, name = "strip", help_triggers("-h", "--help"))]
+struct Strip {
+    /// the dumps, two or more
+    #[argh(positional, arg_name = "PATH")]
+    paths: Vec<PathBuf>,
+    /// the results go to files with this before the extension [default: _stripped]
+    #[argh(option, arg_name = "SUFFIX", default = "\"_stripped\".to_owned()")]
+    suffix: String,
 }
 
 /// Why nothing can be said.
@@ -67,6 +80,8 @@ enum TemplateFailure {
     Kvm(#[from] KvmError),
     #[error("cannot write {}", .0.display())]
     Write(PathBuf, #[source] std::io::Error),
+    #[error("two dumps or more can be compared: give their paths")]
+    OneDump,
     #[error("the template does not hold on this host")]
     DoesNotHold,
 }
@@ -74,13 +89,14 @@ enum TemplateFailure {
 /// Does what is asked for; the exit code.
 pub fn run(options: &TemplateOptions) -> u8 {
     let result = match &options.command {
-        Command::Dump { template, output } => dump(template.as_deref(), output.as_deref()),
-        Command::Verify { template } => verify(template),
-        Command::Strip { paths, suffix } => strip(paths, suffix),
+        Command::Dump(Dump { template, output }) => dump(template.as_deref(), output.as_deref()),
+        Command::Verify(Verify { template }) => verify(template),
+        Command::Strip(Strip { paths, suffix }) => strip(paths, suffix),
     };
     let Err(error) = result else { return 0 };
     eprintln!("mote-vmm cpu-template: {}", error_chain(&error));
     let reason = match error {
+        TemplateFailure::OneDump => ExitReason::BadArguments,
         TemplateFailure::Read(_)
         | TemplateFailure::Kvm(KvmError::Template(_))
         | TemplateFailure::DoesNotHold => ExitReason::BadConfig,
@@ -260,6 +276,9 @@ fn differences(dumps: &[Places]) -> Vec<Places> {
 }
 
 fn strip(paths: &[PathBuf], suffix: &str) -> Result<(), TemplateFailure> {
+    if paths.len() < 2 {
+        return Err(TemplateFailure::OneDump);
+    }
     let dumps: Vec<_> = paths
         .iter()
         .map(|path| config::read_cpu_template(path).map(|template| Places::of_template(&template)))

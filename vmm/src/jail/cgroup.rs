@@ -55,6 +55,15 @@ pub(super) fn parse_setting(text: &str) -> Result<Setting, String> {
     Ok(Setting { file: file.to_owned(), value: value.to_owned() })
 }
 
+/// Reads `--cgroup-version`.
+pub(super) fn parse_version(text: &str) -> Result<u8, String> {
+    match text {
+        "1" => Ok(1),
+        "2" => Ok(2),
+        _ => Err("1 or 2".to_owned()),
+    }
+}
+
 /// A relative path without `..`.
 pub(super) fn parse_parent(text: &str) -> Result<PathBuf, String> {
     let path = PathBuf::from(text);

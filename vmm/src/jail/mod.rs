@@ -23,7 +23,7 @@ use std::ffi::{CString, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
+use argh::FromArgs;
 use nix::errno::Errno;
 
 pub use cgroup::CgroupError;
@@ -36,48 +36,48 @@ const DEFAULT_BASE: &str = "/srv/jailer";
 ///
 /// What follows -- is for the VM (see mote-vmm --help); its paths are those inside of the jail, whose root is
 /// BASE/FILE/ID/root.
-#[derive(Debug, Parser)]
-#[command(name = "mote-vmm jail", version, max_term_width = 100)]
+#[derive(Debug, FromArgs)]
+#[argh(help_triggers("-h", "--help"))]
 pub struct JailOptions {
-    /// Name of the VM: 1 to 64 letters, digits and hyphens
-    #[arg(long, value_name = "ID", value_parser = crate::cli::parse_id)]
+    /// name of the VM: 1 to 64 letters, digits and hyphens
+    #[argh(option, arg_name = "ID", from_str_fn(crate::cli::parse_id))]
     id: String,
-    /// Program to run in the jail [default: this program]
-    #[arg(long, value_name = "PATH")]
+    /// program to run in the jail [default: this program]
+    #[argh(option, arg_name = "PATH")]
     exec_file: Option<PathBuf>,
-    /// User to run it as
-    #[arg(long)]
+    /// user to run it as
+    #[argh(option, arg_name = "UID")]
     uid: u32,
-    /// Group to run it as
-    #[arg(long)]
+    /// group to run it as
+    #[argh(option, arg_name = "GID")]
     gid: u32,
-    /// Directory of the jails
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_BASE)]
+    /// directory of the jails [default: /srv/jailer]
+    #[argh(option, arg_name = "PATH", default = "DEFAULT_BASE.into()")]
     chroot_base_dir: PathBuf,
-    /// Network namespace to join, a file like /run/netns/NAME
-    #[arg(long, value_name = "PATH")]
+    /// network namespace to join, a file like /run/netns/NAME
+    #[argh(option, arg_name = "PATH")]
     netns: Option<PathBuf>,
-    /// Value of a cgroup's file, like cpu.shares=10; may be given several times
-    #[arg(long = "cgroup", value_name = "FILE=VALUE", value_parser = cgroup::parse_setting)]
+    /// value of a cgroup's file, like cpu.shares=10; may be given several times
+    #[argh(option, long = "cgroup", arg_name = "FILE=VALUE", from_str_fn(cgroup::parse_setting))]
     cgroups: Vec<cgroup::Setting>,
-    /// Version of the host's cgroups: 1 or 2
-    #[arg(long, value_name = "1|2", default_value = "1", value_parser = clap::value_parser!(u8).range(1..=2))]
+    /// version of the host's cgroups: 1 or 2 [default: 1]
+    #[argh(option, arg_name = "1|2", default = "1", from_str_fn(cgroup::parse_version))]
     cgroup_version: u8,
-    /// Cgroup below which the VM's is made [default: the name of the program]
-    #[arg(long, value_name = "NAME", value_parser = cgroup::parse_parent)]
+    /// cgroup below which the VM's is made [default: the name of the program]
+    #[argh(option, arg_name = "NAME", from_str_fn(cgroup::parse_parent))]
     parent_cgroup: Option<PathBuf>,
-    /// Limit of a resource: fsize=BYTES (largest file) or no-file=NUMBER (open descriptors, 2048 if not given)
-    #[arg(long = "resource-limit", value_name = "NAME=VALUE")]
+    /// limit of a resource: fsize=BYTES (largest file) or no-file=NUMBER (open descriptors, 2048 if not given)
+    #[argh(option, long = "resource-limit", arg_name = "NAME=VALUE")]
     limits: Vec<Limit>,
-    /// Leave the terminal's session; standard streams become /dev/null
-    #[arg(long)]
+    /// leave the terminal's session; standard streams become /dev/null
+    #[argh(switch)]
     daemonize: bool,
-    /// Run in a pid namespace of its own; this process ends, and the pid is left in FILE.pid in the jail
-    #[arg(long)]
+    /// run in a pid namespace of its own; this process ends, and the pid is left in FILE.pid in the jail
+    #[argh(switch)]
     new_pid_ns: bool,
-    /// Arguments for the program in the jail
-    #[arg(last = true, value_name = "ARGUMENTS")]
-    arguments: Vec<OsString>,
+    /// arguments for the program in the jail, after --
+    #[argh(positional, arg_name = "ARGUMENTS")]
+    arguments: Vec<String>,
 }
 
 /// The jail could not be made.
@@ -123,7 +123,7 @@ fn at<'a, E: Into<io::Error>>(what: &'static str, path: &'a Path) -> impl Fn(E) 
 #[derive(Debug)]
 pub enum Next {
     /// The VM is to be started in this process with these arguments (without the name of the program).
-    Run(Vec<OsString>),
+    Run(Vec<String>),
     /// This process's work is done: the jail goes on in its child.
     Exit,
 }
@@ -161,7 +161,7 @@ pub fn enter(options: &JailOptions) -> Result<Next, JailError> {
     identity::drop_privileges(options.uid, options.gid)
         .map_err(|error| JailError::Call("give up privileges", error))?;
 
-    let mut arguments = vec![OsString::from("--id"), OsString::from(&options.id)];
+    let mut arguments = vec!["--id".to_owned(), options.id.clone()];
     arguments.extend(options.arguments.iter().cloned());
     match executable {
         None => Ok(Next::Run(arguments)),
@@ -170,9 +170,9 @@ pub fn enter(options: &JailOptions) -> Result<Next, JailError> {
 }
 
 /// Replaces this process by another program.
-fn execute(path: &Path, arguments: Vec<OsString>) -> Result<Next, JailError> {
+fn execute(path: &Path, arguments: Vec<String>) -> Result<Next, JailError> {
     use std::os::unix::ffi::OsStringExt;
-    let words = std::iter::once(path.as_os_str().to_owned()).chain(arguments);
+    let words = std::iter::once(path.as_os_str().to_owned()).chain(arguments.into_iter().map(OsString::from));
     let words: Vec<CString> = words
         .map(|word| CString::new(word.into_vec()).map_err(|_| JailError::Argument))
         .collect::<Result<_, _>>()?;

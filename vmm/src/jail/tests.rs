@@ -1,7 +1,7 @@
 use super::*;
 
-fn parse(arguments: &[&str]) -> Result<JailOptions, clap::Error> {
-    JailOptions::try_parse_from(std::iter::once(&"jail").chain(arguments))
+fn parse(arguments: &[&str]) -> Result<JailOptions, argh::EarlyExit> {
+    JailOptions::from_args(&["mote-vmm jail"], arguments)
 }
 
 #[test]

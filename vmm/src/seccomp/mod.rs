@@ -78,8 +78,15 @@ pub enum SeccompError {
     Prepare(#[source] io::Error),
 }
 
-/// The compiled filters of this process; absent with `--no-seccomp`.
-static FILTERS: OnceLock<[BpfProgram; 4]> = OnceLock::new();
+/// Where this process's filters come from; absent with `--no-seccomp`.
+static FILTERS: OnceLock<Filters> = OnceLock::new();
+
+enum Filters {
+    /// [`lists`]. Each is compiled when a thread installs it: most threads of most VMs are a main and a vCPU.
+    BuiltIn,
+    /// A file's, in the order of [`ThreadKind::ALL`].
+    Own([BpfProgram; 4]),
+}
 
 /// Makes filters ready to be installed: those of the file, or the ones built in. Also installs the handler that tells
 /// which call was refused.
@@ -88,8 +95,8 @@ static FILTERS: OnceLock<[BpfProgram; 4]> = OnceLock::new();
 /// See [`SeccompError`].
 pub fn prepare(file: Option<&Path>) -> Result<(), SeccompError> {
     let filters = match file {
-        Some(path) => from_file(path)?,
-        None => ThreadKind::ALL.map(|kind| program::compile(lists::of(kind), SeccompAction::Trap)),
+        Some(path) => Filters::Own(from_file(path)?),
+        None => Filters::BuiltIn,
     };
     install_handler().map_err(SeccompError::Prepare)?;
     // A second call is ignored: filters are chosen once for a process.
@@ -102,9 +109,14 @@ pub fn prepare(file: Option<&Path>) -> Result<(), SeccompError> {
 /// # Errors
 /// The kernel refused.
 pub fn enter(kind: ThreadKind) -> Result<(), SeccompError> {
-    let Some(filters) = FILTERS.get() else { return Ok(()) };
-    seccompiler::apply_filter(&filters[kind as usize])
-        .map_err(|error| SeccompError::Install(kind.name(), Box::new(error)))
+    let applied = match FILTERS.get() {
+        None => return Ok(()),
+        Some(Filters::BuiltIn) => {
+            seccompiler::apply_filter(&program::compile(lists::of(kind), SeccompAction::Trap))
+        }
+        Some(Filters::Own(filters)) => seccompiler::apply_filter(&filters[kind as usize]),
+    };
+    applied.map_err(|error| SeccompError::Install(kind.name(), Box::new(error)))
 }
 
 fn from_file(path: &Path) -> Result<[BpfProgram; 4], SeccompError> {
