@@ -266,7 +266,8 @@ fn command_line(arguments: impl Iterator<Item = OsString>) -> Result<Vec<String>
     let mut words = Vec::new();
     let mut options_ended = false;
     for word in arguments {
-        let word = word.into_string().map_err(|word| format!("the argument {} is not UTF-8", word.display()))?;
+        let word =
+            word.into_string().map_err(|word| format!("the argument {} is not UTF-8", word.display()))?;
         options_ended |= word == "--";
         match word.split_once('=') {
             Some((name, value)) if name.starts_with("--") && !options_ended => {

@@ -33,6 +33,7 @@ mod acpi;
 pub mod api;
 pub mod boot;
 mod boot_timer;
+mod civil;
 pub mod cli;
 pub mod config;
 pub mod controller;

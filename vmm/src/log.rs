@@ -12,6 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mote_vmm_api::Logger;
 
+use crate::civil::{self, Civil};
 use crate::metrics;
 
 /// How much is logged; each level includes those before it.
@@ -140,7 +141,8 @@ pub fn write(level: Level, origin: &Origin, message: fmt::Arguments<'_>) {
     if sink.module.as_deref().is_some_and(|module| !origin.module.starts_with(module)) {
         return;
     }
-    let mut line = format!("{} [{}", jiff::Timestamp::now(), sink.id);
+    let (second, nanoseconds) = civil::now();
+    let mut line = format!("{}.{nanoseconds:09}Z [{}", Civil::from_seconds(second), sink.id);
     if sink.show_level {
         line.push_str(&format!(":{level:?}"));
     }

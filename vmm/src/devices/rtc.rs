@@ -3,12 +3,12 @@
 //! It tells the host's time in UTC. A guest that sets it gets a clock of its own that runs on from there, as on a real board. There are no
 //! alarms and no periodic interrupts: they are not declared, and their enable bits stay 0.
 
-use jiff::Timestamp;
-use jiff::civil::{Date, DateTime, Time};
-use jiff::tz::TimeZone;
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 
 use super::bus::BusDevice;
+use crate::civil::{self, Civil};
 use crate::snapshot::{DeviceState, StateError, Stateful};
 
 const SECONDS: u8 = 0x00;
@@ -38,6 +38,8 @@ const D_VALID: u8 = 0x80;
 /// Hours: afternoon, in the 12-hour format.
 const PM: u8 = 0x80;
 const MEMORY: usize = 128;
+/// Seconds since 1970 of the years 0 to 9999.
+const YEARS: RangeInclusive<i64> = -62_167_219_200..=253_402_300_799;
 
 /// The clock.
 pub struct Rtc {
@@ -58,7 +60,7 @@ struct RtcState {
     /// The time that stands still while [`B_SET`] is set, in seconds since 1970.
     stands_at: Option<i64>,
     /// The day that was written while the clock stands: the month that has it may come later.
-    wanted_day: Option<i8>,
+    wanted_day: Option<u8>,
     /// CMOS memory and alarm registers; places of other registers are unused.
     memory: Vec<u8>,
 }
@@ -82,11 +84,11 @@ impl Rtc {
     }
 
     /// What the clock tells.
-    fn time(&self) -> DateTime {
+    fn time(&self) -> Civil {
         let seconds =
             self.state.stands_at.unwrap_or_else(|| (self.now)().saturating_add(self.state.offset_s));
-        // Outside of the years -9999 to 9999 there is no time: a guest that went there gets 1970.
-        Timestamp::from_second(seconds).unwrap_or_default().to_zoned(TimeZone::UTC).datetime()
+        // The registers can't tell other years: a guest that went there gets 1970.
+        Civil::from_seconds(if YEARS.contains(&seconds) { seconds } else { 0 })
     }
 
     fn number(&self, value: u8) -> u8 {
@@ -120,16 +122,16 @@ impl Rtc {
 
     fn read_register(&self) -> u8 {
         let time = self.time();
-        let low = |number: i16| self.number(number.rem_euclid(100) as u8);
+        let low = |number: i64| self.number(number.rem_euclid(100) as u8);
         match self.state.index {
-            SECONDS => self.number(time.second() as u8),
-            MINUTES => self.number(time.minute() as u8),
-            HOURS => self.hours(time.hour() as u8),
-            DAY_OF_WEEK => self.number(time.weekday().to_sunday_one_offset() as u8),
-            DAY => self.number(time.day() as u8),
-            MONTH => self.number(time.month() as u8),
-            YEAR => low(time.year()),
-            CENTURY => low(time.year().div_euclid(100)),
+            SECONDS => self.number(time.second),
+            MINUTES => self.number(time.minute),
+            HOURS => self.hours(time.hour),
+            DAY_OF_WEEK => self.number(time.weekday()),
+            DAY => self.number(time.day),
+            MONTH => self.number(time.month),
+            YEAR => low(time.year),
+            CENTURY => low(time.year.div_euclid(100)),
             STATUS_A => self.state.status_a,
             STATUS_B => self.state.status_b,
             STATUS_C => 0,
@@ -162,36 +164,38 @@ impl Rtc {
 
     /// Replaces one part of the time. A day that the month doesn't have becomes its last; other nonsense is ignored.
     fn set_time(&mut self, index: u8, value: u8) {
-        let old = self.time();
-        let (date, time) = (old.date(), old.time());
-        let (year, month) = (date.year(), date.month());
-        let day = self.state.wanted_day.unwrap_or_else(|| date.day());
-        let (hour, minute, second) = (time.hour(), time.minute(), time.second());
-        let number = self.meant(value).cast_signed();
-        let date_of = |year: i16, month: i8, day: i8| {
-            let first = Date::new(year, month, 1).ok()?;
-            Date::new(year, month, day.clamp(1, first.days_in_month())).ok()
+        let mut time = self.time();
+        let number = self.meant(value);
+        let wanted_day = self.state.wanted_day.unwrap_or(time.day);
+        let mut elsewhere = 0;
+        let part = match index {
+            SECONDS => &mut time.second,
+            MINUTES => &mut time.minute,
+            HOURS => &mut time.hour,
+            DAY => &mut time.day,
+            MONTH => &mut time.month,
+            _ => &mut elsewhere,
         };
-        let century = year.div_euclid(100) * 100;
-        let date = match index {
-            DAY => date_of(year, month, number),
-            MONTH => date_of(year, number, day),
-            YEAR => date_of(century + i16::from(number), month, day),
-            CENTURY => date_of(i16::from(number) * 100 + year.rem_euclid(100), month, day),
-            _ => Some(date),
-        };
-        if index == DAY && self.state.stands_at.is_some() {
-            self.state.wanted_day = Some(number);
+        *part = if index == HOURS { self.meant_hours(value) } else { number };
+        match index {
+            DAY if self.state.stands_at.is_some() => self.state.wanted_day = Some(number),
+            YEAR => time.year = time.year.div_euclid(100) * 100 + i64::from(number),
+            CENTURY => time.year = i64::from(number) * 100 + time.year.rem_euclid(100),
+            _ => {}
         }
-        let time = match index {
-            SECONDS => Time::new(hour, minute, number, 0),
-            MINUTES => Time::new(hour, number, second, 0),
-            HOURS => Time::new(self.meant_hours(value).cast_signed(), minute, second, 0),
-            _ => Ok(time),
-        };
-        let (Some(date), Ok(time)) = (date, time) else { return };
-        let Ok(wanted) = date.to_datetime(time).to_zoned(TimeZone::UTC) else { return };
-        let wanted = wanted.timestamp().as_second();
+        let sensible = (0..=9999).contains(&time.year)
+            && (1..=12).contains(&time.month)
+            && time.hour < 24
+            && time.minute < 60
+            && time.second < 60;
+        if !sensible {
+            return;
+        }
+        if matches!(index, DAY | MONTH | YEAR | CENTURY) {
+            let day = if index == DAY { number } else { wanted_day };
+            time.day = day.clamp(1, civil::days_in_month(time.year, time.month));
+        }
+        let wanted = time.to_seconds();
         match &mut self.state.stands_at {
             Some(at) => *at = wanted,
             None => self.state.offset_s = wanted.saturating_sub((self.now)()),
@@ -201,7 +205,7 @@ impl Rtc {
 
 /// The host's time.
 pub fn host_time() -> i64 {
-    Timestamp::now().as_second()
+    civil::now().0
 }
 
 impl BusDevice for Rtc {

@@ -57,7 +57,7 @@ fn make_device(root: &Path, device: &str, needed: bool, uid: u32, gid: u32) -> R
 
 /// Makes `root` the root of this process in a mount namespace of its own, in which nothing else is mounted.
 pub(super) fn enter(root: &Path) -> Result<(), JailError> {
-    let call = |what| move |error| JailError::Call(what, error);
+    let call = |what| move |error: nix::errno::Errno| JailError::Call(what, error.into());
     const NONE: Option<&str> = None;
     unshare(CloneFlags::CLONE_NEWNS).map_err(call("make a mount namespace"))?;
     // What is mounted here from now on stays here.

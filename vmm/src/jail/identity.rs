@@ -64,9 +64,10 @@ pub(super) fn daemonize(null: &File) -> nix::Result<()> {
 /// Forks into a pid namespace, whose process 1 is the child. True in the parent, which leaves the child's pid in a
 /// file for whoever started it.
 pub(super) fn fork_into_pid_namespace(name: &OsStr, uid: u32, gid: u32) -> Result<bool, JailError> {
-    unshare(CloneFlags::CLONE_NEWPID).map_err(|error| JailError::Call("make a pid namespace", error))?;
+    unshare(CloneFlags::CLONE_NEWPID)
+        .map_err(|error| JailError::Call("make a pid namespace", error.into()))?;
     // SAFETY: there is one thread, so that the child may do anything.
-    match unsafe { fork() }.map_err(|error| JailError::Call("fork", error))? {
+    match unsafe { fork() }.map_err(|error| JailError::Call("fork", error.into()))? {
         ForkResult::Child => Ok(false),
         ForkResult::Parent { child } => {
             let mut file = Path::new("/").join(name).into_os_string();

@@ -24,7 +24,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use argh::FromArgs;
-use nix::errno::Errno;
 
 pub use cgroup::CgroupError;
 pub use limits::Limit;
@@ -99,7 +98,7 @@ pub enum JailError {
     },
     /// A system call failed.
     #[error("{0}")]
-    Call(&'static str, #[source] Errno),
+    Call(&'static str, #[source] io::Error),
     /// Cgroups.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
@@ -137,9 +136,10 @@ pub fn enter(options: &JailOptions) -> Result<Next, JailError> {
         return Err(JailError::NotRoot);
     }
     let program = Program::find(options.exec_file.as_deref())?;
-    identity::close_descriptors().map_err(|error| JailError::Call("close inherited descriptors", error))?;
+    identity::close_descriptors()
+        .map_err(|error| JailError::Call("close inherited descriptors", error.into()))?;
     identity::clear_environment();
-    limits::apply(&options.limits).map_err(|error| JailError::Call("set resource limits", error))?;
+    limits::apply(&options.limits).map_err(|error| JailError::Call("set resource limits", error.into()))?;
 
     let parent = options.parent_cgroup.clone().unwrap_or_else(|| PathBuf::from(&program.name));
     cgroup::enter(options.cgroup_version, &parent, &options.id, &options.cgroups)?;
@@ -153,13 +153,13 @@ pub fn enter(options: &JailOptions) -> Result<Next, JailError> {
     let null = if options.daemonize { Some(identity::open_null()?) } else { None };
     chroot::enter(&root)?;
     if let Some(null) = null {
-        identity::daemonize(&null).map_err(|error| JailError::Call("leave the session", error))?;
+        identity::daemonize(&null).map_err(|error| JailError::Call("leave the session", error.into()))?;
     }
     if options.new_pid_ns && identity::fork_into_pid_namespace(&program.name, options.uid, options.gid)? {
         return Ok(Next::Exit);
     }
     identity::drop_privileges(options.uid, options.gid)
-        .map_err(|error| JailError::Call("give up privileges", error))?;
+        .map_err(|error| JailError::Call("give up privileges", error.into()))?;
 
     let mut arguments = vec!["--id".to_owned(), options.id.clone()];
     arguments.extend(options.arguments.iter().cloned());
