@@ -63,9 +63,9 @@ async fn main() -> anyhow::Result<()> {
 async fn host(tx: &mut Conn, index: u32) -> anyhow::Result<String> {
     let id = Uuid::new_v4().to_string();
     sqlx::query(
-        "INSERT INTO hosts (id, number, name, availability_zone, secret_hash, vcpus, memory_mib, disk_gib, kernel,
+        "INSERT INTO hosts (id, number, name, availability_zone, own_zone, secret_hash, vcpus, memory_mib, disk_gib, kernel,
              version, traits, last_seen_us, created_us, tunnel_ip)
-         VALUES ($1, $2, $3, 'nova', '', 1000, 1000000, 100000, '', '', '[]', $4, $5, $6)",
+         VALUES ($1, $2, $3, 'nova', 'nova', '', 1000, 1000000, 100000, '', '', '[]', $4, $5, $6)",
     )
     .bind(&id)
     .bind(i64::from(index) + 1)

@@ -23,6 +23,7 @@ pub mod http;
 pub mod identity;
 pub mod image;
 pub mod network;
+pub mod policy;
 pub mod scheduler;
 pub mod server;
 #[cfg(test)]

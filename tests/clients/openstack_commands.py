@@ -387,6 +387,8 @@ def server_life(client):
     made = client.json("server", "create", "driven", "--image", "disk", "--flavor", "m1.nano", "--network", "net",
                        "--config-drive", "true", "--wait")
     same((made["status"], made["config_drive"]), ("ACTIVE", "True"))
+    same(column(client.json("server", "list", "--config-drive"), "Name"), ["driven"])
+    same(sorted(column(client.json("server", "list", "--no-config-drive"), "Name")), ["db", "web"])
     client.text("server", "delete", "driven", "--wait")
     same(sorted(column(client.json("server", "list"), "Name")), ["db", "web"])
     rows = client.json("server", "list", "--long", "--name", "web")
@@ -452,6 +454,11 @@ def server_actions(client):
     client.text("server", "resize", "web", "--flavor", "tall", "--wait")
     client.text("server", "resize", "confirm", "web")
     has(json.dumps(until("ACTIVE")["flavor"]), "tall")
+    rows = client.json("server", "migration", "list", "--server", "web")
+    same(column(rows, "Status"), ["confirmed", "reverted"])
+    same(set(column(rows, "Type")), {"resize"})
+    same(client.json("server", "migration", "list", "--type", "live-migration"), [])
+    client.fails("404", "server", "migration", "show", "web", str(rows[0]["Id"]))
     client.text("server", "rescue", "web", "--image", "disk")
     until("RESCUE")
     client.text("server", "unrescue", "web")
@@ -490,10 +497,43 @@ def server_actions(client):
     same(client.json("server", "event", "show", "web", request)["action"], actions[0]["Action"])
 
 
+def aggregates(client, host):
+    made = client.json("aggregate", "create", "fast", "--zone", "east", "--property", "disk=ssd")
+    same((made["name"], made["availability_zone"], made["hosts"]), ("fast", "east", []))
+    client.fails("409", "aggregate", "create", "fast")
+    client.fails("409", "aggregate", "add", "host", "fast", host)  # it has servers, which stay in their zone
+    client.text("aggregate", "unset", "fast", "--property", "availability_zone")
+    same(client.json("aggregate", "add", "host", "fast", host)["hosts"], [host])
+    client.fails("409", "aggregate", "add", "host", "fast", host)
+    same(client.json("hypervisor", "show", host)["aggregates"], ["fast"])
+    client.text("aggregate", "set", "fast", "--name", "faster", "--property", "rack=7")
+    shown = client.json("aggregate", "show", "faster")
+    same((shown["properties"], shown["hosts"]), ({"disk": "ssd", "rack": "7"}, [host]))
+    has(column(client.json("aggregate", "list", "--long"), "Name"), "faster")
+    client.json("flavor", "create", "picky", "--vcpus", "1", "--ram", "64", "--property",
+                "aggregate_instance_extra_specs:rack=7")
+    made = client.json("server", "create", "picked", "--image", "disk", "--flavor", "picky", "--network", "net", "--wait")
+    same(made["OS-EXT-SRV-ATTR:host"], host)
+    client.text("server", "delete", "picked", "--wait")
+    client.text("aggregate", "unset", "faster", "--property", "rack")
+    made = client.json("server", "create", "lost", "--image", "disk", "--flavor", "picky", "--network", "net")
+    client.until("in error", lambda found: found["status"] == "ERROR", "server", "show", "lost")
+    client.text("server", "delete", "lost", "--wait")
+    client.text("flavor", "delete", "picky")
+    client.fails("400", "aggregate", "delete", "faster")
+    same(client.json("aggregate", "remove", "host", "faster", host)["hosts"], [])
+    client.text("aggregate", "delete", "faster")
+    same(client.json("aggregate", "list"), [])
+
+
 def around_servers(client):
     rows = client.json("hypervisor", "list")
     same(len(rows), 2, "hypervisors")
     name = rows[0]["Hypervisor Hostname"]
+    shown = client.json("hypervisor", "show", name)
+    same((shown["hypervisor_hostname"], shown["state"], shown["aggregates"]), (name, "up", []))
+    has(column(client.json("hypervisor", "list", "--matching", name), "Hypervisor Hostname"), name)
+    aggregates(client, name)
     rows = client.json("compute", "service", "list")
     same(column(rows, "State"), ["up", "up"])
     client.text("compute", "service", "set", "--disable", "--disable-reason", "disk", name, "nova-compute")

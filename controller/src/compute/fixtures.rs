@@ -47,9 +47,9 @@ pub(super) async fn host(app: &App, name: &str, zone: &str) -> String {
     let id = Uuid::new_v4().to_string();
     let mut tx = app.begin().await.unwrap();
     sqlx::query(
-        "INSERT INTO hosts (id, number, name, availability_zone, secret_hash, vcpus, memory_mib, disk_gib, kernel,
+        "INSERT INTO hosts (id, number, name, availability_zone, own_zone, secret_hash, vcpus, memory_mib, disk_gib, kernel,
              version, traits, last_seen_us, created_us)
-         VALUES ($1, (SELECT COALESCE(MAX(number), 0) + 1 FROM hosts), $2, $3, '', 8, 16384, 100, '6.1', '0.2.1',
+         VALUES ($1, (SELECT COALESCE(MAX(number), 0) + 1 FROM hosts), $2, $3, $3, '', 8, 16384, 100, '6.1', '0.2.1',
              '[]', $4, $4)",
     )
     .bind(&id)

@@ -4,6 +4,7 @@ use axum::{Router, middleware::from_fn};
 
 use crate::app::App;
 
+mod aggregates;
 pub(crate) mod defaults;
 #[cfg(test)]
 mod fixtures;
@@ -11,6 +12,7 @@ pub(crate) mod flavors;
 mod hypervisors;
 pub(crate) mod keypairs;
 mod limits;
+pub(crate) mod migrations;
 pub(crate) mod quotas;
 mod server_groups;
 mod servers;
@@ -30,6 +32,8 @@ pub fn router() -> Router<App> {
         .merge(limits::routes())
         .merge(quotas::routes())
         .merge(zones::routes())
+        .merge(aggregates::routes())
+        .merge(migrations::routes())
         .merge(hypervisors::routes())
         .merge(services::routes())
         .merge(usage::routes());

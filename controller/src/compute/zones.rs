@@ -1,4 +1,4 @@
-//! Availability zones: those that hosts are in.
+//! Availability zones: those that hosts are in, by an aggregate or as they said when they joined.
 
 use std::collections::BTreeMap;
 
@@ -15,25 +15,7 @@ use crate::{
 
 /// The routes.
 pub(super) fn routes() -> Router<App> {
-    Router::new()
-        .route("/os-availability-zone", get(list))
-        .route("/os-availability-zone/detail", get(detail))
-        .route("/os-aggregates", get(aggregates).post(no_aggregate))
-}
-
-/// There are none, which clients ask for to show a hypervisor: a host says its zone when it joins.
-async fn aggregates(ctx: Ctx) -> Result<Json<Value>, ApiError> {
-    ctx.require_admin()?;
-    Ok(Json(json!({"aggregates": []})))
-}
-
-async fn no_aggregate(ctx: Ctx) -> Result<Json<Value>, ApiError> {
-    ctx.require_admin()?;
-    Err(ApiError::NotImplemented(
-        "There are no host aggregates: a host's availability zone is given when it joins (--zone), and traits of \
-         flavors and images choose among hosts."
-            .into(),
-    ))
+    Router::new().route("/os-availability-zone", get(list)).route("/os-availability-zone/detail", get(detail))
 }
 
 #[derive(Debug, FromRow)]
@@ -99,11 +81,6 @@ mod tests {
         for (name, zone) in [("h2", "north"), ("h1", "north"), ("h3", "east")] {
             fixtures::host(&test.app, name, zone).await;
         }
-        let aggregates = "/compute/v2.1/os-aggregates";
-        test.get(aggregates, &token).await.expect(403);
-        assert_eq!(test.get(aggregates, &test.admin_token).await.expect(200), json!({"aggregates": []}));
-        let body = json!({"aggregate": {"name": "a", "availability_zone": "north"}});
-        test.post(aggregates, &test.admin_token, body).await.expect(501);
         let zones = test.get(url, &token).await.expect(200);
         let zone = |name: &str| json!({"zoneName": name, "zoneState": {"available": true}, "hosts": null});
         assert_eq!(zones, json!({"availabilityZoneInfo": [zone("east"), zone("north")]}));

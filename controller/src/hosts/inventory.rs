@@ -1,7 +1,7 @@
 //! What hosts have and what is promised of it: the scheduler's input, read in the transaction that decides.
 
 use crate::db::Conn;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use mote_host_api::HOST_DOWN_AFTER_S;
 use sqlx::FromRow;
@@ -9,7 +9,7 @@ use sqlx::FromRow;
 use crate::{
     db::now_us,
     http::error::ApiError,
-    scheduler::{HostView, Policy, Resources},
+    scheduler::{HostView, Policy, Resources, aggregates::Metadata},
 };
 
 /// The name of the policy in `settings`.
@@ -44,6 +44,7 @@ impl HostRow {
             zone: self.availability_zone.clone(),
             up: is_up(self.last_seen_us),
             enabled: self.enabled,
+            aggregates: Metadata::new(),
             traits: serde_json::from_str::<BTreeSet<String>>(&self.traits).map_err(ApiError::internal)?,
             capacity: resources(self.vcpus, self.memory_mib, self.disk_gib),
             used: resources(self.used_vcpus, self.used_memory_mib, self.used_disk_gib),
@@ -77,7 +78,25 @@ pub(super) async fn rows(conn: &mut Conn) -> Result<Vec<HostRow>, ApiError> {
 
 /// All hosts, as [`crate::scheduler::schedule`] takes them. Ask in the write transaction that makes the claim.
 pub(crate) async fn views(conn: &mut Conn) -> Result<Vec<HostView>, ApiError> {
-    rows(conn).await?.iter().map(HostRow::view).collect()
+    let mut views: Vec<HostView> = rows(conn).await?.iter().map(HostRow::view).collect::<Result<_, _>>()?;
+    let mut of_hosts = aggregates_metadata(conn).await?;
+    for view in &mut views {
+        view.aggregates = of_hosts.remove(&view.id.to_string()).unwrap_or_default();
+    }
+    Ok(views)
+}
+
+/// Metadata of the aggregates of each host that is in some.
+async fn aggregates_metadata(conn: &mut Conn) -> Result<HashMap<String, Metadata>, ApiError> {
+    let sql = "SELECT h.host_id, m.key, m.value FROM aggregate_hosts h
+         JOIN aggregate_metadata m ON m.aggregate_id = h.aggregate_id";
+    let rows: Vec<(String, String, String)> = sqlx::query_as(sql).fetch_all(conn).await?;
+    let mut of_hosts = HashMap::<String, Metadata>::new();
+    for (host, key, value) in rows {
+        let values = of_hosts.entry(host).or_default().entry(key).or_default();
+        values.extend(value.split(',').map(|value| value.trim().to_owned()));
+    }
+    Ok(of_hosts)
 }
 
 /// The cloud's policy of placement.

@@ -25,7 +25,7 @@ const MAX_AMOUNT: u64 = 1 << 30;
 #[derive(FromRow)]
 struct Known {
     id: String,
-    availability_zone: String,
+    own_zone: String,
     servers: i64,
 }
 
@@ -41,7 +41,7 @@ pub(super) async fn join(
     check_name("availability_zone", &request.availability_zone)?;
     let cloud_id = make_cloud_id(&mut tx).await?;
     let known: Option<Known> = sqlx::query_as(
-        "SELECT id, availability_zone, (SELECT COUNT(*) FROM servers WHERE host_id = hosts.id) AS servers
+        "SELECT id, own_zone, (SELECT COUNT(*) FROM servers WHERE host_id = hosts.id) AS servers
          FROM hosts WHERE name = $1",
     )
     .bind(&request.name)
@@ -49,22 +49,23 @@ pub(super) async fn join(
     .await?;
     let host_id: HostId = match known {
         None => insert(&mut tx, &request, &secret).await?,
-        Some(known) if known.servers > 0 && known.availability_zone != request.availability_zone => {
+        Some(known) if known.servers > 0 && known.own_zone != request.availability_zone => {
             return Err(ApiError::Conflict(format!(
                 "Host {} has servers and so can't leave its availability zone {}.",
-                request.name, known.availability_zone
+                request.name, known.own_zone
             )));
         }
         Some(known) => {
             // What it had applied it may have forgotten: until it reports, nothing counts as applied.
             sqlx::query(
-                "UPDATE hosts SET availability_zone = $2, secret_hash = $3, applied_generation = 0 WHERE id = $1",
+                "UPDATE hosts SET own_zone = $2, secret_hash = $3, applied_generation = 0 WHERE id = $1",
             )
             .bind(&known.id)
             .bind(&request.availability_zone)
             .bind(secrets::hash(&secret))
             .execute(&mut *tx)
             .await?;
+            super::settle_zones(&mut tx).await?;
             known.id.parse().map_err(ApiError::internal)?
         }
     };
@@ -77,9 +78,9 @@ pub(super) async fn join(
 async fn insert(tx: &mut Conn, request: &JoinRequest, secret: &str) -> Result<HostId, ApiError> {
     let id = HostId::new();
     sqlx::query(
-        "INSERT INTO hosts (id, number, name, availability_zone, secret_hash, vcpus, memory_mib, disk_gib, kernel,
+        "INSERT INTO hosts (id, number, name, availability_zone, own_zone, secret_hash, vcpus, memory_mib, disk_gib, kernel,
              version, traits, last_seen_us, created_us)
-         VALUES ($1, (SELECT COALESCE(MAX(number), 0) + 1 FROM hosts), $2, $3, $4, 0, 0, 0, '', '', '[]', $5, $5)",
+         VALUES ($1, (SELECT COALESCE(MAX(number), 0) + 1 FROM hosts), $2, $3, $3, $4, 0, 0, 0, '', '', '[]', $5, $5)",
     )
     .bind(id.to_string())
     .bind(&request.name)

@@ -38,6 +38,7 @@ mod secrets;
 mod share;
 #[cfg(test)]
 mod tests;
+mod zones;
 
 pub(crate) use admin::remove;
 pub(crate) use console::ask;
@@ -47,6 +48,7 @@ pub(crate) use inventory::{is_up, policy, views};
 pub(crate) use observed::{digests, finish_deletion};
 pub use secrets::{DEFAULT_TOKEN_LIFETIME, JoinToken, TokenWish, make_join_token};
 pub use share::share;
+pub(crate) use zones::{ZONE_KEY, settle_zones};
 
 /// Largest report or answer of a host: thousands of servers, or a console log of which every byte is escaped.
 const MAX_HOST_BODY_BYTES: usize = 8 << 20;

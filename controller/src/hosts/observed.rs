@@ -12,7 +12,10 @@ use sqlx::FromRow;
 use super::{Touched, desired, join, secrets::Speaker, touch};
 use crate::{
     app::App,
-    compute::state::{self, Change, Known, TaskState, VmState},
+    compute::{
+        migrations,
+        state::{self, Change, Known, TaskState, VmState},
+    },
     db::{now_us, rfc3339_us},
     events::{self, NewEvent},
     http::{error::ApiError, json::JsonBody},
@@ -132,6 +135,7 @@ async fn take(tx: &mut Conn, host: &str, observed: &ObservedState) -> Result<Out
                     store_wish(tx, &row.id, change.desired_power, generation).await?;
                 }
                 store(tx, &row, &change).await?;
+                migrations::follow(tx, &row.id, known.task_state, &change).await?;
             }
             _ => {}
         }
@@ -261,11 +265,17 @@ async fn note_deletion(tx: &mut Conn, id: &str) -> Result<(), ApiError> {
     events::note(tx, &event).await
 }
 
-/// The digests of what a server boots by what is stored of it.
-pub(crate) fn digests(boot: &str, rescue: Option<&str>) -> Result<Vec<String>, ApiError> {
+/// What a server boots, and what it is rescued with, by what is stored of it.
+pub(super) fn boots(boot: &str, rescue: Option<&str>) -> Result<Vec<BootSpec>, ApiError> {
     let mut boots: Vec<BootSpec> = vec![serde_json::from_str(boot).map_err(ApiError::internal)?];
     if let Some(rescue) = rescue {
         boots.push(serde_json::from_str::<RescueSpec>(rescue).map_err(ApiError::internal)?.boot);
     }
+    Ok(boots)
+}
+
+/// The digests of what a server boots by what is stored of it.
+pub(crate) fn digests(boot: &str, rescue: Option<&str>) -> Result<Vec<String>, ApiError> {
+    let boots = boots(boot, rescue)?;
     Ok(boots.iter().flat_map(BootSpec::images).map(|image| image.sha256.clone()).collect())
 }

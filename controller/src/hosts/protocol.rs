@@ -6,9 +6,9 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::StatusCode;
-use mote_host_api::{BootSpec, HostReply, RequestId, RescueSpec};
+use mote_host_api::{BootSpec, HostReply, RequestId};
 
-use super::{desired::wait, secrets::Speaker};
+use super::{desired::wait, observed::boots, secrets::Speaker};
 use crate::{
     app::App,
     http::{error::ApiError, json::JsonBody, query::Params},
@@ -39,10 +39,7 @@ pub(super) async fn image(
     .fetch_optional(&app.db)
     .await?;
     let (boot, rescue) = found.ok_or_else(not_found)?;
-    let mut boots: Vec<BootSpec> = vec![serde_json::from_str(&boot).map_err(ApiError::internal)?];
-    if let Some(rescue) = rescue {
-        boots.push(serde_json::from_str::<RescueSpec>(&rescue).map_err(ApiError::internal)?.boot);
-    }
+    let boots = boots(&boot, rescue.as_deref())?;
     let mut parts = boots.iter().flat_map(BootSpec::images);
     let part = parts.find(|part| part.sha256 == sha256).ok_or_else(not_found)?;
     image::data::send(&app.image_store, &sha256, 0..part.size).await

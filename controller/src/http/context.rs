@@ -9,6 +9,7 @@ use super::{error::ApiError, middleware::RequestId};
 use crate::{
     app::App,
     identity::{self, principal::AccessRule},
+    policy,
 };
 
 /// The version of identity that a request's token was checked at: an extension of each request with a token.
@@ -108,7 +109,7 @@ impl FromRequestParts<App> for Ctx {
         let mut ctx = principal.as_ref().clone().into_ctx();
         ctx.request_id = request_id_of(parts);
         if let Some(matched) = parts.extensions.get::<MatchedPath>() {
-            identity::policy::check(&ctx, &parts.method, matched.as_str(), path)?;
+            policy::check(&ctx, &parts.method, matched.as_str(), path)?;
         }
         parts.extensions.insert(SeenVersion(principal.version));
         Ok(ctx)

@@ -386,11 +386,14 @@ async fn delete_rule(
     Path((user, id)): Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
     let mut tx = app.begin().await?;
-    let used: bool =
-        sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM application_credential_rules WHERE rule_id = $1)")
-            .bind(&id)
-            .fetch_one(&mut *tx)
-            .await?;
+    let used: bool = sqlx::query_scalar(
+        "SELECT EXISTS (SELECT 1 FROM application_credential_rules u JOIN access_rules r ON r.id = u.rule_id
+             WHERE r.id = $1 AND r.user_id = $2)",
+    )
+    .bind(&id)
+    .bind(&user)
+    .fetch_one(&mut *tx)
+    .await?;
     if used {
         return Err(ApiError::Forbidden("An application credential uses this access rule.".into()));
     }

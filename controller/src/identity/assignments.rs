@@ -9,11 +9,12 @@ use axum::{
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::{MAX_LIST, begin, list, not_found, policy, principal::SYSTEM, roles::RoleRow};
+use super::{MAX_LIST, begin, list, not_found, principal::SYSTEM, roles::RoleRow};
 use crate::{
     app::App,
     db::Conn,
     http::{context::Ctx, error::ApiError, query::Params},
+    policy,
 };
 
 /// Routes.

@@ -12,12 +12,13 @@ use sha2::{Digest, Sha256};
 use super::{
     MAX_LIST,
     fields::{Fields, invalid},
-    list, new_id, not_found, policy,
+    list, new_id, not_found,
 };
 use crate::{
     app::App,
     db::Conn,
     http::{context::Ctx, error::ApiError, json::JsonBody, query::Params},
+    policy,
 };
 
 const EC2: &str = "ec2";

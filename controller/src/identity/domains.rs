@@ -9,11 +9,12 @@ use axum::{
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::{MAX_LIST, assignments, begin, fields::Fields, list, new_id, not_found, policy};
+use super::{MAX_LIST, assignments, begin, fields::Fields, list, new_id, not_found};
 use crate::{
     app::App,
     db,
     http::{context::Ctx, error::ApiError, json::JsonBody, query::Params},
+    policy,
 };
 
 /// The domain that always exists.

@@ -11,7 +11,7 @@
 //! Roles are given to users or groups, on projects, domains or the system, there or inherited by all projects below
 //! ([`assignments`]); views in the database take that apart. `admin` anywhere is the cloud's administrator (only
 //! administrators can grant it); `member` may change, `reader` only look, in the token's project. `admin` implies
-//! `manager`, that `member`, that `reader`. Who may do what in identity itself is one table ([`policy`]).
+//! `manager`, that `member`, that `reader`. Who may do what is one table ([`crate::policy`]).
 
 pub mod application_credentials;
 pub mod assignments;
@@ -24,7 +24,6 @@ mod fields;
 pub mod groups;
 pub mod keys;
 pub mod password;
-pub mod policy;
 pub mod principal;
 pub mod projects;
 pub mod roles;
@@ -228,7 +227,5 @@ fn list(app: &App, plural: &str, path: &str, mut items: Vec<Value>) -> Value {
 
 #[cfg(test)]
 mod grant_tests;
-#[cfg(test)]
-mod policy_tests;
 #[cfg(test)]
 mod tests;

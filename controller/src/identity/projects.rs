@@ -12,12 +12,13 @@ use serde_json::{Map, Value, json};
 use super::{
     MAX_LIST, assignments, begin,
     fields::{Fields, invalid, merge_extra},
-    list, new_id, not_found, policy,
+    list, new_id, not_found,
 };
 use crate::{
     app::App,
     db,
     http::{context::Ctx, error::ApiError, json::JsonBody, query::Params},
+    policy,
 };
 
 /// Most tags of a project (Keystone's limit).

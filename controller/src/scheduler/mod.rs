@@ -18,6 +18,7 @@ use std::{
 use mote_host_api::HostId;
 use serde::{Deserialize, Serialize};
 
+pub mod aggregates;
 mod load;
 #[cfg(test)]
 mod tests;
@@ -125,6 +126,8 @@ pub struct HostView {
     pub enabled: bool,
     /// What it can do.
     pub traits: BTreeSet<String>,
+    /// Metadata of the aggregates that it is in.
+    pub aggregates: aggregates::Metadata,
     /// What it has.
     pub capacity: Resources,
     /// What servers on it have been promised.
@@ -148,6 +151,10 @@ pub struct Request {
     pub resources: Resources,
     /// Traits that the host must have (flavor extra specs and image properties `trait:NAME=required`).
     pub required_traits: BTreeSet<String>,
+    /// Traits that the host must not have (`trait:NAME=forbidden`).
+    pub forbidden_traits: BTreeSet<String>,
+    /// What its aggregates must have (`aggregate_instance_extra_specs:KEY` of the flavor).
+    pub aggregate_specs: BTreeMap<String, String>,
     /// Only hosts of this zone.
     pub zone: Option<String>,
     /// Only the host of this name (`availability_zone: "zone:host"` of an admin).
@@ -176,6 +183,10 @@ pub enum Refusal {
     Disabled,
     /// Lacks a trait.
     LacksTrait(String),
+    /// Has a trait that it must not have.
+    HasTrait(String),
+    /// No aggregate of it has what the flavor wants of this key.
+    Aggregate(String),
     /// Too few vCPUs left.
     Vcpus,
     /// Too little memory left.
@@ -192,6 +203,8 @@ impl fmt::Display for Refusal {
             Refusal::Down => f.write_str("down"),
             Refusal::Disabled => f.write_str("disabled"),
             Refusal::LacksTrait(name) => write!(f, "lacks trait {name}"),
+            Refusal::HasTrait(name) => write!(f, "has the forbidden trait {name}"),
+            Refusal::Aggregate(key) => write!(f, "in no aggregate with the {key} that the flavor wants"),
             Refusal::Vcpus => f.write_str("too few vCPUs left"),
             Refusal::Memory => f.write_str("too little memory left"),
             Refusal::Disk => f.write_str("too little disk left"),
@@ -274,6 +287,12 @@ fn refusal(request: &Request, host: &HostView, ratios: &AllocationRatios) -> Opt
     }
     if let Some(lacking) = request.required_traits.iter().find(|name| !host.traits.contains(*name)) {
         return Some(Refusal::LacksTrait(lacking.clone()));
+    }
+    if let Some(forbidden) = request.forbidden_traits.iter().find(|name| host.traits.contains(*name)) {
+        return Some(Refusal::HasTrait(forbidden.clone()));
+    }
+    if let Some(key) = aggregates::lacking(&request.aggregate_specs, &host.aggregates) {
+        return Some(Refusal::Aggregate(key.to_owned()));
     }
     let wanted = request.resources;
     // A guest with more vCPUs than the host has CPUs would only fight with itself, whatever the ratio says.

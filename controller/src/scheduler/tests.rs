@@ -13,6 +13,7 @@ fn host(number: u128, zone: &str) -> HostView {
         zone: zone.into(),
         up: true,
         enabled: true,
+        aggregates: aggregates::Metadata::new(),
         traits: BTreeSet::from(["CUSTOM_KVM".to_owned()]),
         capacity: Resources { vcpus: 4, memory_mib: 4096, disk_gib: 100 },
         used: Resources::default(),
@@ -152,7 +153,7 @@ fn any_request() -> impl Strategy<Value = Request> {
             resources: Resources { vcpus, memory_mib, disk_gib },
             required_traits: kvm.then(|| "CUSTOM_KVM".to_owned()).into_iter().collect(),
             zone: zone.map(|zone| format!("zone-{zone}")),
-            host: None,
+            ..Request::default()
         },
     )
 }

@@ -2,7 +2,7 @@
 //! last of a quota, of a host or of a network's addresses.
 
 use crate::db::Conn;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use axum::{Json, extract::State};
 use http::{HeaderName, StatusCode, header};
@@ -58,7 +58,6 @@ struct Plan<'a> {
     restart_policy: &'static str,
     nics: Vec<NicWish>,
     request: scheduler::Request,
-    forbidden_traits: BTreeSet<String>,
     security_groups: Vec<String>,
     /// The flavor's, JSON.
     extra_specs: String,
@@ -149,20 +148,17 @@ async fn prepare<'a>(tx: &mut Conn, ctx: &'a Ctx, wanted: &'a Wanted) -> Result<
         }
     };
     let amount = |stored: i64| u64::try_from(stored).unwrap_or(0);
-    let (mut required_traits, mut forbidden_traits) = flavor_traits(tx, &flavor.id).await?;
-    required_traits.extend(images.required_traits.iter().cloned());
-    forbidden_traits.extend(images.forbidden_traits.iter().cloned());
     let extra_specs = flavors::extra_specs(tx, &flavor.id).await?;
-    let request = scheduler::Request {
-        resources: Resources {
-            vcpus: amount(flavor.vcpus),
-            memory_mib: amount(flavor.memory_mib),
-            disk_gib: amount(disk_claim_gib),
-        },
-        required_traits,
-        zone: wanted.place.zone.clone(),
-        host: wanted.place.host.clone(),
+    let mut request = needs(&extra_specs)?;
+    request.required_traits.extend(images.required_traits.iter().cloned());
+    request.forbidden_traits.extend(images.forbidden_traits.iter().cloned());
+    request.resources = Resources {
+        vcpus: amount(flavor.vcpus),
+        memory_mib: amount(flavor.memory_mib),
+        disk_gib: amount(disk_claim_gib),
     };
+    request.zone.clone_from(&wanted.place.zone);
+    request.host.clone_from(&wanted.place.host);
     Ok(Plan {
         ctx,
         project,
@@ -177,7 +173,6 @@ async fn prepare<'a>(tx: &mut Conn, ctx: &'a Ctx, wanted: &'a Wanted) -> Result<
         restart_policy: input::restart_policy(&wanted.metadata)?,
         nics: nic_wishes(tx, project, &wanted.nics).await?,
         request,
-        forbidden_traits,
         security_groups: nics::group_ids(tx, ctx, &wanted.security_groups).await?,
         company: Company::default(),
     })
@@ -192,24 +187,24 @@ pub(super) async fn flavor(tx: &mut Conn, ctx: &Ctx, id: &str) -> Result<Flavor,
     })
 }
 
-/// `trait:NAME` of the flavor's extra specs: required ones, forbidden ones.
-pub(super) async fn flavor_traits(
-    tx: &mut Conn,
-    flavor_id: &str,
-) -> Result<(BTreeSet<String>, BTreeSet<String>), ApiError> {
-    let (mut required, mut forbidden) = (BTreeSet::new(), BTreeSet::new());
-    for (key, value) in flavors::extra_specs(tx, flavor_id).await? {
+/// What a flavor's extra specs ask of a host: traits (`trait:NAME`) and aggregates (`aggregate_instance_extra_specs:KEY`).
+pub(super) fn needs(extra_specs: &BTreeMap<String, String>) -> Result<scheduler::Request, ApiError> {
+    let mut request = scheduler::Request::default();
+    for (key, value) in extra_specs {
+        if let Some(key) = key.strip_prefix("aggregate_instance_extra_specs:") {
+            request.aggregate_specs.insert(key.to_owned(), value.clone());
+        }
         let Some(name) = key.strip_prefix("trait:") else { continue };
         match value.as_str() {
-            "required" => required.insert(name.to_owned()),
-            "forbidden" => forbidden.insert(name.to_owned()),
+            "required" => request.required_traits.insert(name.to_owned()),
+            "forbidden" => request.forbidden_traits.insert(name.to_owned()),
             _ => {
                 let text = format!("The flavor's extra spec {key} is neither required nor forbidden.");
                 return Err(ApiError::BadRequest(text));
             }
         };
     }
-    Ok((required, forbidden))
+    Ok(request)
 }
 
 /// Whole GiB that so many bytes need.
@@ -332,12 +327,7 @@ fn choose<'a>(
     rules: &Rules,
     rng: &mut Rng,
 ) -> Result<&'a HostView, String> {
-    let allowed: Vec<HostView> =
-        views.iter().filter(|host| host.traits.is_disjoint(&plan.forbidden_traits)).cloned().collect();
-    if allowed.is_empty() && !views.is_empty() {
-        return Err("No valid host was found. All hosts have a trait that is forbidden.".into());
-    }
-    let id = plan.company.choose(&allowed, |hosts| scheduler::schedule(&plan.request, hosts, rules, rng))?;
+    let id = plan.company.choose(views, |hosts| scheduler::schedule(&plan.request, hosts, rules, rng))?;
     let host = views.iter_mut().find(|host| host.id == id).ok_or("No valid host was found.")?;
     host.claim(plan.request.resources);
     Ok(host)

@@ -28,7 +28,7 @@ pub(super) mod input;
 mod interfaces;
 mod list;
 mod parts;
-mod records;
+pub(super) mod records;
 mod row;
 mod tags;
 #[cfg(test)]
@@ -75,6 +75,14 @@ async fn show(
     let mut db = app.db.acquire().await?;
     let row = row::visible(&mut db, &ctx, &id).await?;
     whole(&app, &mut db, &ctx, version, &row).await
+}
+
+/// Whether there is such a server that the asker may see.
+///
+/// # Errors
+/// 404 if not.
+pub(super) async fn exists(app: &App, ctx: &Ctx, id: &str) -> Result<(), ApiError> {
+    row::visible(&mut *app.db.acquire().await?, ctx, id).await.map(drop)
 }
 
 /// `{"server": …}`.

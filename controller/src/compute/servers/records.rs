@@ -36,7 +36,6 @@ pub(super) fn routes() -> Router<App> {
         .route("/servers/{id}/os-instance-actions/{request}", get(action))
         .route("/servers/{id}/diagnostics", get(diagnostics))
         .route("/servers/{id}/topology", get(topology))
-        .route("/servers/{id}/migrations", get(migrations))
 }
 
 #[derive(Debug, FromRow)]
@@ -49,7 +48,8 @@ struct ActionRow {
     started_us: i64,
 }
 
-fn time(us: i64) -> String {
+/// A time as Nova writes it here.
+pub(in super::super) fn time(us: i64) -> String {
     rfc3339_us(us).trim_end_matches('Z').to_owned()
 }
 
@@ -102,7 +102,8 @@ async fn rows(app: &App, ctx: &Ctx, id: &str) -> Result<(ServerRow, Vec<ActionRo
     Ok((row, rows))
 }
 
-fn moment(params: &Params, name: &str) -> Result<Option<i64>, ApiError> {
+/// A time of the query, µs since 1970.
+pub(in super::super) fn moment(params: &Params, name: &str) -> Result<Option<i64>, ApiError> {
     let Some(text) = params.get(name) else { return Ok(None) };
     let zoned = text.parse::<Timestamp>().or_else(|_| format!("{text}Z").parse::<Timestamp>());
     let refused = |_| ApiError::BadRequest(format!("The parameter {name} must be a time as in ISO 8601."));
@@ -233,21 +234,6 @@ async fn topology(
     row::visible(&mut *app.db.acquire().await?, &ctx, &id).await?;
     match version.has(78) {
         true => Ok(Json(json!({"nodes": [], "pagesize_kb": null}))),
-        false => Err(ApiError::NotFound("The resource could not be found.".into())),
-    }
-}
-
-/// Live migrations under way (2.23): servers stay on their host.
-async fn migrations(
-    State(app): State<App>,
-    ctx: Ctx,
-    version: Version,
-    Path(id): Path<String>,
-) -> Result<Json<Value>, ApiError> {
-    ctx.require_admin()?;
-    row::visible(&mut *app.db.acquire().await?, &ctx, &id).await?;
-    match version.has(23) {
-        true => Ok(Json(json!({"migrations": []}))),
         false => Err(ApiError::NotFound("The resource could not be found.".into())),
     }
 }

@@ -1,7 +1,7 @@
 //! `GET /openapi.json`: OpenAPI 3.1 of every route, checked in as docs/openapi.json.
 //!
-//! The file is made of the router itself, of identity's table of who may do what, and of tables of what bodies and queries
-//! have (`generate`, which is part of the tests only). A test compares the two, and writes the file anew when it is run with
+//! The file is made of the router itself, of the table of who may do what ([`crate::policy`]), and of tables of what bodies
+//! and queries have (`generate`, which is part of the tests only). A test compares the two, and writes the file anew when it is run with
 //! `MOTE_UPDATE=1`.
 
 use axum::{
@@ -15,7 +15,7 @@ use crate::app::App;
 #[cfg(test)]
 mod bodies;
 #[cfg(test)]
-mod generate;
+pub(crate) mod generate;
 
 /// The document, with [`SERVER`] as its server.
 const DOCUMENT: &str = include_str!("../../../../docs/openapi.json");

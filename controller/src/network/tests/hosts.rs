@@ -16,9 +16,9 @@ async fn host(test: &TestApp, number: i64) -> String {
     let id = uuid::Uuid::new_v4().to_string();
     let mut tx = test.app.begin().await.unwrap();
     sqlx::query(
-        "INSERT INTO hosts (id, number, name, availability_zone, secret_hash, vcpus, memory_mib, disk_gib, kernel,
+        "INSERT INTO hosts (id, number, name, availability_zone, own_zone, secret_hash, vcpus, memory_mib, disk_gib, kernel,
              version, traits, last_seen_us, created_us, tunnel_ip, physical_networks)
-         VALUES ($1, $2, $3, 'nova', '', 8, 1024, 100, '', '', '[]', $4, $4, $5, '[\"public\"]')",
+         VALUES ($1, $2, $3, 'nova', 'nova', '', 8, 1024, 100, '', '', '[]', $4, $4, $5, '[\"public\"]')",
     )
     .bind(&id)
     .bind(number)

@@ -13,6 +13,7 @@ use super::{
     super::{
         super::{
             flavors::{self, Flavor},
+            migrations,
             quotas::{self, Resource},
         },
         create,
@@ -88,6 +89,14 @@ pub(super) async fn resize(asked: &Asked<'_>) -> Result<Response, ApiError> {
     .bind(i64::from(act.row.desired_power() != DesiredPower::Stopped))
     .execute(&mut *act.tx)
     .await?;
+    let record = migrations::New {
+        server_id: &act.row.id,
+        project_id: &act.row.project_id,
+        host: act.row.host_name.as_deref().unwrap_or_default(),
+        old_flavor_id: &act.row.flavor_id,
+        new_flavor_id: &flavor.id,
+    };
+    migrations::begin(&mut act.tx, asked.ctx, &record).await?;
     act.finish(asked.app, asked.ctx, &RESIZE, Some(TaskState::ResizeFinish)).await?;
     Ok(StatusCode::ACCEPTED.into_response())
 }
@@ -120,14 +129,13 @@ async fn check_host(act: &mut Act, flavor: &Flavor, claim: i64) -> Result<(), Ap
         host.used.vcpus = host.used.vcpus.saturating_sub(amount(act.row.vcpus));
         host.used.memory_mib = host.used.memory_mib.saturating_sub(amount(act.row.memory_mib));
     }
-    let (required_traits, forbidden) = create::flavor_traits(&mut act.tx, &flavor.id).await?;
-    host.retain(|host| host.traits.is_disjoint(&forbidden));
+    let needs = create::needs(&flavors::extra_specs(&mut act.tx, &flavor.id).await?)?;
     let resources = Resources {
         vcpus: amount(flavor.vcpus.max(act.row.vcpus)),
         memory_mib: amount(flavor.memory_mib.max(act.row.memory_mib)),
         disk_gib: amount(claim),
     };
-    let request = scheduler::Request { resources, required_traits, ..scheduler::Request::default() };
+    let request = scheduler::Request { resources, ..needs };
     match scheduler::schedule(&request, &host, &Rules::default(), &mut Rng::seeded(0)) {
         Ok(_) => Ok(()),
         Err(refused) => Err(ApiError::BadRequest(format!(
@@ -161,6 +169,7 @@ pub(super) async fn confirm(asked: &Asked<'_>) -> Result<Response, ApiError> {
     .bind(rests.word())
     .execute(&mut *act.tx)
     .await?;
+    migrations::becomes(&mut act.tx, &act.row.id, "finished", "confirmed").await?;
     act.finish(asked.app, asked.ctx, &CONFIRM, None).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }
@@ -187,6 +196,7 @@ pub(super) async fn revert(asked: &Asked<'_>) -> Result<Response, ApiError> {
     .bind(i64::from(act.row.desired_power() != DesiredPower::Stopped))
     .execute(&mut *act.tx)
     .await?;
+    migrations::becomes(&mut act.tx, &act.row.id, "finished", "reverting").await?;
     act.finish(asked.app, asked.ctx, &REVERT, Some(TaskState::ResizeReverting)).await?;
     Ok(StatusCode::ACCEPTED.into_response())
 }

@@ -128,19 +128,16 @@ pub(super) async fn unshelve(asked: &Asked<'_>) -> Result<Response, ApiError> {
     boot.disk = shelved_disk(&mut tx, &row).await?;
     let amount = |stored: i64| u64::try_from(stored).unwrap_or(0);
     let claim = row.disk_gib.max(create::gib(boot.disk.size)?);
-    let (required_traits, forbidden) = create::flavor_traits(&mut tx, &row.flavor_id).await?;
     let request = scheduler::Request {
         resources: Resources {
             vcpus: amount(row.vcpus),
             memory_mib: amount(row.memory_mib),
             disk_gib: amount(claim),
         },
-        required_traits,
         zone,
-        host: None,
+        ..create::needs(&row.extra_specs()?)?
     };
-    let mut views = hosts::views(&mut tx).await?;
-    views.retain(|host| host.traits.is_disjoint(&forbidden));
+    let views = hosts::views(&mut tx).await?;
     let rules = Rules { policy: hosts::policy(&mut tx).await?, ..Rules::default() };
     let mut rng = Rng::seeded(u64::from_le_bytes(create::random()?));
     let chosen = scheduler::schedule(&request, &views, &rules, &mut rng)

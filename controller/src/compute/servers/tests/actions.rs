@@ -456,3 +456,69 @@ async fn scheduler_hints_name_servers_to_be_near_or_not() {
     wish["os:scheduler_hints"] = json!({"build_near_host_ip": "192.0.2.1"});
     fault(cloud.test.post(SERVERS, &cloud.token, wish).await, 400, "badRequest");
 }
+
+#[tokio::test]
+async fn changes_of_flavor_are_listed_as_migrations() {
+    let cloud = Cloud::new().await;
+    let admin = cloud.test.admin_token.as_str();
+    let list = async |query: &str| {
+        let path = format!("/compute/v2.1/os-migrations{query}");
+        cloud.test.get_at(&path, admin, 80).await.expect(200)["migrations"].take()
+    };
+    let statuses = async || {
+        let found = list("").await;
+        found
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|one| one["status"].as_str().unwrap().to_owned())
+            .collect::<Vec<_>>()
+    };
+    let id = cloud.run("s").await;
+    cloud.act(&id, json!({"resize": {"flavorRef": "2"}})).await.expect(202);
+    assert_eq!(statuses().await, ["migrating"]);
+    cloud.settle().await;
+    assert_eq!(statuses().await, ["finished"]);
+    cloud.act(&id, json!({"revertResize": null})).await.expect(202);
+    assert_eq!(statuses().await, ["reverting"]);
+    cloud.settle().await;
+    cloud.act(&id, json!({"resize": {"flavorRef": "2"}})).await.expect(202);
+    cloud.settle().await;
+    cloud.act(&id, json!({"confirmResize": null})).await.expect(204);
+    assert_eq!(statuses().await, ["confirmed", "reverted"]);
+    let newest = list("?limit=1").await[0].clone();
+    assert_eq!(newest["instance_uuid"], id);
+    assert_eq!((&newest["old_instance_type_id"], &newest["new_instance_type_id"]), (&json!(1), &json!(2)));
+    assert_eq!((&newest["source_compute"], &newest["migration_type"]), (&json!("h1"), &json!("resize")));
+    assert_eq!(newest["project_id"], cloud.project);
+    let marker = newest["uuid"].as_str().unwrap();
+    assert_eq!(list(&format!("?marker={marker}")).await[0]["status"], "reverted");
+    for (query, count) in [
+        ("?status=confirmed", 1),
+        ("?status=error", 0),
+        ("?host=h1", 2),
+        ("?host=h2", 0),
+        ("?migration_type=live-migration", 0),
+        ("?migration_type=resize", 2),
+        ("?hidden=true", 0),
+        ("?user_id=nobody", 0),
+        ("?changes-since=2100-01-01T00:00:00Z", 0),
+        ("?changes-since=2020-01-01T00:00:00Z", 2),
+        ("?changes-before=2020-01-01T00:00:00Z", 0),
+    ] {
+        assert_eq!(list(query).await.as_array().unwrap().len(), count, "{query}");
+    }
+    for wrong in ["?migration_type=flight", "?fly=1", "?limit=x", "?marker=none", "?changes-since=x"] {
+        cloud.test.get_at(&format!("/compute/v2.1/os-migrations{wrong}"), admin, 80).await.expect(400);
+    }
+    let old = cloud.test.get("/compute/v2.1/os-migrations", admin).await.expect(200)["migrations"][0].take();
+    assert!(old.get("uuid").is_none() && old.get("migration_type").is_none() && old.get("user_id").is_none());
+    cloud.test.get("/compute/v2.1/os-migrations", &cloud.token).await.expect(403);
+    // Live migrations there are none.
+    let live = format!("{SERVERS}/{id}/migrations");
+    assert_eq!(cloud.test.get_at(&live, admin, 90).await.expect(200), json!({"migrations": []}));
+    cloud.test.get_at(&format!("{live}/1"), admin, 90).await.expect(404);
+    cloud.delete(&format!("/{id}")).await.expect(204);
+    cloud.settle().await;
+    assert_eq!(list("").await, json!([]));
+}

@@ -219,3 +219,37 @@ async fn a_config_drive_is_told_to_the_host_and_shown_and_made_anew_by_a_rebuild
     assert_eq!(rebuilt["server"]["config_drive"], "True");
     assert_eq!(cloud.spec().await.config_drive, Some(3));
 }
+
+#[tokio::test]
+async fn zones_and_metadata_of_aggregates_decide_where_servers_go() {
+    let cloud = Cloud::new().await;
+    let (test, admin) = (&cloud.test, cloud.test.admin_token.as_str());
+    let second = FakeHost::join(test, "h2").await;
+    let aggregates = "/compute/v2.1/os-aggregates";
+    let body = json!({"aggregate": {"name": "fast", "availability_zone": "east"}});
+    let made = test.post(aggregates, admin, body).await.expect(200);
+    let path = format!("{aggregates}/{}/action", made["aggregate"]["id"]);
+    test.post(&path, admin, json!({"add_host": {"host": "h2"}})).await.expect(200);
+    let body = json!({"set_metadata": {"metadata": {"disk": "nvme,ssd"}}});
+    test.post(&path, admin, body).await.expect(200);
+    let mut wish = cloud.wish("s");
+    wish["server"]["availability_zone"] = json!("east");
+    for _ in 0..2 {
+        test.post(SERVERS, &cloud.token, wish.clone()).await.expect(202);
+    }
+    assert_eq!(second.desired(test, 0).await.servers.len(), 2);
+    wish["server"]["availability_zone"] = json!("west");
+    fault(test.post(SERVERS, &cloud.token, wish).await, 400, "badRequest");
+    let specs = "/compute/v2.1/flavors/1/os-extra_specs";
+    let host_with = async |spec: &str| {
+        let body = json!({"extra_specs": {"aggregate_instance_extra_specs:disk": spec}});
+        test.post(specs, admin, body).await.expect(200);
+        let id = cloud.create("s").await;
+        let path = format!("{SERVERS}/{id}");
+        test.get(&path, admin).await.expect(200)["server"]["OS-EXT-SRV-ATTR:host"].take()
+    };
+    for _ in 0..2 {
+        assert_eq!(host_with("<or> tape <or> nvme").await, "h2");
+    }
+    assert_eq!(host_with("tape").await, Value::Null);
+}

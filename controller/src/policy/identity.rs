@@ -1,35 +1,12 @@
-//! Who may do what in identity: one table. docs/policy.md shows it, and a test compares the two.
-//!
-//! [`Ctx`](crate::http::context::Ctx) asks it as soon as a token is known, so that no handler that needs a token can
-//! forget to: a route that is not in the table is refused.
+//! Who may do what in identity.
 
-use http::Method;
+use super::{
+    Row,
+    Rule::{Admin, Further, Owner, OwnerRead, Public, Read, Token},
+};
 
-use crate::http::{context::Ctx, error::ApiError};
-
-/// Who may.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rule {
-    /// Everybody, without a token.
-    Public,
-    /// Whoever has a valid token.
-    Token,
-    /// Role `admin`.
-    Admin,
-    /// Role `admin`, or `reader` on the system as a whole.
-    Read,
-    /// The user of the path, or role `admin`.
-    Owner,
-    /// The user of the path, or as [`Rule::Read`].
-    OwnerRead,
-    /// Whoever has a valid token, and the handler looks further, as the text says.
-    Further(&'static str),
-}
-
-use Rule::{Admin, Further, Owner, OwnerRead, Public, Read, Token};
-
-/// Method, path below `/identity`, who may. `HEAD` is as `GET`.
-pub const POLICY: &[(&str, &str, Rule)] = &[
+/// Below `/identity`.
+pub(super) const ROWS: &[Row] = &[
     ("GET", "/", Public),
     ("GET", "/v3", Public),
     ("POST", "/v3/auth/tokens", Public),
@@ -132,83 +109,3 @@ pub const POLICY: &[(&str, &str, Rule)] = &[
     ("PATCH", "/v3/endpoints/{id}", Admin),
     ("DELETE", "/v3/endpoints/{id}", Admin),
 ];
-
-impl Rule {
-    /// In words, as docs/policy.md has it.
-    pub fn words(self) -> &'static str {
-        match self {
-            Public => "everybody",
-            Token => "every valid token",
-            Admin => "`admin`",
-            Read => "`admin`, or `reader` on the system",
-            Owner => "the user itself, or `admin`",
-            OwnerRead => "the user itself, `admin`, or `reader` on the system",
-            Further(words) => words,
-        }
-    }
-}
-
-/// Asks the table. `matched` is the route's pattern and `path` the request's path, both with `/identity`.
-///
-/// # Errors
-/// 403.
-pub fn check(ctx: &Ctx, method: &Method, matched: &str, path: &str) -> Result<(), ApiError> {
-    let Some(pattern) = matched.strip_prefix("/identity") else { return Ok(()) };
-    let pattern = if pattern.is_empty() { "/" } else { pattern };
-    let method = if method == Method::HEAD { "GET" } else { method.as_str() };
-    let row = POLICY.iter().find(|(m, p, _)| *m == method && *p == pattern);
-    let owns = || user_of(matched, path).is_some_and(|user| user == ctx.user_id);
-    let allowed = match row.map(|row| row.2) {
-        Some(Public | Token | Further(_)) => true,
-        Some(Admin) => ctx.is_admin,
-        Some(Read) => may_read(ctx),
-        Some(Owner) => ctx.is_admin || owns(),
-        Some(OwnerRead) => may_read(ctx) || owns(),
-        None => false,
-    };
-    match allowed {
-        true => Ok(()),
-        false => Err(ApiError::Forbidden(format!(
-            "You are not authorized to perform the requested action: {method} {pattern}."
-        ))),
-    }
-}
-
-/// May look at everything in identity.
-pub fn may_read(ctx: &Ctx) -> bool {
-    ctx.is_admin || (ctx.system && ctx.has_role(&["reader"]))
-}
-
-/// What stands in the path where the pattern has `{user}`.
-fn user_of<'a>(pattern: &str, path: &'a str) -> Option<&'a str> {
-    let path = path.trim_start_matches('/').split('/');
-    pattern.trim_start_matches('/').split('/').zip(path).find(|(p, _)| *p == "{user}").map(|(_, value)| value)
-}
-
-/// The table as docs/policy.md has it.
-pub fn table() -> String {
-    let mut text = String::from("| Method | Path below `/identity` | Who |\n|---|---|---|\n");
-    for (method, path, rule) in POLICY {
-        text.push_str(&format!("| {method} | `{path}` | {} |\n", rule.words()));
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_documentation_has_this_table() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/policy.md");
-        let text = std::fs::read_to_string(path).unwrap();
-        assert!(text.contains(&table()), "docs/policy.md must have this table:\n{}", table());
-    }
-
-    #[test]
-    fn the_user_of_a_path_is_found_by_its_pattern() {
-        let pattern = "/identity/v3/groups/{id}/users/{user}";
-        assert_eq!(user_of(pattern, "/identity/v3/groups/g/users/u"), Some("u"));
-        assert_eq!(user_of("/identity/v3/users", "/identity/v3/users"), None);
-    }
-}
