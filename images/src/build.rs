@@ -1,11 +1,10 @@
 //! Guest images made on this machine from Debian packages.
 //!
 //! [`build_debian`] makes a directory with a kernel, an initial ramdisk, a root disk and `image.json`, which names them and
-//! the image properties they want ([`Bundle`]). The directory appears whole or not at all: it is made beside its place and
-//! renamed. A bundle made by the same recipe is left as it is.
+//! the image properties they want ([`Bundle`]). The directory appears whole or not at all. A bundle made by the same recipe
+//! is left as it is.
 
 use std::{
-    ffi::OsStr,
     fs,
     io::Write as _,
     path::{Path, PathBuf},
@@ -14,12 +13,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::kernel_payload;
+use crate::{kernel_payload, making::Making};
 
 /// Grows with every change of what a bundle contains.
 const RECIPE: u32 = 3;
-/// The most of a failed program's error text that is shown, in bytes.
-const SHOWN: usize = 2000;
 /// What each step runs.
 const SCRIPT: &str = include_str!("debian/build.sh");
 /// Files that go into the image.
@@ -31,11 +28,35 @@ const FILES: [(&str, &str); 5] = [
     ("udhcpc", include_str!("debian/udhcpc")),
 ];
 
+/// Which Debian.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Variant {
+    /// busybox's init, DHCP, SSH with the server's key pair, a page on port 80: boots in the least time.
+    #[default]
+    Small,
+    /// systemd, OpenSSH and cloud-init as the distribution has them.
+    CloudInit,
+}
+
+impl Variant {
+    /// What the script calls it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Small => "small",
+            Self::CloudInit => "cloud-init",
+        }
+    }
+}
+
 /// `image.json`: an image of several files.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bundle {
     /// Which recipe made it.
     pub recipe: u32,
+    /// Which Debian it is.
+    #[serde(default)]
+    pub variant: Variant,
     /// File of the kernel, in the same directory.
     pub kernel: PathBuf,
     /// File of the initial ramdisk.
@@ -69,44 +90,39 @@ pub enum BuildError {
 }
 
 /// Reads a bundle's `image.json`; `None` where there is none of this recipe.
-pub fn bundle(dir: &Path) -> Option<Bundle> {
+pub fn bundle(dir: &Path, variant: Variant) -> Option<Bundle> {
     let bundle: Bundle = serde_json::from_slice(&fs::read(dir.join("image.json")).ok()?).ok()?;
-    (bundle.recipe == RECIPE).then_some(bundle)
+    (bundle.recipe == RECIPE && bundle.variant == variant).then_some(bundle)
 }
 
-/// Makes a small Debian: busybox's init, DHCP, SSH with the server's key pair, a page on port 80. Needs root, the machine's
-/// package sources, and apt, dpkg, cpio, xz, zstd, mmdebstrap, mke2fs and a static busybox. `progress` is told each step.
+/// Makes a Debian. Needs root, the machine's package sources, and apt, dpkg, cpio, xz, zstd, mmdebstrap, mke2fs and a static
+/// busybox. `progress` is told each step.
 ///
 /// # Errors
 /// [`BuildError`]; nothing is left of a failed attempt.
-pub fn build_debian(out: &Path, mut progress: impl FnMut(&str)) -> Result<Bundle, BuildError> {
-    if let Some(bundle) = bundle(out) {
+pub fn build_debian(
+    out: &Path,
+    variant: Variant,
+    mut progress: impl FnMut(&str),
+) -> Result<Bundle, BuildError> {
+    if let Some(bundle) = bundle(out, variant) {
         progress("up to date");
         return Ok(bundle);
     }
-    let parent = out.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(parent).map_err(|e| BuildError::File(parent.into(), e))?;
-    let work = tempfile::Builder::new().prefix(".mote-image-").tempdir_in(parent);
-    let work = work.map_err(|e| BuildError::File(parent.into(), e))?;
-    let made = work.path().join("out");
-    fs::create_dir_all(&made).map_err(|e| BuildError::File(made.clone(), e))?;
-    let files = work.path().join("files");
-    fs::create_dir_all(&files).map_err(|e| BuildError::File(files.clone(), e))?;
-    for (name, text) in FILES {
-        write(&files.join(name), text.as_bytes())?;
-    }
+    let making = Making::new(out, SCRIPT, &FILES)?;
     progress("downloading Debian's 6.12 cloud kernel");
-    step("kernel", work.path(), &made)?;
+    making.step("kernel", variant.name())?;
     progress("unpacking the kernel");
-    write(&made.join("vmlinux"), &vmlinux(&work.path().join("kernel/boot"))?)?;
+    making.write("vmlinux", &vmlinux(&making.work().join("kernel/boot"))?)?;
     progress("making the initial ramdisk");
-    step("modules", work.path(), &made)?;
-    progress("making the root file system from Debian's packages (about a minute)");
-    step("root", work.path(), &made)?;
+    making.step("modules", variant.name())?;
+    progress("making the root file system from Debian's packages (a minute or two)");
+    making.step("root", variant.name())?;
     progress("making the disk");
-    step("disk", work.path(), &made)?;
+    making.step("disk", variant.name())?;
     let bundle = Bundle {
         recipe: RECIPE,
+        variant,
         kernel: "vmlinux".into(),
         ramdisk: "initrd.img".into(),
         disk: "disk.raw".into(),
@@ -118,41 +134,10 @@ pub fn build_debian(out: &Path, mut progress: impl FnMut(&str)) -> Result<Bundle
         .into(),
     };
     let json = serde_json::to_vec_pretty(&bundle)
-        .map_err(|e| BuildError::File(made.join("image.json"), e.into()))?;
-    write(&made.join("image.json"), &json)?;
-    if out.exists() {
-        fs::remove_dir_all(out).map_err(|e| BuildError::File(out.into(), e))?;
-    }
-    fs::rename(&made, out).map_err(|e| BuildError::File(out.into(), e))?;
+        .map_err(|e| BuildError::File(making.made().join("image.json"), e.into()))?;
+    making.write("image.json", &json)?;
+    making.finish()?;
     Ok(bundle)
-}
-
-pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
-    fs::write(path, bytes).map_err(|e| BuildError::File(path.into(), e))
-}
-
-/// Runs one step of the script.
-fn step(step: &'static str, work: &Path, out: &Path) -> Result<(), BuildError> {
-    run_step(SCRIPT, step, &[work.as_os_str(), out.as_os_str()])
-}
-
-/// Runs one step of a script with these arguments.
-pub(crate) fn run_step(script: &str, step: &'static str, arguments: &[&OsStr]) -> Result<(), BuildError> {
-    let run = Command::new("sh")
-        .args(["-c", script, "build.sh", step])
-        .args(arguments)
-        .env("DEBIAN_FRONTEND", "noninteractive")
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|e| BuildError::Program("sh", e))?;
-    if run.status.success() {
-        return Ok(());
-    }
-    Err(BuildError::Step { step, stderr: end_of(&run.stderr) })
-}
-
-fn end_of(text: &[u8]) -> String {
-    String::from_utf8_lossy(&text[text.len().saturating_sub(SHOWN)..]).trim().to_owned()
 }
 
 /// The ELF inside the compressed kernel of a package's /boot.

@@ -5,7 +5,7 @@
 
 use std::{fs, path::Path};
 
-use crate::build::{BuildError, run_step, write};
+use crate::{build::BuildError, making::Making};
 
 /// What each step runs.
 const SCRIPT: &str = include_str!("microvm/build.sh");
@@ -53,29 +53,15 @@ pub fn build_kernel(out: &Path, variant: Variant, mut progress: impl FnMut(&str)
         progress("up to date");
         return Ok(());
     }
-    let parent = out.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs::create_dir_all(parent).map_err(|e| BuildError::File(parent.into(), e))?;
-    let work = tempfile::Builder::new().prefix(".mote-kernel-").tempdir_in(parent);
-    let work = work.map_err(|e| BuildError::File(parent.into(), e))?;
-    let made = work.path().join("out");
-    let files = work.path().join("files");
-    for dir in [&made, &files] {
-        fs::create_dir_all(dir).map_err(|e| BuildError::File(dir.clone(), e))?;
-    }
-    for (name, text) in FILES {
-        write(&files.join(name), text.as_bytes())?;
-    }
+    let making = Making::new(out, SCRIPT, &FILES)?;
     for (step, says) in [
         ("source", "downloading and unpacking linux-source-6.12 (150 MB)"),
         ("config", "configuring"),
         ("compile", "compiling (minutes)"),
     ] {
         progress(says);
-        run_step(SCRIPT, step, &[work.path().as_os_str(), made.as_os_str(), variant.name().as_ref()])?;
+        making.step(step, variant.name())?;
     }
-    write(&made.join(RECIPE_FILE), recipe.as_bytes())?;
-    if out.exists() {
-        fs::remove_dir_all(out).map_err(|e| BuildError::File(out.into(), e))?;
-    }
-    fs::rename(&made, out).map_err(|e| BuildError::File(out.into(), e))
+    making.write(RECIPE_FILE, recipe.as_bytes())?;
+    making.finish()
 }

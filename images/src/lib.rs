@@ -19,6 +19,7 @@ pub mod disk;
 pub mod format;
 pub mod kernel;
 mod kernel_payload;
+mod making;
 pub mod qcow2;
 pub mod store;
 

@@ -9,17 +9,23 @@ use std::{
 
 use anyhow::Context as _;
 use clap::Parser;
-use mote_images::{build::BuildError, build_kernel::Variant};
+use mote_images::{
+    build::{BuildError, Variant},
+    build_kernel,
+};
 
 /// Make guest images, and tell what a file is.
 #[derive(Parser)]
 #[command(version, arg_required_else_help = true)]
 enum Args {
-    /// A small Debian (kernel, initial ramdisk, disk) from this machine's package sources, as root.
+    /// A Debian (kernel, initial ramdisk, disk) from this machine's package sources, as root.
     BuildDebian {
         /// Directory to make; one that is up to date is left as it is.
         #[arg(long, value_name = "DIR")]
         out: PathBuf,
+        /// With systemd, OpenSSH and cloud-init as the distribution has them, instead of the smallest that answers.
+        #[arg(long)]
+        cloud_init: bool,
     },
     /// A small kernel for microVMs (no modules, no initial ramdisk needed) from Debian's linux-source-6.12; takes minutes.
     BuildKernel {
@@ -49,12 +55,14 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> anyhow::Result<()> {
     match args {
-        Args::BuildDebian { out } => {
-            build(&out, |progress| mote_images::build::build_debian(&out, progress).map(drop))?;
+        Args::BuildDebian { out, cloud_init } => {
+            let variant = if cloud_init { Variant::CloudInit } else { Variant::Small };
+            build(&out, |progress| mote_images::build::build_debian(&out, variant, progress).map(drop))?;
         }
         Args::BuildKernel { out, uniprocessor } => {
-            let variant = if uniprocessor { Variant::Uniprocessor } else { Variant::Smp };
-            build(&out, |progress| mote_images::build_kernel::build_kernel(&out, variant, progress))?;
+            let variant =
+                if uniprocessor { build_kernel::Variant::Uniprocessor } else { build_kernel::Variant::Smp };
+            build(&out, |progress| build_kernel::build_kernel(&out, variant, progress))?;
         }
         Args::Probe { file } => {
             let format = mote_images::format::probe_file(&file)
