@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use mote_vmm_api::{
-    BootSource, CpuConfig, CpuConfigSource, Drive, DriveFormat, ExitReason, NetworkInterface,
+    BootSource, CpuConfig, CpuConfigSource, Drive, DriveFormat, ExitReason, MemoryHotplug, NetworkInterface,
     Pmem as PmemConfig, VmConfig,
 };
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
@@ -26,6 +26,7 @@ use crate::devices::serial::Serial;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::{Block, ImageCloser};
+use crate::devices::virtio::mem::{self, Mem};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::pci::{PciTransport, REGISTERS_SIZE};
@@ -169,7 +170,7 @@ pub fn boot(config: &VmConfig, options: &BootOptions, outcome: &Arc<Outcome>) ->
     let found = source.boot_from_disk.then(|| disk_boot::read(&config.drives, memory_bytes)).transpose()?;
 
     // Memory first, interrupt controllers after it: the other order costs milliseconds (see `kvm`).
-    let memory = memory::create_of(machine.mem_size_mib, machine.huge_pages)?;
+    let memory = memory::create_for(config)?;
     let vm = Vm::create(&memory, machine.track_dirty_pages)?;
     vm.create_interrupt_controllers()?;
 
@@ -413,6 +414,7 @@ impl<'a> Devices<'a> {
             + config.network_interfaces.len()
             + usize::from(config.entropy.is_some())
             + usize::from(config.balloon.is_some())
+            + usize::from(config.memory_hotplug.is_some())
             + usize::from(config.vsock.is_some());
         let max = if self.pci.is_some() { MAX_PCI_DEVICES } else { layout::MAX_VIRTIO_DEVICES };
         if count > max {
@@ -440,6 +442,9 @@ impl<'a> Devices<'a> {
                 Ok(balloon)
             })?;
             self.controls.balloon = control;
+        }
+        if let Some(hotplug) = &config.memory_hotplug {
+            self.attach_mem(hotplug)?;
         }
         if let Some(vsock) = &config.vsock {
             let mut socket = None;
@@ -500,6 +505,23 @@ impl<'a> Devices<'a> {
             Ok(pmem)
         })?;
         self.controls.pmem.extend(control.map(|control| (config.id.clone(), control)));
+        Ok(())
+    }
+
+    /// Memory that can be plugged.
+    fn attach_mem(&mut self, config: &MemoryHotplug) -> Result<(), BootError> {
+        const MIB: u64 = 1 << 20;
+        let memory = self.memory.clone();
+        let start = mem::region_start(&memory).unwrap_or(0);
+        let count = config.total_size_mib / config.slot_size_mib;
+        let slots = self.wiring.pluggable_slots(start, config.slot_size_mib as u64 * MIB, count as u32);
+        let mut control = None;
+        self.virtio_device("the memory hot-plug device".to_owned(), || {
+            let mem = Mem::new(config, &memory, Arc::new(slots))?;
+            control = Some(mem.control());
+            Ok(mem)
+        })?;
+        self.controls.memory = control;
         Ok(())
     }
 

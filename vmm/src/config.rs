@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use mote_vmm_api::{
     Balloon, BootSource, CpuConfig, CpuConfigSource, Drive, DriveFormat, DrivePatch, HugePages, IoEngine,
-    MAX_VCPUS, MachineConfig, MachineConfigPatch, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Pmem,
-    PmemPatch, RateLimiter, Serial, Smbios, VmConfig, Vsock,
+    MAX_VCPUS, MachineConfig, MachineConfigPatch, MemoryHotplug, MmdsConfig, NetworkInterface,
+    NetworkInterfacePatch, Pmem, PmemPatch, RateLimiter, Serial, Smbios, VmConfig, Vsock,
 };
 
 use crate::memory::MAX_MEMORY_MIB;
@@ -19,6 +19,11 @@ use crate::smbios::{self, SmbiosError};
 pub const MMDS_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 /// Largest file with a CPU template.
 const MAX_CPU_TEMPLATE: u64 = 1 << 20;
+/// Smallest block of memory that can be plugged, and smallest slot.
+const MIN_BLOCK_MIB: usize = 2;
+const MIN_SLOT_MIB: usize = 128;
+/// Most slots: KVM has some more, and other devices want some, too.
+const MAX_SLOTS: usize = 16_384;
 /// Longest chain of backing files.
 const MAX_BACKING_FILES: usize = 16;
 /// Longest id of a drive or interface.
@@ -41,6 +46,17 @@ pub enum ConfigError {
     /// A balloon gives back ordinary pages.
     #[error("a balloon cannot give back parts of huge pages: leave out huge_pages 2M or the balloon")]
     HugePagesBalloon,
+    /// Huge pages are reserved at the start.
+    #[error("memory that can be plugged has ordinary pages: leave out huge_pages 2M or memory-hotplug")]
+    HugePagesHotplug,
+    /// Sizes of memory that can be plugged.
+    #[error(
+        "memory hot-plug: block_size_mib {} must be a power of two and at least {MIN_BLOCK_MIB}, slot_size_mib {} a \
+         multiple of it and at least {MIN_SLOT_MIB}, total_size_mib {} a multiple of that, at least one and at most \
+         {MAX_SLOTS} slots",
+        .0.block_size_mib, .0.slot_size_mib, .0.total_size_mib
+    )]
+    MemoryHotplug(MemoryHotplug),
     /// An id.
     #[error("the {what} {id:?} must have 1 to {MAX_ID} characters, letters, digits and underscores only")]
     Id {
@@ -221,6 +237,9 @@ pub fn validate(config: VmConfig) -> Result<VmConfig, ConfigError> {
     if let Some(balloon) = config.balloon {
         set_balloon(&mut valid, balloon)?;
     }
+    if let Some(hotplug) = config.memory_hotplug {
+        set_memory_hotplug(&mut valid, hotplug)?;
+    }
     if let Some(vsock) = config.vsock {
         set_vsock(&mut valid, vsock)?;
     }
@@ -251,6 +270,9 @@ pub fn set_machine(config: &mut VmConfig, machine: MachineConfig) -> Result<(), 
         }
         if config.balloon.is_some() {
             return Err(ConfigError::HugePagesBalloon);
+        }
+        if config.memory_hotplug.is_some() {
+            return Err(ConfigError::HugePagesHotplug);
         }
     }
     config.machine_config = machine;
@@ -424,6 +446,30 @@ pub fn check_balloon_amount(config: &VmConfig, amount_mib: u32) -> Result<(), Co
     if amount_mib as usize > mem_size_mib {
         return Err(ConfigError::BalloonAmount { amount_mib, mem_size_mib });
     }
+    Ok(())
+}
+
+/// Sets memory that can be plugged.
+///
+/// # Errors
+/// The sizes are impossible.
+pub fn set_memory_hotplug(config: &mut VmConfig, hotplug: MemoryHotplug) -> Result<(), ConfigError> {
+    let MemoryHotplug { total_size_mib: total, block_size_mib: block, slot_size_mib: slot } = hotplug;
+    let possible = block >= MIN_BLOCK_MIB
+        && block.is_power_of_two()
+        && slot >= MIN_SLOT_MIB
+        && slot.is_multiple_of(block)
+        && total >= slot
+        && total.is_multiple_of(slot)
+        && total / slot <= MAX_SLOTS
+        && total <= MAX_MEMORY_MIB;
+    if !possible {
+        return Err(ConfigError::MemoryHotplug(hotplug));
+    }
+    if config.machine_config.huge_pages == HugePages::TwoMib {
+        return Err(ConfigError::HugePagesHotplug);
+    }
+    config.memory_hotplug = Some(hotplug);
     Ok(())
 }
 
@@ -681,6 +727,42 @@ mod tests {
         assert!(matches!(validate(config), Err(ConfigError::DuplicateId { .. })));
         let missing = Pmem { path_on_host: "/no/such/file".into(), ..pmem("c", false) };
         assert!(set_pmem(&mut VmConfig::default(), missing).is_err());
+    }
+
+    #[test]
+    fn sizes_of_memory_that_can_be_plugged_fit_each_other() {
+        let set = |total_size_mib, block_size_mib, slot_size_mib| {
+            let hotplug = MemoryHotplug { total_size_mib, block_size_mib, slot_size_mib };
+            set_memory_hotplug(&mut VmConfig::default(), hotplug).is_ok()
+        };
+        for (total, block, slot) in
+            [(128, 2, 128), (1024, 128, 128), (MAX_SLOTS * 128, 2, 128), (260, 2, 130)]
+        {
+            assert!(set(total, block, slot), "{total} {block} {slot}");
+        }
+        let wrong = [
+            (0, 2, 128),
+            (64, 2, 128),
+            (1000, 2, 128),
+            (1024, 1, 128),
+            (1024, 0, 128),
+            (1024, 3, 129),
+            (1024, 2, 64),
+            (1040, 4, 130),
+            ((MAX_SLOTS + 1) * 128, 2, 128),
+            (usize::MAX / 128 * 128, 2, 128),
+        ];
+        for (total, block, slot) in wrong {
+            assert!(!set(total, block, slot), "{total} {block} {slot}");
+        }
+        let hotplug = MemoryHotplug { total_size_mib: 128, block_size_mib: 2, slot_size_mib: 128 };
+        let huge = MachineConfig { huge_pages: HugePages::TwoMib, ..MachineConfig::default() };
+        let mut config = VmConfig::default();
+        set_memory_hotplug(&mut config, hotplug).unwrap();
+        assert!(matches!(set_machine(&mut config, huge.clone()), Err(ConfigError::HugePagesHotplug)));
+        let mut config = VmConfig::default();
+        set_machine(&mut config, huge).unwrap();
+        assert!(matches!(set_memory_hotplug(&mut config, hotplug), Err(ConfigError::HugePagesHotplug)));
     }
 
     #[test]

@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use mote_vmm_api::{
     Balloon, BalloonHintingStart, BalloonHintingStatus, BalloonPatch, BalloonStats, BalloonStatsPatch,
     BootSource, CpuConfig, CpuConfigSource, Drive, DrivePatch, Entropy, FIRECRACKER_API_VERSION,
-    InstanceInfo, InstanceState, Logger, MachineConfig, MachineConfigPatch, Metrics, MmdsConfig,
-    NetworkInterface, NetworkInterfacePatch, Pmem, PmemPatch, Serial, Smbios, SnapshotCreate, SnapshotLoad,
-    Version, VmConfig, Vsock,
+    InstanceInfo, InstanceState, Logger, MachineConfig, MachineConfigPatch, MemoryHotplug,
+    MemoryHotplugPatch, MemoryHotplugStatus, Metrics, MmdsConfig, NetworkInterface, NetworkInterfacePatch,
+    Pmem, PmemPatch, Serial, Smbios, SnapshotCreate, SnapshotLoad, Version, VmConfig, Vsock,
 };
 use serde_json::Value;
 
@@ -23,6 +23,7 @@ use crate::config::{self, ConfigError, Origin};
 use crate::devices::DeviceError;
 use crate::devices::i8042::KeyboardBusy;
 use crate::devices::virtio::balloon::{BalloonError, HintingOff};
+use crate::devices::virtio::mem::MemError;
 use crate::hotplug::{self, HotPlugError};
 use crate::log;
 use crate::machine::Machine;
@@ -82,6 +83,12 @@ pub enum VmmAction {
     GetBalloonHinting,
     /// Ends it.
     StopBalloonHinting,
+    /// Sizes of the memory that can be plugged.
+    GetMemoryHotplug,
+    /// Sets it; before the start only.
+    SetMemoryHotplug(MemoryHotplug),
+    /// Asks the guest to have so much of it; after the start only.
+    PatchMemoryHotplug(MemoryHotplugPatch),
     /// Sets the socket device; before the start only.
     SetVsock(Vsock),
     /// Sets a CPU template; before the start only.
@@ -137,6 +144,8 @@ pub enum Answer {
     BalloonHinting(BalloonHintingStatus),
     /// To `GetMachineConfig`.
     MachineConfig(MachineConfig),
+    /// To `GetMemoryHotplug`.
+    MemoryHotplug(MemoryHotplugStatus),
     /// To `GetMmds`.
     Mmds(Value),
 }
@@ -165,6 +174,12 @@ pub enum ActionError {
     /// The balloon was configured without statistics.
     #[error("the balloon has no statistics: stats_polling_interval_s was 0 at the start")]
     NoBalloonStatistics,
+    /// No memory that can be plugged.
+    #[error("there is no memory to plug: PUT /hotplug/memory before the start makes some")]
+    NoMemoryHotplug,
+    /// A size that isn't possible.
+    #[error(transparent)]
+    MemoryHotplug(#[from] MemError),
     /// The balloon refuses.
     #[error(transparent)]
     Balloon(#[from] BalloonError),
@@ -350,6 +365,7 @@ impl Controller {
             VmmAction::GetBalloon => {
                 self.config.balloon.clone().map(Answer::Balloon).ok_or(ActionError::NoBalloon)
             }
+            VmmAction::GetMemoryHotplug => self.memory_hotplug_status(),
             VmmAction::GetMmds => {
                 let mmds = self.reachable_mmds()?;
                 let document = mmds.lock().document();
@@ -392,6 +408,7 @@ impl Controller {
             }
             VmmAction::SetEntropy(entropy) => config.entropy = Some(entropy),
             VmmAction::SetBalloon(balloon) => config::set_balloon(config, balloon)?,
+            VmmAction::SetMemoryHotplug(hotplug) => config::set_memory_hotplug(config, hotplug)?,
             VmmAction::SetVsock(vsock) => config::set_vsock(config, vsock)?,
             VmmAction::SetCpuConfig(template) => {
                 config.cpu_config = Some(CpuConfigSource::Template(template))
@@ -426,6 +443,25 @@ impl Controller {
         self.phase = Phase::Started(booted.map_err(|error| ActionError::Start(Box::new(error)))?);
         log::info!("microVM started in {} us", start.elapsed().as_micros());
         Ok(())
+    }
+
+    /// Sizes; before the start, those of a guest that has nothing yet.
+    fn memory_hotplug_status(&self) -> Result<Answer, ActionError> {
+        let control = match &self.phase {
+            Phase::Configuring => None,
+            Phase::Started(machine) => machine.controls().memory.as_ref(),
+        };
+        let status = match (control, &self.config.memory_hotplug) {
+            (Some(control), _) => control.status(),
+            (None, Some(config)) => MemoryHotplugStatus {
+                total_size_mib: config.total_size_mib,
+                slot_size_mib: config.slot_size_mib,
+                block_size_mib: config.block_size_mib,
+                ..MemoryHotplugStatus::default()
+            },
+            (None, None) => return Err(ActionError::NoMemoryHotplug),
+        };
+        Ok(Answer::MemoryHotplug(status))
     }
 
     /// Statistics or the state of hinting.
@@ -546,6 +582,10 @@ fn execute_after_start(
             let pmem = machine.controls().pmem.get(&patch.id);
             pmem.ok_or_else(|| ActionError::UnknownPmem(patch.id.clone()))?.update(patch);
             config::patch_pmem(config, patch);
+        }
+        VmmAction::PatchMemoryHotplug(patch) => {
+            let control = machine.controls().memory.as_ref().ok_or(ActionError::NoMemoryHotplug)?;
+            control.request(patch.requested_size_mib)?;
         }
         VmmAction::PatchBalloon(_)
         | VmmAction::PatchBalloonStatistics(_)

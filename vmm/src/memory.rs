@@ -1,6 +1,7 @@
 //! Guest memory: one memfd, mapped shared, so that it can later be shared with other processes, saved and faulted; of ordinary or of huge pages.
 //!
 //! Memory is one region from 0 up to [`layout::MMIO_HOLE`]; what does not fit below continues at 4 GiB.
+//! Memory that can be plugged and unplugged is one more region behind it ([`Hotplug`]).
 //! Nothing is populated: a page costs something from when the guest or a loader first touches it.
 
 use std::fs::File;
@@ -8,14 +9,18 @@ use std::io;
 use std::os::fd::FromRawFd;
 use std::sync::Arc;
 
-use mote_vmm_api::HugePages;
+use mote_vmm_api::{HugePages, VmConfig};
 use vm_memory::mmap::{FromRangesError, MmapRegionBuilder};
-use vm_memory::{FileOffset, GuestAddress, GuestRegionMmap};
+use vm_memory::{FileOffset, GuestAddress, GuestRegionCollection, GuestRegionMmap};
 
 use crate::layout;
 
+mod region;
+
+pub use region::{Blocks, Region};
+
 /// The guest's physical memory as devices and loaders see it. Cheap to clone: it is shared.
-pub type GuestMemory = vm_memory::GuestMemoryMmap<()>;
+pub type GuestMemory = GuestRegionCollection<Region>;
 
 /// More than any host has and less than what the arithmetic here or a 46-bit physical address space holds.
 pub const MAX_MEMORY_MIB: usize = 32 << 20;
@@ -66,20 +71,58 @@ pub fn create(size_mib: usize) -> Result<GuestMemory, MemoryError> {
     create_of(size_mib, HugePages::None)
 }
 
+/// Memory that can be plugged and unplugged, in blocks.
+#[derive(Debug, Clone, Copy)]
+pub struct Hotplug {
+    /// All of it.
+    pub bytes: u64,
+    /// A divisor of `bytes`.
+    pub block_bytes: u64,
+}
+
+/// Where [`Hotplug`] memory begins behind `size` bytes of other memory.
+pub fn hotplug_start(size: u64) -> u64 {
+    let end = ranges(size).last().map_or(0, |(start, length)| start + length);
+    end.max(layout::MMIO_HOLE_END).next_multiple_of(layout::DEVICE_MEMORY_ALIGNMENT)
+}
+
+/// Makes a machine's guest memory, all zero, nothing plugged.
+pub fn create_for(config: &VmConfig) -> Result<GuestMemory, MemoryError> {
+    let machine = &config.machine_config;
+    let hotplug = config.memory_hotplug.map(|hotplug| Hotplug {
+        bytes: (hotplug.total_size_mib as u64) << 20,
+        block_bytes: (hotplug.block_size_mib as u64) << 20,
+    });
+    create_with(machine.mem_size_mib, machine.huge_pages, hotplug)
+}
+
 /// Makes guest memory of `size_mib` MiB (even with huge pages), all zero.
+pub fn create_of(size_mib: usize, pages: HugePages) -> Result<GuestMemory, MemoryError> {
+    create_with(size_mib, pages, None)
+}
+
+/// The same and, with ordinary pages, memory that can be plugged.
 ///
 /// Huge pages are taken from the pool at once, in number: a page that isn't there at a fault would be the end of the process.
-pub fn create_of(size_mib: usize, pages: HugePages) -> Result<GuestMemory, MemoryError> {
+pub fn create_with(
+    size_mib: usize,
+    pages: HugePages,
+    hotplug: Option<Hotplug>,
+) -> Result<GuestMemory, MemoryError> {
     let is_huge = pages == HugePages::TwoMib;
     if size_mib == 0 || size_mib > MAX_MEMORY_MIB {
         return Err(MemoryError::Size(size_mib));
     }
     let size = (size_mib as u64) << 20;
-    let file = memory_file(size, is_huge).map_err(|source| MemoryError::Create { size_mib, source })?;
+    let more = hotplug.map_or(0, |hotplug| hotplug.bytes);
+    let file =
+        memory_file(size + more, is_huge).map_err(|source| MemoryError::Create { size_mib, source })?;
     let file = Arc::new(file);
     let mut offset = 0;
     let mut regions = Vec::with_capacity(2);
-    for (start, length) in ranges(size) {
+    let hotplug = hotplug.map(|hotplug| (hotplug_start(size), hotplug.bytes, Some(hotplug.block_bytes)));
+    let always = ranges(size).into_iter().map(|(start, length)| (start, length, None));
+    for (start, length, block_bytes) in always.chain(hotplug) {
         let mapping = MmapRegionBuilder::new(length as usize)
             .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
             .with_mmap_flags(libc::MAP_SHARED | if is_huge { 0 } else { libc::MAP_NORESERVE })
@@ -92,7 +135,8 @@ pub fn create_of(size_mib: usize, pages: HugePages) -> Result<GuestMemory, Memor
             })?;
         let region =
             GuestRegionMmap::new(mapping, GuestAddress(start)).ok_or(FromRangesError::InvalidGuestRegion)?;
-        regions.push(region);
+        let blocks = block_bytes.map(|block_bytes| Arc::new(Blocks::new(length, block_bytes)));
+        regions.push(Region::new(region, blocks));
         offset += length;
     }
     Ok(GuestMemory::from_regions(regions).map_err(FromRangesError::from)?)

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use mote_guest::host::{self, Monitor, Outcome, Unavailable};
-use mote_vmm_api::{ExitReason, VmConfig};
+use mote_vmm_api::{ExitReason, MemoryHotplug, VmConfig};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 const MAC: &str = "06:00:ac:10:00:02";
@@ -67,6 +67,8 @@ fn full_config(guest: &Path, mode: &str, directory: &Path, network: bool, proces
     host::add_rng(&mut config);
     host::add_pmem(&mut config, "pages", &disk(directory, "pages", PMEM_BYTES), false);
     host::add_pmem(&mut config, "fixed_pages", &disk(directory, "fixed_pages", 4096), true);
+    config.memory_hotplug =
+        Some(MemoryHotplug { total_size_mib: 256, block_size_mib: 2, slot_size_mib: 128 });
     if network {
         host::add_tap(&mut config, "tap0", MAC);
     }

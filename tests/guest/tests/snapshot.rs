@@ -175,6 +175,59 @@ fn the_device_test_passes_across_snapshots_on_pci() {
     device_test(&["--enable-pci"]);
 }
 
+#[test]
+fn memory_is_plugged_and_unplugged_across_a_snapshot() {
+    for more_arguments in [&[][..], &["--enable-pci"]] {
+        match plug_memory(more_arguments) {
+            Ok(()) => {}
+            Err(why) => return eprintln!("SKIPPED: {why}"),
+        }
+    }
+}
+
+fn plug_memory(more_arguments: &[&str]) -> Result<(), Unavailable> {
+    let mut place = Place::new()?;
+    place.more_arguments = more_arguments.iter().map(Into::into).collect();
+    let mut config = host::config(&place.guest, "mote.memory_hotplug");
+    let hotplug = mote_vmm_api::MemoryHotplug { total_size_mib: 512, block_size_mib: 2, slot_size_mib: 128 };
+    config.memory_hotplug = Some(hotplug);
+    fs::write(place.path("disk"), [b"mote".as_slice(), &[0; 65_532]].concat()).expect("a file");
+    host::add_drive(&mut config, "disk", &place.path("disk"), false);
+    let plugged = |place: &Place| {
+        let (status, body) = place.ask("GET", "/hotplug/memory", "");
+        assert_eq!(status, 200, "{body}");
+        let sizes: mote_vmm_api::MemoryHotplugStatus = serde_json::from_str(&body).expect("sizes");
+        assert_eq!((sizes.total_size_mib, sizes.block_size_mib, sizes.slot_size_mib), (512, 2, 128));
+        sizes.plugged_size_mib
+    };
+    let resize = |place: &Place, running: &mut Running, mib: usize| {
+        place.expect("PATCH", "/hotplug/memory", &format!(r#"{{"requested_size_mib":{mib}}}"#));
+        let line = format!("mote-guest: plugged {mib} MiB");
+        running.wait_for_line(&line, TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(plugged(place), mib);
+    };
+    let mut running = place.start(Some(&config));
+    running.wait_for_line("hot-plug of 512 MiB", TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
+    for wrong in [3, 514] {
+        let body = format!(r#"{{"requested_size_mib":{wrong}}}"#);
+        let (status, answer) = place.ask("PATCH", "/hotplug/memory", &body);
+        assert!(status == 400 && answer.contains("requested_size_mib"), "{status} {answer}");
+    }
+    resize(&place, &mut running, 300);
+    resize(&place, &mut running, 64);
+    place.save_and_end(running);
+
+    let mut running = place.start(None);
+    place.expect("PUT", "/snapshot/load", &place.load_body(r#","resume_vm":true"#));
+    assert_eq!(plugged(&place), 64);
+    // What was plugged before has its content, and what is plugged now is zero.
+    resize(&place, &mut running, 512);
+    resize(&place, &mut running, 0);
+    running.terminate();
+    running.finish(TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
+    Ok(())
+}
+
 /// The whole device test, saved and loaded at several moments, with block, rng and network devices in use.
 fn device_test(more_arguments: &[&str]) {
     with_network(|| {

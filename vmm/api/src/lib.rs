@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 mod balloon;
 mod cpu_template;
 mod exit;
+mod memory_hotplug;
 mod mmds;
 mod observe;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub use cpu_template::{
 mod smbios;
 mod snapshot;
 pub use exit::{ExitReason, ExitReport};
+pub use memory_hotplug::{MemoryHotplug, MemoryHotplugPatch, MemoryHotplugStatus};
 pub use mmds::{MmdsConfig, MmdsVersion};
 pub use observe::{Logger, Metrics};
 pub use pmem::{Pmem, PmemPatch};
@@ -39,7 +41,7 @@ pub use snapshot::{
 };
 
 /// The release of Firecracker's API that the request and answer types follow, as told by `GET /version`.
-pub const FIRECRACKER_API_VERSION: &str = "1.13.0";
+pub const FIRECRACKER_API_VERSION: &str = "1.14.0";
 /// Largest number of vCPUs of one VM.
 pub const MAX_VCPUS: u8 = 32;
 
@@ -452,6 +454,9 @@ pub struct VmConfig {
     /// virtio-balloon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<Balloon>,
+    /// Memory that the guest can be given later (virtio-mem).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_hotplug: Option<MemoryHotplug>,
     /// virtio-vsock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<Vsock>,

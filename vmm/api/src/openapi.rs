@@ -69,6 +69,17 @@ const OPERATIONS: &[Operation] = &[
     delete("/drives/{drive_id}", "Asks the guest to give up a drive on PCI"),
     patch("/drives/{drive_id}", "Changes a drive after the start", of::<DrivePatch>),
     put("/entropy", "Adds the entropy device before the start", of::<Entropy>),
+    get("/hotplug/memory", "Sizes of the memory that can be plugged", of::<MemoryHotplugStatus>),
+    put(
+        "/hotplug/memory",
+        "Sets memory that the guest can be given later, before the start",
+        of::<MemoryHotplug>,
+    ),
+    patch(
+        "/hotplug/memory",
+        "Asks the guest to have so much of it, after the start",
+        of::<MemoryHotplugPatch>,
+    ),
     put("/logger", "Sets the log before the start", of::<Logger>),
     get("/machine-config", "vCPUs and memory", of::<MachineConfig>),
     put("/machine-config", "Sets vCPUs and memory before the start", of::<MachineConfig>),

@@ -41,9 +41,6 @@ pub enum RequestError {
     /// A feature of Firecracker that is not there.
     #[error("The field `{0}` is not supported by mote-vmm; leave it out{hint}.", hint = hint(.0))]
     Unsupported(&'static str),
-    /// A path of Firecracker that is not there.
-    #[error("{0} is not supported by this version of mote-vmm.")]
-    Missing(&'static str),
     /// No id in the path.
     #[error("The ID cannot be empty.")]
     EmptyId,
@@ -76,7 +73,8 @@ const SNAPSHOT_LOAD: &[Neutral] = &[("vsock_override", None)];
 const LIMITED: &[Neutral] = &[("rate_limiter", None)];
 /// What of a CPU template is for another architecture.
 const CPU: &[Neutral] = &[("reg_modifiers", None), ("vcpu_features", None)];
-const CONFIG: &[Neutral] = &[("memory-hotplug", None)];
+/// Fields of ours that may be null.
+const CONFIG: &[Neutral] = &[("memory-hotplug", None), ("pmem", None)];
 /// Fields of ours that Firecracker allows to be null.
 const NULLABLE: [&str; 3] = ["is_read_only", "io_engine", "huge_pages"];
 
@@ -220,6 +218,9 @@ const ROUTES: &[Route] = &[
     }),
     delete("/drives/{drive_id}", |_, id| Ok(VmmAction::RemoveDrive(id.to_owned()))),
     put("/entropy", |request, _| body(request, &[]).map(VmmAction::SetEntropy)),
+    get("/hotplug/memory", |_, _| Ok(VmmAction::GetMemoryHotplug)),
+    put("/hotplug/memory", |request, _| body(request, &[]).map(VmmAction::SetMemoryHotplug)),
+    patch("/hotplug/memory", |request, _| body(request, &[]).map(VmmAction::PatchMemoryHotplug)),
     put("/logger", |request, _| body(request, &[]).map(VmmAction::SetLogger)),
     get("/machine-config", |_, _| Ok(VmmAction::GetMachineConfig)),
     put("/machine-config", |request, _| body(request, MACHINE).map(VmmAction::SetMachineConfig)),
@@ -259,9 +260,6 @@ const ROUTES: &[Route] = &[
     put("/vsock", |request, _| body(request, &[]).map(VmmAction::SetVsock)),
 ];
 
-/// The paths and methods that Firecracker has and this program has not.
-const MISSING: &[(&str, &[&str])] = &[("/hotplug/memory", &["GET", "PUT", "PATCH"])];
-
 /// The id in `path` (nothing if `template` has none), if `path` is one of `template`.
 fn matched<'p>(template: &str, path: &'p str) -> Option<&'p str> {
     match template.split_once('{') {
@@ -279,11 +277,6 @@ pub fn parse(request: &Request) -> Result<VmmAction, RequestError> {
     // A slash more or less at an end means nothing.
     let path = format!("/{}", request.path.trim_start_matches('/'));
     let path = path.trim_end_matches('/');
-    for (template, methods) in MISSING {
-        if methods.contains(&method) && matched(template, path).is_some() {
-            return Err(RequestError::Missing(template));
-        }
-    }
     let found = |route: &'static Route| {
         let id = (route.method == method).then(|| matched(route.path, path)).flatten()?;
         Some((route, id))
@@ -341,6 +334,7 @@ pub fn respond(result: &Result<Answer, ActionError>) -> Response {
         Ok(Answer::BalloonStatistics(statistics)) => Response::json(statistics),
         Ok(Answer::BalloonHinting(status)) => Response::json(status),
         Ok(Answer::MachineConfig(machine)) => Response::json(machine),
+        Ok(Answer::MemoryHotplug(status)) => Response::json(status),
         Ok(Answer::Mmds(document)) => Response::json(document),
         Err(ActionError::Mmds(MmdsError::DataStoreLimitExceeded)) => {
             Response::fault(413, MmdsError::DataStoreLimitExceeded.to_string())
@@ -401,14 +395,6 @@ mod tests {
         assert!(fault("PUT", "/drives/a", drive).contains("does not match the id from the body"));
     }
 
-    #[test]
-    fn paths_of_firecracker_that_do_not_exist_are_refused_by_name() {
-        for (method, path) in [("PATCH", "/hotplug/memory"), ("GET", "/hotplug/memory/")] {
-            let text = fault(method, path, "{}");
-            assert!(text.contains("is not supported by this version"), "{method} {path}: {text}");
-        }
-    }
-
     /// `vmm/api/openapi.json`.
     fn openapi() -> Value {
         serde_json::from_str(include_str!("../../api/openapi.json")).unwrap()
@@ -467,7 +453,7 @@ mod tests {
     ];
 
     #[test]
-    fn every_path_of_firecracker_is_there_or_refused_by_name() {
+    fn every_path_of_firecracker_is_there() {
         for (path, methods) in FIRECRACKER_PATHS {
             for method in *methods {
                 let body = if *method == "GET" { "" } else { "{}" };
@@ -509,7 +495,7 @@ mod tests {
             "VmConfig",
             "balloon drives boot-source cpu-config logger machine-config metrics memory-hotplug mmds-config \
              network-interfaces pmem vsock entropy",
-            CONFIG,
+            &[],
         ),
         ("Action", "action_type", &[]),
         ("InstanceInfo", "app_name id state vmm_version", &[]),
@@ -524,6 +510,13 @@ mod tests {
         ("CpuidRegisterModifier", "register bitmap", &[]),
         ("MsrModifier", "addr bitmap", &[]),
         ("DrivePatch", "drive_id path_on_host rate_limiter", &[]),
+        ("MemoryHotplug", "total_size_mib slot_size_mib block_size_mib", &[]),
+        ("MemoryHotplugPatch", "requested_size_mib", &[]),
+        (
+            "MemoryHotplugStatus",
+            "total_size_mib slot_size_mib block_size_mib plugged_size_mib requested_size_mib",
+            &[],
+        ),
         ("Pmem", "id path_on_host root_device read_only rate_limiter", &[]),
         ("PmemPatch", "id rate_limiter", &[]),
         ("NetworkInterfacePatch", "iface_id rx_rate_limiter tx_rate_limiter", &[]),
@@ -617,8 +610,11 @@ mod tests {
         )
         .unwrap();
         assert_eq!((config.drives.len(), config.machine_config.vcpu_count), (1, 2));
-        let hotplug = parse_config_file(br#"{"memory-hotplug":{"total_size_mib":128}}"#);
-        assert!(hotplug.unwrap_err().to_string().contains("`memory-hotplug`"));
+        let later = parse_config_file(br#"{"memory-hotplug":null,"pmem":null}"#).unwrap();
+        assert_eq!(later, VmConfig::default());
+        let hotplug = parse_config_file(br#"{"memory-hotplug":{"total_size_mib":256}}"#).unwrap();
+        let sizes = hotplug.memory_hotplug.map(|hotplug| (hotplug.block_size_mib, hotplug.slot_size_mib));
+        assert_eq!(sizes, Some((2, 128)));
         assert!(parse_config_file(b"{").is_err());
     }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::virtio::balloon::BalloonControl;
 use super::virtio::block::BlockControl;
+use super::virtio::mem::MemControl;
 use super::virtio::net::NetControl;
 use super::virtio::pmem::PmemControl;
 
@@ -14,6 +15,8 @@ pub struct Controls {
     pub drives: BTreeMap<String, BlockControl>,
     /// The balloon, if there is one.
     pub balloon: Option<BalloonControl>,
+    /// Memory that can be plugged, if there is any.
+    pub memory: Option<MemControl>,
     /// Network interfaces by `iface_id`.
     pub interfaces: BTreeMap<String, NetControl>,
     /// Persistent memory by `id`.

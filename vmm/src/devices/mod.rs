@@ -48,6 +48,9 @@ pub enum DeviceError {
     /// A balloon.
     #[error(transparent)]
     Balloon(#[from] virtio::balloon::BalloonError),
+    /// Memory that can be plugged.
+    #[error(transparent)]
+    Mem(#[from] virtio::mem::MemError),
     /// Persistent memory.
     #[error(transparent)]
     Pmem(#[from] virtio::pmem::PmemError),

@@ -19,15 +19,17 @@ use crate::devices::pci::host::PciHost;
 use crate::devices::pci::msix::Sink;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::Block;
+use crate::devices::virtio::mem::{Mem, Slots};
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::pci::{Connections, Doorbell, PciTransport};
 use crate::devices::virtio::pmem::{Pmem, PmemFile};
 use crate::devices::virtio::rng::Rng;
-use crate::devices::virtio::testing::{BUFFERS, Driver, HIGH, MEMORY_BYTES, SIZE, memory};
+use crate::devices::virtio::testing::{BUFFERS, Driver, HIGH, MEMORY_BYTES, SIZE, memory as driver_memory};
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::virtio::{F_VERSION_1, VirtioDevice};
 use crate::kvm::Message;
 use crate::layout;
+use crate::memory::{self, Hotplug};
 
 /// Most steps of one input.
 const MAX_STEPS: usize = 100;
@@ -172,6 +174,19 @@ pub fn balloon(data: &[u8]) {
     let _ = (control.statistics(), control.hinting_status());
 }
 
+/// Memory that can be plugged, half of which the guest is asked to have.
+pub fn mem(data: &[u8]) {
+    let config = api::MemoryHotplug { total_size_mib: 256, block_size_mib: 2, slot_size_mib: 128 };
+    let hotplug = Hotplug { bytes: 256 << 20, block_bytes: 2 << 20 };
+    let memory = memory::create_with(1, api::HugePages::None, Some(hotplug)).expect("memory");
+    let mem = Mem::new(&config, &memory, Arc::new(Nobody)).expect("a device");
+    let control = mem.control();
+    control.request(128).expect("half of it");
+    abuse(Box::new(mem), data);
+    let status = control.status();
+    assert!(status.plugged_size_mib <= status.requested_size_mib, "{status:?}");
+}
+
 /// The socket device, with nobody behind it.
 pub fn vsock(data: &[u8]) {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -196,6 +211,12 @@ impl Sink for Vector {
         Ok(())
     }
     fn disconnect(&mut self) {}
+}
+
+impl Slots for Nobody {
+    fn show(&self, _index: u32, _visible: bool) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 impl Doorbell for Nobody {
@@ -225,7 +246,7 @@ pub fn pci(data: &[u8]) {
     let mut slots = Vec::new();
     for (index, device) in [block, rng].into_iter().enumerate() {
         let address = layout::PCI_WINDOW as u32 + index as u32 * 0x8000;
-        let transport = PciTransport::new(device, memory(), &Nobody, address).expect("a transport");
+        let transport = PciTransport::new(device, driver_memory(), &Nobody, address).expect("a transport");
         let mut host = host.lock().expect("no panic while locked");
         let slot = host.free_slot().expect("a free slot");
         assert!(host.insert(slot, Arc::new(Mutex::new(transport))));

@@ -24,6 +24,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "block", run: devices::block },
     Target { name: "http", run: network::http },
     Target { name: "kernel", run: files::kernel },
+    Target { name: "mem", run: devices::mem },
     Target { name: "mmds", run: network::mmds },
     Target { name: "net", run: devices::net },
     Target { name: "pci", run: devices::pci },

@@ -24,6 +24,7 @@ use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 pub use cpuid::Topology;
 pub use registers::{Entry, Protocol};
+pub use slots::PluggableSlots;
 pub use state::{Clock, ClockState, CpuMismatch, VcpuState};
 pub use template::{ProcessorView, TemplateError};
 pub use vcpu::{Kick, Stop, Vcpu, install_kick_handler};
@@ -141,7 +142,9 @@ struct Shared {
     fd: VmFd,
     /// Keeps the memory mapped as long as KVM has it.
     memory: GuestMemory,
-    /// As well.
+    /// Of the slots that `memory` is in.
+    memory_flags: u32,
+    /// Kept as `memory` is.
     mappings: Mutex<Vec<Mapping>>,
     routes: Mutex<wiring::Routes>,
     /// Memory slots given out so far.
@@ -179,24 +182,27 @@ impl Vm {
             kvm,
             fd,
             memory: memory.clone(),
+            memory_flags: if track_dirty_pages { kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
             mappings: Mutex::default(),
             routes: Mutex::default(),
             slots: AtomicU32::new(memory.num_regions() as u32),
             end: AtomicU64::new(0),
         };
         let vm = Self { shared: Arc::new(shared) };
-        vm.add_memory(track_dirty_pages)?;
+        vm.add_memory()?;
         Ok(vm)
     }
 
-    fn add_memory(&self, track_dirty_pages: bool) -> Result<(), KvmError> {
-        for (slot, region) in self.shared.memory.iter().enumerate() {
+    fn add_memory(&self) -> Result<(), KvmError> {
+        // What can be plugged is not there yet.
+        let always = self.shared.memory.iter().filter(|region| region.blocks().is_none());
+        for (slot, region) in always.enumerate() {
             let slot = kvm_userspace_memory_region {
                 slot: slot as u32,
                 guest_phys_addr: region.start_addr().raw_value(),
                 memory_size: region.len(),
                 userspace_addr: region.as_ptr() as u64,
-                flags: if track_dirty_pages { kvm_bindings::KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
+                flags: self.shared.memory_flags,
             };
             // SAFETY: the range is a mapping of exactly this length that `self.shared.memory` keeps until after the VM's
             // descriptor is closed (field order), and slots do not overlap since regions do not.

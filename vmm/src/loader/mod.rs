@@ -287,7 +287,12 @@ fn memory_map(memory: &GuestMemory) -> Vec<(u64, u64, MemoryKind)> {
     // Linux uses the configuration space of PCI only where the map or ACPI says that nothing else is there.
     map.push((layout::PCI_ECAM, layout::PCI_ECAM_SIZE, MemoryKind::Reserved));
     map.extend(
-        memory.iter().skip(1).map(|region| (region.start_addr().raw_value(), region.len(), MemoryKind::Ram)),
+        memory
+            .iter()
+            .skip(1)
+            // What can be plugged is a device's.
+            .filter(|region| region.blocks().is_none())
+            .map(|region| (region.start_addr().raw_value(), region.len(), MemoryKind::Ram)),
     );
     map
 }

@@ -134,6 +134,32 @@ group! {
 }
 
 group! {
+    /// Memory that can be plugged.
+    MemoryHotplugMetrics {
+        /// Requests to plug.
+        plug_count,
+        /// Those that were refused.
+        plug_fails,
+        /// Bytes that were plugged.
+        plug_bytes,
+        /// Requests to unplug.
+        unplug_count,
+        /// Those that were refused.
+        unplug_fails,
+        /// Bytes that were unplugged.
+        unplug_bytes,
+        /// Requests to unplug everything.
+        unplug_all_count,
+        /// Those that were refused.
+        unplug_all_fails,
+        /// Questions for the state of blocks, and requests of no known kind.
+        state_count,
+        /// Those that were refused.
+        state_fails,
+    }
+}
+
+group! {
     /// A persistent memory device.
     PmemMetrics {
         /// Times that flushes were served; those that come together are one.

@@ -16,8 +16,8 @@ use serde_json::{Map, Value, json};
 mod devices;
 
 pub use devices::{
-    BalloonMetrics, BlockMetrics, EntropyMetrics, Group, MmdsMetrics, NetMetrics, PmemMetrics, SignalMetrics,
-    VcpuMetrics, VsockMetrics, device,
+    BalloonMetrics, BlockMetrics, EntropyMetrics, Group, MemoryHotplugMetrics, MmdsMetrics, NetMetrics,
+    PmemMetrics, SignalMetrics, VcpuMetrics, VsockMetrics, device,
 };
 
 /// Time between two lines, as Firecracker has it.
@@ -75,8 +75,9 @@ const fn requests(method: &'static str, resource: &'static str, name: &'static s
     Requests { method, resource, name, count: Counter::new(), fails: Counter::new() }
 }
 
-static REQUESTS: [Requests; 21] = [
+static REQUESTS: [Requests; 24] = [
     requests("GET", "", "instance_info"),
+    requests("GET", "hotplug", "hotplug_memory"),
     requests("GET", "machine-config", "machine_cfg"),
     requests("GET", "mmds", "mmds"),
     requests("GET", "version", "vmm_version"),
@@ -84,6 +85,7 @@ static REQUESTS: [Requests; 21] = [
     requests("PUT", "boot-source", "boot_source"),
     requests("PUT", "cpu-config", "cpu_cfg"),
     requests("PUT", "drives", "drive"),
+    requests("PUT", "hotplug", "hotplug_memory"),
     requests("PUT", "logger", "logger"),
     requests("PUT", "machine-config", "machine_cfg"),
     requests("PUT", "metrics", "metrics"),
@@ -93,6 +95,7 @@ static REQUESTS: [Requests; 21] = [
     requests("PUT", "serial", "serial"),
     requests("PUT", "vsock", "vsock"),
     requests("PATCH", "drives", "drive"),
+    requests("PATCH", "hotplug", "hotplug_memory"),
     requests("PATCH", "machine-config", "machine_cfg"),
     requests("PATCH", "mmds", "mmds"),
     requests("PATCH", "network-interfaces", "network"),
@@ -369,6 +372,7 @@ mod tests {
         let (vsock, balloon): (_, std::sync::Arc<BalloonMetrics>) =
             (device::<VsockMetrics>("vsock", None), device("balloon", None));
         let entropy = device::<EntropyMetrics>("entropy", None);
+        let hotplug = device::<MemoryHotplugMetrics>("memory_hotplug", None);
         let pmem = ids.map(|id| device::<PmemMetrics>("pmem", Some(id)));
         blocks[0].read_bytes.add(5);
         blocks[1].read_bytes.add(7);
@@ -389,7 +393,7 @@ mod tests {
         families.sort_unstable();
         families.dedup();
         assert_eq!(families.len(), count, "a family is there once");
-        drop((blocks, nets, vsock, balloon, entropy, pmem));
+        drop((blocks, nets, vsock, balloon, entropy, pmem, hotplug));
         assert!(growth().get("vsock").is_none(), "devices that are gone are not told of");
     }
 

@@ -276,10 +276,28 @@ const MACHINE: Group = Group {
     ],
 };
 
+/// `KVM_SET_USER_MEMORY_REGION`.
+const MEMORY_SLOT_IOCTLS: &[u32] = &[0x4020_ae46];
+
+const MEMORY_SLOTS: Group = Group {
+    reason: "memory that the guest plugs or unplugs (virtio-mem) is shown to it or hidden from it",
+    calls: &[(SYS_ioctl, OneOf(1, MEMORY_SLOT_IOCTLS))],
+};
+
 const VCPU: &[&Group] = &[&MEMORY, &THREADS, &DESCRIPTORS, &RUN, &STATE, &SERIAL];
 const WORKER: &[&Group] = &[&MEMORY, &THREADS, &DESCRIPTORS, &WAIT, &DISK, &IO_URING, &NETWORK, &DEVICES];
-const SET_UP: &[&Group] =
-    &[&MEMORY, &THREADS, &DESCRIPTORS, &WAIT, &DISK, &IO_URING, &NETWORK, &DEVICES, &MAKE_THREADS];
+const SET_UP: &[&Group] = &[
+    &MEMORY,
+    &THREADS,
+    &DESCRIPTORS,
+    &WAIT,
+    &DISK,
+    &IO_URING,
+    &NETWORK,
+    &DEVICES,
+    &MAKE_THREADS,
+    &MEMORY_SLOTS,
+];
 const MAIN: &[&Group] = &[
     &MEMORY,
     &THREADS,
@@ -292,6 +310,7 @@ const MAIN: &[&Group] = &[
     &MAKE_THREADS,
     &FILES,
     &SERVER,
+    &MEMORY_SLOTS,
     &MACHINE,
 ];
 

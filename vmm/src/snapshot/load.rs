@@ -121,7 +121,7 @@ pub fn load(
         return Err(LoadError::Vcpus { found: state.vcpus.len(), expected: machine.vcpu_count });
     }
 
-    let guest_memory = crate::memory::create_of(machine.mem_size_mib, machine.huge_pages)?;
+    let guest_memory = crate::memory::create_for(&config)?;
     let vm = Vm::create(&guest_memory, machine.track_dirty_pages)?;
     vm.create_interrupt_controllers()?;
     memory::read(&state.memory, &memory_file, &guest_memory)

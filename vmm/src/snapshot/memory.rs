@@ -167,9 +167,10 @@ pub fn write(memory: &GuestMemory, file: &File) -> Result<MemoryMap, MemoryFileE
             continue;
         }
         let content = &mut buffer[..chunk.length];
-        memory
-            .read_slice(content, GuestAddress(chunk.address))
-            .map_err(|_| MemoryFileError::Guest(chunk.address))?;
+        let failed = || MemoryFileError::Guest(chunk.address);
+        let (region, at) = memory.to_region_addr(GuestAddress(chunk.address)).ok_or_else(failed)?;
+        // Blocks that the guest doesn't have are holes.
+        region.mapping().read_slice(content, at).map_err(|_| failed())?;
         checksums.push(crc32fast::hash(content));
         for (at, part) in nonzero(content) {
             file.write_all_at(part, chunk.offset + at as u64).map_err(MemoryFileError::Write)?;
@@ -217,7 +218,10 @@ pub fn read(map: &MemoryMap, file: &File, memory: &GuestMemory) -> Result<(), Me
         }
         for (at, part) in nonzero(content) {
             let address = GuestAddress(chunk.address + at as u64);
-            memory.write_slice(part, address).map_err(|_| MemoryFileError::Guest(address.0))?;
+            let failed = || MemoryFileError::Guest(address.0);
+            // Which blocks the guest has is told later.
+            let (region, at) = memory.to_region_addr(address).ok_or_else(failed)?;
+            region.mapping().write_slice(part, at).map_err(|_| failed())?;
         }
     }
     Ok(())

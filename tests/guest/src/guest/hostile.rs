@@ -20,7 +20,7 @@ use crate::pci::Function;
 use crate::report::Report;
 use crate::test::pmem;
 use crate::virtio::{self, Kind, Place, StatusWrites, Window, register};
-use crate::{ensure, println};
+use crate::{ensure, plug, println};
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -332,6 +332,7 @@ fn recovers(window: &Window) -> Result<(), String> {
         }
         Kind::Net => Nic::new(transport()?)?.send(&[0xff; 60]),
         Kind::Pmem => pmem::works(window),
+        Kind::Mem => plug::idle(window),
         Kind::Other(_) => Ok(()),
     }
 }

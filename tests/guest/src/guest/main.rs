@@ -7,6 +7,7 @@
 //! | `mote.hostile` | breaks every rule of the transport and the rings, then checks that the devices still work |
 //! | `mote.bench=block` | measures a device, see `bench` |
 //! | `mote.serve` | DHCP, ping, metadata, a page on port 80 |
+//! | `mote.memory_hotplug` | plugs and unplugs memory as the host asks |
 //! | `mote.mmds=A.B.C.D/P` | with that address: the metadata service of the monitor, with tokens |
 //! | `mote.off`, `mote.reboot[=acpi,cf9]`, `mote.crash`, `mote.internal-error`, `mote.halt`, `mote.spin` | ends that way |
 #![no_std]
@@ -25,6 +26,7 @@ mod hostile;
 mod hotplug;
 mod nic;
 mod pci;
+mod plug;
 mod power;
 mod report;
 mod serial;
@@ -79,6 +81,7 @@ fn run(boot: &Boot) {
         },
         () if line.has("mote.generation") => generation::run(boot),
         () if line.has("mote.hotplug") => hotplug::run(boot),
+        () if line.has("mote.memory_hotplug") => plug::run(boot),
         () if line.has("mote.crash") => cpu::triple_fault(),
         () if line.has("mote.internal-error") => cpu::internal_error(),
         () if line.has("mote.halt") => {

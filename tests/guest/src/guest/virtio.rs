@@ -51,6 +51,7 @@ pub enum Kind {
     Block,
     Rng,
     Pmem,
+    Mem,
     Other(u32),
 }
 
@@ -103,6 +104,7 @@ pub fn discover(boot: &Boot) -> Vec<Window> {
                 1 => Kind::Net,
                 2 => Kind::Block,
                 4 => Kind::Rng,
+                24 => Kind::Mem,
                 27 => Kind::Pmem,
                 other => Kind::Other(other),
             };

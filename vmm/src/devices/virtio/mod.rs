@@ -6,7 +6,7 @@
 //! | [`mmio`], [`pci`] | the transports: registers only |
 //! | [`queue`], [`buffers`] | a running virtqueue, and guest buffers as I/O vectors (with `block`'s io_uring the only unsafe part of the data path) |
 //! | [`worker`], [`polling`] | a device's thread, and how long it looks for work before it sleeps |
-//! | [`balloon`], [`block`], [`net`], [`pmem`], [`rng`], [`vsock`] | the devices |
+//! | [`balloon`], [`block`], [`mem`], [`net`], [`pmem`], [`rng`], [`vsock`] | the devices |
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,6 +19,7 @@ pub mod balloon;
 pub mod block;
 pub mod buffers;
 pub mod lifecycle;
+pub mod mem;
 pub mod mmio;
 pub mod net;
 pub mod pci;
@@ -45,6 +46,8 @@ pub mod device_type {
     pub const BALLOON: u32 = 5;
     /// Sockets.
     pub const VSOCK: u32 = 19;
+    /// Memory that can be plugged.
+    pub const MEM: u32 = 24;
     /// Persistent memory.
     pub const PMEM: u32 = 27;
 }

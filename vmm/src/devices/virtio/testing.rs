@@ -6,14 +6,14 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, GuestAddress, GuestRegionMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::lifecycle::status;
 use super::mmio::MmioTransport;
 use super::{F_VERSION_1, VirtioDevice};
 use crate::devices::bus::BusDevice;
-use crate::memory::GuestMemory;
+use crate::memory::{GuestMemory, Region};
 use crate::snapshot::Stateful;
 
 /// Memory is 0..MEMORY_BYTES, but for a hole of a page that ends at [`HIGH`].
@@ -37,8 +37,10 @@ const TIME_LIMIT: Duration = Duration::from_secs(30);
 
 pub fn memory() -> GuestMemory {
     let high = MEMORY_BYTES - HIGH as usize;
-    GuestMemory::from_ranges(&[(GuestAddress(0), (HIGH - HOLE) as usize), (GuestAddress(HIGH), high)])
-        .unwrap()
+    let regions = [(0, (HIGH - HOLE) as usize), (HIGH, high)].map(|(start, bytes)| {
+        Region::new(GuestRegionMmap::from_range(GuestAddress(start), bytes, None).unwrap(), None)
+    });
+    GuestMemory::from_regions(regions.into()).unwrap()
 }
 
 /// A driver with its device.

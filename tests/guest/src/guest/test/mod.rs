@@ -27,6 +27,7 @@ use alloc::vec::Vec;
 use crate::boot::Boot;
 use crate::cpu;
 use crate::ensure;
+use crate::plug;
 use crate::report::Report;
 use crate::virtio::{self, EVENT_IDX, INDIRECT, Kind, Place, StatusWrites, Window, register};
 
@@ -77,13 +78,14 @@ pub fn run(boot: &Boot) {
         );
     }
     let ways = if line.has("mote.no_reset") { &WAYS[..1] } else { &WAYS[..] };
-    let mut numbers = [0_usize; 4];
+    let mut numbers = [0_usize; 5];
     for window in &windows {
         let (name, number) = match window.kind {
             Kind::Net => ("net", &mut numbers[0]),
             Kind::Block => ("block", &mut numbers[1]),
             Kind::Rng => ("rng", &mut numbers[2]),
             Kind::Pmem => ("pmem", &mut numbers[3]),
+            Kind::Mem => ("mem", &mut numbers[4]),
             Kind::Other(_) => continue,
         };
         let subject = Subject { boot, window, name: format!("{name}{number}"), number: *number, use_irqs };
@@ -97,6 +99,7 @@ pub fn run(boot: &Boot) {
                 Kind::Net => net::run(&subject, way, &mut report),
                 Kind::Block => block::run(&subject, way, &mut report),
                 Kind::Pmem => pmem::run(&subject, way, &mut report),
+                Kind::Mem => report.result(format!("{}-{}", subject.name, way.0), plug::idle(window)),
                 _ => rng::run(&subject, way, &mut report),
             }
         }
