@@ -8,7 +8,7 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use mote_host_api::{Inventory, NetworkId, PortSpec};
-use mote_network::{Config, Executor, NetworkKey, Services, plan, plan::Action, plan_routers};
+use mote_network::{Config, Executor, NetworkKey, Services, plan::Action, plan_routers};
 use tokio::sync::Mutex;
 
 use crate::{
@@ -99,15 +99,16 @@ impl KernelNetworks {
         observed.retain(|network| !keep.contains(&network.key));
 
         let mut failed = BTreeMap::new();
-        let plan = plan(&goal.desired, self.executor.conntrack().await, &observed);
+        let plan = self.executor.plan(&goal.desired, &observed).await;
         for refused in &plan.refused {
             failed.insert(refused.network.into(), one_line(&refused.problem));
         }
+        let mut session = self.executor.session();
         for step in &plan.steps {
             if failed.contains_key(&step.network) {
                 continue;
             }
-            match self.executor.execute(step).await {
+            match session.execute(step).await {
                 Ok(()) => match step.action {
                     Action::CreateNamespace => drop(existing.insert(step.network)),
                     Action::DeleteNamespace => drop(existing.remove(&step.network)),

@@ -8,7 +8,7 @@ use crate::{
     Desired,
     executor::{Executor, ExecutorError},
     names::NetworkKey,
-    plan::{Step, plan},
+    plan::Step,
     router::{RouterError, RouterKey, RouterStep, plan_routers},
     services::{Services, UpdateOutcome},
     spec::SpecError,
@@ -43,15 +43,16 @@ pub async fn converge(
 ) -> Result<Converged, ExecutorError> {
     services.set_routers(&desired.routers);
     services.update(&desired.networks, metadata).await;
-    let plan = plan(desired, executor.conntrack().await, &executor.observe().await?);
+    let plan = executor.plan(desired, &executor.observe().await?).await;
     let mut stuck: BTreeSet<NetworkKey> = BTreeSet::new();
     let mut failed = Vec::new();
     let mut executed = 0;
+    let mut session = executor.session();
     for step in plan.steps {
         if stuck.contains(&step.network) {
             continue;
         }
-        match executor.execute(&step).await {
+        match session.execute(&step).await {
             Ok(()) => executed += 1,
             Err(error) => {
                 stuck.insert(step.network);

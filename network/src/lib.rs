@@ -18,7 +18,7 @@
 //! [`converge`] is one pass and keeps this order; who calls the parts one by one must keep it, too:
 //! 1. [`services::Services::update`]: stops the services of networks that are no longer wanted (their sockets would keep
 //!    a deleted namespace alive);
-//! 2. [`Executor::observe`], [`plan::plan`], [`Executor::execute`] for each step;
+//! 2. [`Executor::observe`], [`Executor::plan`] ([`plan::plan`]), [`Session::execute`] for each step;
 //! 3. [`services::Services::update`] again: starts what was waiting for its namespace, restarts what lost it;
 //! 4. [`Executor::open_tap`] for each server that is about to be started.
 //!
@@ -32,6 +32,7 @@ pub mod executor;
 pub mod filter;
 pub mod names;
 pub mod namespace;
+mod nftables;
 pub mod observed;
 pub mod plan;
 pub mod router;
@@ -41,7 +42,7 @@ pub mod tap;
 
 pub use converge::{Converged, converge};
 pub use desired::Desired;
-pub use executor::{Executor, ExecutorError};
+pub use executor::{Executor, ExecutorError, Session};
 pub use names::{MacAddress, NetworkKey};
 pub use plan::{Plan, Step, plan};
 pub use router::{RouterKey, plan_routers};

@@ -15,7 +15,7 @@ use ipnet::IpNet;
 
 use crate::{
     Desired,
-    filter::{Conntrack, Ruleset},
+    filter::{Conntrack, Memory, Ruleset},
     names::{BRIDGE, MacAddress, NetworkKey, UPLINK, VXLAN},
     observed::{LinkKind, NamespaceContent, ObservedLink, ObservedNamespace, ObservedNetwork, PortFlags},
     spec::{self, NetworkConfig, Segment, SpecError},
@@ -231,7 +231,18 @@ impl fmt::Display for Action {
 
 /// Compares what is desired with what exists.
 pub fn plan(desired: &Desired, conntrack: Conntrack, observed: &[ObservedNetwork]) -> Plan {
-    let (configs, refused) = spec::configure(desired, conntrack);
+    plan_with(&mut Memory::default(), desired, conntrack, observed)
+}
+
+/// As [`plan`], without making anew what the last pass with this memory has made and is still the same.
+pub fn plan_with(
+    memory: &mut Memory,
+    desired: &Desired,
+    conntrack: Conntrack,
+    observed: &[ObservedNetwork],
+) -> Plan {
+    memory.begin_pass();
+    let (configs, refused) = spec::configure(desired, conntrack, memory);
     let known: BTreeSet<NetworkKey> = desired.networks.iter().map(|spec| spec.id.into()).collect();
     let observed: BTreeMap<NetworkKey, &ObservedNamespace> =
         observed.iter().map(|network| (network.key, &network.namespace)).collect();

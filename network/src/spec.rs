@@ -17,7 +17,7 @@ use crate::names::{
 };
 use crate::{
     Desired,
-    filter::{Conntrack, Ruleset, Surroundings, filter},
+    filter::{Conntrack, Memory, Ruleset, Surroundings, filter},
     observed::{LinkKind, ObservedLink, PortFlags, VxlanLink},
     router,
 };
@@ -191,14 +191,18 @@ impl NetworkConfig {
 }
 
 /// As [`validate_all`], with the filters.
-pub fn configure(desired: &Desired, conntrack: Conntrack) -> (Vec<NetworkConfig>, Vec<SpecError>) {
+pub fn configure(
+    desired: &Desired,
+    conntrack: Conntrack,
+    memory: &mut Memory,
+) -> (Vec<NetworkConfig>, Vec<SpecError>) {
     let (mut configs, mut errors) = validate_all(&desired.networks);
     let around = Surroundings::new(&desired.security_groups, &desired.address_sets, conntrack);
     let specs: HashMap<NetworkId, &NetworkSpec> =
         desired.networks.iter().map(|spec| (spec.id, spec)).collect();
     configs.retain_mut(|config| {
         let Some(spec) = specs.get(&config.id) else { return false };
-        match surround(config, spec, desired).and_then(|()| filter(spec, &around)) {
+        match surround(config, spec, desired).and_then(|()| filter(spec, &around, memory)) {
             Ok(ruleset) => {
                 config.filter = Arc::new(ruleset);
                 config.bridge_netfilter = conntrack == Conntrack::BridgeNetfilter

@@ -48,7 +48,9 @@ fn a_good_network_is_taken() {
 fn an_overlay_needs_a_tunnel_address_only_when_it_is_on_other_hosts() {
     let mut spec = network();
     spec.segment = Some(SegmentSpec::Vxlan { vni: 5 });
-    let configured = |spec: &NetworkSpec| configure(&Desired::from(&[spec.clone()][..]), Conntrack::Bridge);
+    let configured = |spec: &NetworkSpec| {
+        configure(&Desired::from(&[spec.clone()][..]), Conntrack::Bridge, &mut Memory::default())
+    };
     let (configs, errors) = configured(&spec);
     assert_eq!((configs[0].segment.clone(), errors), (None, vec![]));
     spec.remote_ports.push(RemotePort {
@@ -62,7 +64,9 @@ fn an_overlay_needs_a_tunnel_address_only_when_it_is_on_other_hosts() {
 #[test]
 fn filtered_ports_are_refused_where_the_kernel_cannot_filter_them() {
     let mut spec = network();
-    let configured = |spec: &NetworkSpec| configure(&Desired::from(&[spec.clone()][..]), Conntrack::Missing);
+    let configured = |spec: &NetworkSpec| {
+        configure(&Desired::from(&[spec.clone()][..]), Conntrack::Missing, &mut Memory::default())
+    };
     assert_eq!(configured(&spec).1, vec![]);
     spec.ports[0].port_security = true;
     assert_eq!(configured(&spec).1[0].problem, SpecProblem::NoConntrack);

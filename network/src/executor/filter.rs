@@ -1,87 +1,128 @@
-//! Loads rulesets with nft(8) and reads back which one is loaded. One of the few places with unsafe code: nft ends with
-//! this process.
+//! Loads rulesets and reads back which one is loaded.
 
 use std::{
-    fs::File,
-    io::{self, Seek, Write},
-    os::{fd::AsRawFd, unix::process::CommandExt},
+    collections::HashMap,
+    io,
     path::Path,
     process::{Command, Stdio},
-};
-
-use nix::{
-    errno::Errno,
-    sys::{
-        memfd::{MFdFlags, memfd_create},
-        prctl::set_pdeathsig,
-        signal::Signal,
-        socket::{
-            AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
-        },
-    },
-    unistd::{Pid, getpid, getppid},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use super::ExecutorError;
 use crate::{
-    filter::{Conntrack, Digest, TABLE},
-    namespace,
+    filter::{Conntrack, Digest, Family, Ruleset, TABLE},
+    namespace::{self, NamespaceError, NamespaceIdentity},
+    nftables::{Batch, LanguageError, Socket},
 };
 
 /// There when br_netfilter is.
 const BRIDGE_NETFILTER: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
-/// Bytes of nft's complaints that are kept.
-const COMPLAINT_MAX: usize = 500;
 
-/// Runs a script as one transaction in the calling thread's namespace.
-///
-/// When this process is killed, nft must not load a part of the script (hence a file that is whole before nft starts, not
-/// a pipe), nor all of it after the next process has looked what is loaded (hence it is killed, too).
-fn run_nft(script: &str, arguments: &[&str]) -> io::Result<()> {
-    let mut file = File::from(memfd_create("nft", MFdFlags::MFD_CLOEXEC)?);
-    file.write_all(script.as_bytes())?;
-    file.rewind()?;
-    let mut nft = Command::new("nft");
-    nft.args(arguments).args(["-f", "-"]).stdin(file).stdout(Stdio::null()).stderr(Stdio::piped());
-    let parent = getpid();
-    // SAFETY: between fork and exec only prctl(2) and getppid(2) are called, which are async-signal-safe; nothing is
-    // allocated.
-    unsafe { nft.pre_exec(move || end_with(parent)) };
-    let output = nft.spawn()?.wait_with_output()?;
-    if output.status.success() {
-        return Ok(());
+/// A socket for each namespace in which a filter was loaded or looked for. Closing one would wait for the kernel to take
+/// down what the last transaction has removed (tens of milliseconds), and so would the next transaction.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Sockets(Arc<Mutex<HashMap<String, Kept>>>);
+
+#[derive(Debug, Clone)]
+struct Kept {
+    namespace: NamespaceIdentity,
+    socket: Arc<Mutex<Socket>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Sockets {
+    /// Closes the socket of a namespace that shall go, or has gone: as long as it is open the namespace stays.
+    pub(super) fn forget(&self, namespace: &str) {
+        if let Some(kept) = lock(&self.0).remove(namespace) {
+            // Closing may wait for the kernel.
+            tokio::task::spawn_blocking(move || drop(kept));
+        }
     }
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    let complaint: String = complaint.trim().chars().take(COMPLAINT_MAX).collect();
-    Err(io::Error::other(format!("nft: {complaint}")))
+
+    /// Closes the sockets of all namespaces but these.
+    pub(super) fn retain(&self, is_there: impl Fn(&str) -> bool) {
+        lock(&self.0).retain(|namespace, _| is_there(namespace));
+    }
+
+    /// The socket of a namespace. Blocks.
+    fn of(&self, namespace: &str) -> Result<Arc<Mutex<Socket>>, ExecutorError> {
+        let identity = namespace::identity(namespace)?;
+        if let Some(kept) = lock(&self.0).get(namespace)
+            && kept.namespace == identity
+        {
+            return Ok(kept.socket.clone());
+        }
+        let socket = namespace::in_namespace(namespace, Socket::open)?.map_err(failed(namespace))?;
+        let kept = Kept { namespace: identity, socket: Arc::new(Mutex::new(socket)) };
+        lock(&self.0).insert(namespace.to_owned(), kept.clone());
+        Ok(kept.socket)
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        namespace: &str,
+        run: impl FnOnce(&Socket) -> io::Result<T> + Send + 'static,
+    ) -> Result<T, ExecutorError> {
+        let (sockets, name) = (self.clone(), namespace.to_owned());
+        let done = tokio::task::spawn_blocking(move || {
+            let socket = sockets.of(&name)?;
+            run(&lock(&socket)).map_err(failed(&name))
+        });
+        done.await.unwrap_or_else(|_| Err(NamespaceError::Panicked(namespace.to_owned()).into()))
+    }
+
+    /// Puts a ruleset in the place of whatever is loaded in a namespace.
+    pub(super) async fn replace(&self, namespace: &str, ruleset: &Ruleset) -> Result<(), ExecutorError> {
+        let ruleset = ruleset.clone();
+        self.run(namespace, move |socket| {
+            let tables = socket.tables(Family::Inet.number())?;
+            socket.commit(compiled(ruleset.replace(&tables))?)
+        })
+        .await
+    }
+
+    /// Makes a ruleset from the one that is loaded; false if that is another one, or if it isn't worth it.
+    pub(super) async fn change(
+        &self,
+        namespace: &str,
+        old: &Ruleset,
+        new: &Ruleset,
+    ) -> Result<bool, ExecutorError> {
+        let Some(batch) = compiled(new.change(old)).map_err(failed(namespace))? else { return Ok(false) };
+        self.run(namespace, move |socket| Ok(socket.commit(batch).is_ok())).await
+    }
+
+    /// Which ruleset is loaded in a namespace.
+    pub(super) async fn loaded(&self, namespace: &str) -> Result<Option<Digest>, ExecutorError> {
+        let tables = self.run(namespace, |socket| socket.tables(Family::Inet.number())).await?;
+        Ok(tables.iter().find_map(|table| Digest::from_marker(table)))
+    }
 }
 
-/// Lets the calling process be killed when the thread that made it ends, which waits for it.
-fn end_with(parent: Pid) -> io::Result<()> {
-    set_pdeathsig(Signal::SIGKILL)?;
-    if getppid() == parent { Ok(()) } else { Err(Errno::ESRCH.into()) }
+fn failed(namespace: &str) -> impl FnOnce(io::Error) -> ExecutorError {
+    let namespace = namespace.to_owned();
+    move |source| ExecutorError::Filter { namespace, source }
 }
 
-/// Loads a ruleset in a namespace.
-pub(super) async fn load(namespace: &str, script: String) -> Result<(), ExecutorError> {
-    let loaded = namespace::run_in(namespace, move || run_nft(&script, &[])).await?;
-    loaded.map_err(|source| ExecutorError::Filter { namespace: namespace.to_owned(), source })
+/// A batch that can't be made isn't something that the kernel said.
+fn compiled<T>(batch: Result<T, LanguageError>) -> io::Result<T> {
+    batch.map_err(io::Error::other)
 }
 
-/// Which ruleset is loaded in a namespace.
-pub(super) async fn loaded(namespace: &str) -> Result<Option<Digest>, ExecutorError> {
-    let chains = namespace::run_in(namespace, chains).await?;
-    let chains =
-        chains.map_err(|source| ExecutorError::Filter { namespace: namespace.to_owned(), source })?;
-    let mut digests = chains.iter().filter(|(table, _)| table == TABLE).map(|(_, chain)| chain);
-    Ok(digests.find_map(|chain| Digest::from_marker(chain)))
-}
-
-/// Whether this kernel's conntrack sees bridged packets. Nothing is changed (nft only checks).
+/// Whether this kernel's conntrack sees bridged packets. Nothing is changed.
 pub(super) async fn conntrack() -> Conntrack {
-    const SCRIPT: &str = "table bridge mote-probe { chain probe { type filter hook forward priority 0; ct state new accept; }; }\n";
-    let probed = tokio::task::spawn_blocking(|| run_nft(SCRIPT, &["-c"])).await;
-    if matches!(probed, Ok(Ok(()))) {
+    let probe = || {
+        let (table, chain) = (Family::Bridge, (Family::Bridge, "probe"));
+        let mut batch = Batch::new();
+        batch.add_table(table, TABLE);
+        batch.add_chain(chain, None);
+        compiled(batch.add_rule(chain, "ct state new accept"))?;
+        Socket::open()?.check(batch)
+    };
+    if matches!(tokio::task::spawn_blocking(probe).await, Ok(Ok(()))) {
         return Conntrack::Bridge;
     }
     let there = || Path::new(BRIDGE_NETFILTER).exists();
@@ -93,84 +134,4 @@ pub(super) async fn conntrack() -> Conntrack {
         there()
     });
     if matches!(loaded.await, Ok(true)) { Conntrack::BridgeNetfilter } else { Conntrack::Missing }
-}
-
-// linux/netfilter/nfnetlink.h, nf_tables.h
-const NFNL_SUBSYS_NFTABLES: u16 = 10;
-const NFT_MSG_GETCHAIN: u16 = 4;
-const NFPROTO_INET: u8 = 1;
-const NFTA_CHAIN_TABLE: u16 = 1;
-const NFTA_CHAIN_NAME: u16 = 3;
-const NLMSG_HEADER: usize = 16;
-const NFGENMSG: usize = 4;
-/// The kernel's dumps come in parts of at most 32 KiB.
-const BUFFER: usize = 64 * 1024;
-
-/// Table and name of each chain of the inet family in the calling thread's namespace.
-fn chains() -> io::Result<Vec<(String, String)>> {
-    let fd = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkNetFilter,
-    )?;
-    let kind = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETCHAIN;
-    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
-    let mut request = Vec::with_capacity(NLMSG_HEADER + NFGENMSG);
-    request.extend(((NLMSG_HEADER + NFGENMSG) as u32).to_ne_bytes());
-    request.extend(kind.to_ne_bytes());
-    request.extend(flags.to_ne_bytes());
-    request.extend([0; 8]);
-    request.extend([NFPROTO_INET, 0, 0, 0]);
-    sendto(fd.as_raw_fd(), &request, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
-    let mut found = Vec::new();
-    let mut buffer = vec![0; BUFFER];
-    loop {
-        let length = recv(fd.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        if length == 0 || collect(&buffer[..length], &mut found)? {
-            return Ok(found);
-        }
-    }
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
-}
-
-/// Takes the chains from one part of a dump; true at its end.
-fn collect(mut part: &[u8], found: &mut Vec<(String, String)>) -> io::Result<bool> {
-    while let (Some(length), Some(kind)) = (u32_at(part, 0), u16_at(part, 4)) {
-        let length = length as usize;
-        let Some(message) = part.get(NLMSG_HEADER..length) else { break };
-        match i32::from(kind) {
-            libc::NLMSG_DONE => return Ok(true),
-            libc::NLMSG_ERROR => {
-                let errno = u32_at(message, 0).map_or(libc::EPROTO, |code| (code as i32).saturating_neg());
-                return Err(io::Error::from_raw_os_error(errno));
-            }
-            _ => found.extend(chain(message.get(NFGENMSG..).unwrap_or_default())),
-        }
-        part = part.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(false)
-}
-
-fn chain(mut attributes: &[u8]) -> Option<(String, String)> {
-    let (mut table, mut name) = (None, None);
-    while let (Some(length), Some(kind)) = (u16_at(attributes, 0), u16_at(attributes, 2)) {
-        let length = usize::from(length);
-        let value = attributes.get(4..length)?;
-        let text = || String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned();
-        match kind {
-            NFTA_CHAIN_TABLE => table = Some(text()),
-            NFTA_CHAIN_NAME => name = Some(text()),
-            _ => {}
-        }
-        attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
-    }
-    table.zip(name)
 }

@@ -1,8 +1,8 @@
 //! Executes steps and observes, by netlink inside the namespaces.
 //!
 //! A thread enters the namespace and makes the netlink socket, which belongs to that namespace for ever; from then on
-//! tokio uses it. Nothing is cached: each call looks again, so that what someone else did in between is an error or a
-//! repetition, never a change to the wrong object.
+//! tokio uses it. Nothing is cached beyond a [`Session`], which is one pass: each call looks again, so that what someone
+//! else did in between is an error or a repetition, never a change to the wrong object.
 
 mod filter;
 mod netlink;
@@ -21,12 +21,12 @@ use mote_host_api::{NetworkId, PortId, PortSpec};
 use tokio::sync::OnceCell;
 
 use crate::{
-    Config,
-    filter::{Conntrack, Ruleset},
+    Config, Desired,
+    filter::{Conntrack, Memory, Ruleset},
     names::{BRIDGE, NetworkKey, tap_name},
     namespace::{self, NamespaceError},
-    observed::{LinkKind, ObservedNetwork, PortFlags},
-    plan::{Action, Step},
+    observed::{LinkKind, ObservedNetwork},
+    plan::{Action, Plan, Step, plan_with},
     spec, tap,
 };
 use netlink::Netlink;
@@ -124,12 +124,21 @@ pub struct Executor {
     /// digest that it is loaded.
     filters: Arc<Mutex<HashMap<NetworkKey, Arc<Ruleset>>>>,
     conntrack: Arc<OnceCell<Conntrack>>,
+    sockets: filter::Sockets,
+    /// Makes planning cheap.
+    memory: Arc<Mutex<Memory>>,
 }
 
 impl Executor {
     /// For the networks whose namespaces start with the configured prefix.
     pub fn new(config: Config) -> Self {
-        Self { config, filters: Arc::default(), conntrack: Arc::default() }
+        Self {
+            config,
+            filters: Arc::default(),
+            conntrack: Arc::default(),
+            sockets: filter::Sockets::default(),
+            memory: Arc::default(),
+        }
     }
 
     /// Name of a network's namespace.
@@ -142,17 +151,24 @@ impl Executor {
         *self.conntrack.get_or_init(filter::conntrack).await
     }
 
+    /// As [`crate::plan()`], on this kernel, and quicker when little has changed since the last time.
+    pub async fn plan(&self, desired: &Desired, observed: &[ObservedNetwork]) -> Plan {
+        let conntrack = self.conntrack().await;
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        plan_with(&mut memory, desired, conntrack, observed)
+    }
+
     /// Changes the loaded filter if it is the one that was loaded here last, else replaces it.
     async fn set_filter(&self, network: NetworkKey, wanted: &Arc<Ruleset>) -> Result<(), ExecutorError> {
         let namespace = self.namespace(network);
         let filters = || self.filters.lock().unwrap_or_else(PoisonError::into_inner);
         let last = filters().remove(&network);
         let changed = match last {
-            Some(last) => filter::load(&namespace, wanted.script_from(&last)).await.is_ok(),
+            Some(last) => self.sockets.change(&namespace, &last, wanted).await?,
             None => false,
         };
         if !changed {
-            filter::load(&namespace, wanted.script()).await?;
+            self.sockets.replace(&namespace, wanted).await?;
         }
         filters().insert(network, wanted.clone());
         Ok(())
@@ -160,25 +176,17 @@ impl Executor {
 
     /// Reads the state of all of this host's networks.
     pub async fn observe(&self) -> Result<Vec<ObservedNetwork>, ExecutorError> {
-        observe::observe(&self.config).await
+        observe::observe(&self.config, &self.sockets).await
     }
 
     /// Carries out a step. It may have been carried out before, wholly or in part.
     pub async fn execute(&self, step: &Step) -> Result<(), ExecutorError> {
-        let namespace = self.namespace(step.network);
-        match &step.action {
-            Action::CreateNamespace => Ok(namespace::create(&namespace).await?),
-            Action::DeleteNamespace => {
-                self.filters.lock().unwrap_or_else(PoisonError::into_inner).remove(&step.network);
-                delete_namespace(&namespace).await
-            }
-            Action::SetFilter { filter } => self.set_filter(step.network, filter).await,
-            Action::SetSysctls { settings } => set_sysctls(&namespace, settings.clone()).await,
-            Action::CreateSegment { segment, mtu } => {
-                segment::create(&self.config, &namespace, step.network, segment, *mtu).await
-            }
-            action => execute_by_netlink(&Netlink::connect(&namespace).await?, action).await,
-        }
+        self.session().execute(step).await
+    }
+
+    /// For several steps.
+    pub fn session(&self) -> Session<'_> {
+        Session { executor: self, connected: None }
     }
 
     /// Makes the tap of a port in its network's namespace: attached to `br0`, up, `IFF_NO_PI | IFF_VNET_HDR`,
@@ -210,12 +218,49 @@ impl Executor {
             _ => ExecutorError::Tap { namespace: namespace.clone(), tap: name.clone(), source },
         })?;
         // From here on an error drops the descriptor, and the tap with it.
-        netlink.set_mtu(&name, mtu).await?;
-        netlink.attach(&name, bridge).await?;
-        netlink.set_port_flags(&name, PortFlags::GUEST).await?;
-        netlink.add_station(&name, mac).await?;
-        netlink.set_up(&name).await?;
+        netlink.wire(&name, bridge, mtu, mac).await?;
         Ok(tap)
+    }
+}
+
+/// Carries out steps, with one connection for those of one network that follow each other.
+pub struct Session<'a> {
+    executor: &'a Executor,
+    connected: Option<(NetworkKey, Netlink)>,
+}
+
+impl Session<'_> {
+    /// As [`Executor::execute`].
+    pub async fn execute(&mut self, step: &Step) -> Result<(), ExecutorError> {
+        let executor = self.executor;
+        let namespace = executor.namespace(step.network);
+        match &step.action {
+            Action::CreateNamespace => {
+                self.connected = None;
+                executor.sockets.forget(&namespace);
+                Ok(namespace::create(&namespace).await?)
+            }
+            Action::DeleteNamespace => {
+                self.connected = None;
+                executor.sockets.forget(&namespace);
+                executor.filters.lock().unwrap_or_else(PoisonError::into_inner).remove(&step.network);
+                delete_namespace(&namespace).await
+            }
+            Action::SetFilter { filter } => executor.set_filter(step.network, filter).await,
+            Action::SetSysctls { settings } => set_sysctls(&namespace, settings.clone()).await,
+            Action::CreateSegment { segment, mtu } => {
+                segment::create(&executor.config, &namespace, step.network, segment, *mtu).await
+            }
+            action => {
+                if self.connected.as_ref().is_none_or(|(network, _)| *network != step.network) {
+                    self.connected = Some((step.network, Netlink::connect(&namespace).await?));
+                }
+                match &self.connected {
+                    Some((_, netlink)) => execute_by_netlink(netlink, action).await,
+                    None => Ok(()),
+                }
+            }
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use netlink_packet_route::{
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
 };
 
-use super::{ExecutorError, PROC_SYS, filter, netlink::Netlink};
+use super::{ExecutorError, PROC_SYS, filter::Sockets, netlink::Netlink};
 use crate::{
     Config,
     names::{BRIDGE, MacAddress, NetworkKey, VXLAN},
@@ -30,12 +30,16 @@ use crate::{
     plan::{BRIDGE_NETFILTER_OFF, BRIDGE_SYSCTLS, SYSCTLS},
 };
 
-pub(super) async fn observe(config: &Config) -> Result<Vec<ObservedNetwork>, ExecutorError> {
+pub(super) async fn observe(
+    config: &Config,
+    sockets: &Sockets,
+) -> Result<Vec<ObservedNetwork>, ExecutorError> {
     let names = namespace::list().map_err(ExecutorError::List)?;
+    sockets.retain(|namespace| names.iter().any(|name| name == namespace));
     let keys = names.iter().filter_map(|name| NetworkKey::parse(name.strip_prefix(&config.prefix)?));
     let mut networks = Vec::new();
     for key in keys {
-        let namespace = match content(&key.namespace(&config.prefix)).await {
+        let namespace = match content(&key.namespace(&config.prefix), sockets).await {
             Ok(content) => ObservedNamespace::Live(content),
             Err(ExecutorError::Namespace(NamespaceError::NotANamespace(_) | NamespaceError::Own(_))) => {
                 ObservedNamespace::Broken
@@ -49,13 +53,14 @@ pub(super) async fn observe(config: &Config) -> Result<Vec<ObservedNetwork>, Exe
     Ok(networks)
 }
 
-async fn content(namespace: &str) -> Result<NamespaceContent, ExecutorError> {
+async fn content(namespace: &str, sockets: &Sockets) -> Result<NamespaceContent, ExecutorError> {
     let netlink = Netlink::connect(namespace).await?;
     let (links, indices) = links_with_indices(&netlink).await?;
     let bridge = indices.get(BRIDGE).copied();
+    let paths = SYSCTLS.iter().chain(BRIDGE_NETFILTER_OFF).chain(BRIDGE_SYSCTLS).map(|(path, _)| *path);
     Ok(NamespaceContent {
-        sysctls: sysctls(namespace).await?,
-        filter: filter::loaded(namespace).await?,
+        sysctls: sysctls(namespace, paths).await?,
+        filter: sockets.loaded(namespace).await?,
         tunnels: tunnels(&netlink, indices.get(VXLAN).copied()).await?,
         links,
         addresses: addresses(&netlink, bridge).await?,
@@ -63,13 +68,17 @@ async fn content(namespace: &str) -> Result<NamespaceContent, ExecutorError> {
     })
 }
 
-async fn sysctls(namespace: &str) -> Result<BTreeMap<&'static str, String>, ExecutorError> {
+/// Those sysctls that exist.
+pub(super) async fn sysctls(
+    namespace: &str,
+    paths: impl Iterator<Item = &'static str> + Send + 'static,
+) -> Result<BTreeMap<&'static str, String>, ExecutorError> {
     let name = namespace.to_owned();
     let read = move || {
         let mut values = BTreeMap::new();
-        for (path, _) in SYSCTLS.iter().chain(BRIDGE_NETFILTER_OFF).chain(BRIDGE_SYSCTLS) {
+        for path in paths {
             match fs::read_to_string(format!("{PROC_SYS}/{path}")) {
-                Ok(value) => _ = values.insert(*path, value.trim().to_owned()),
+                Ok(value) => _ = values.insert(path, value.trim().to_owned()),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(source) => return Err(ExecutorError::Sysctl { namespace: name, path, source }),
             }

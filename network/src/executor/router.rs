@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsRawFd,
 };
@@ -18,7 +17,7 @@ use netlink_packet_route::{
 use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::{
-    Executor, ExecutorError, PROC_SYS, delete_namespace, filter, netlink::Netlink, observe, set_sysctls,
+    Executor, ExecutorError, delete_namespace, filter::Sockets, netlink::Netlink, observe, set_sysctls,
 };
 use crate::{
     names::BRIDGE,
@@ -37,7 +36,7 @@ impl Executor {
         let keys = names.iter().filter_map(|name| RouterKey::parse(name.strip_prefix(&self.config.prefix)?));
         let mut routers = Vec::new();
         for key in keys {
-            let content = match content(&key.namespace(&self.config.prefix)).await {
+            let content = match content(&key.namespace(&self.config.prefix), &self.sockets).await {
                 Ok(content) => Some(content),
                 Err(ExecutorError::Namespace(NamespaceError::NotANamespace(_) | NamespaceError::Own(_))) => {
                     None
@@ -54,12 +53,15 @@ impl Executor {
     pub async fn execute_router(&self, step: &RouterStep) -> Result<(), ExecutorError> {
         let namespace = step.router.namespace(&self.config.prefix);
         match &step.action {
-            RouterAction::DeleteNamespace => return delete_namespace(&namespace).await,
-            RouterAction::CreateNamespace => {
-                namespace::create(&namespace).await?;
-                return Netlink::connect(&namespace).await?.set_up("lo").await;
+            RouterAction::DeleteNamespace => {
+                self.sockets.forget(&namespace);
+                return delete_namespace(&namespace).await;
             }
-            RouterAction::SetFilter { filter } => return filter::load(&namespace, filter.script()).await,
+            RouterAction::CreateNamespace => {
+                self.sockets.forget(&namespace);
+                return Ok(namespace::create(&namespace).await?);
+            }
+            RouterAction::SetFilter { filter } => return self.sockets.replace(&namespace, filter).await,
             RouterAction::SetSysctls { settings } => return set_sysctls(&namespace, settings.clone()).await,
             _ => {}
         }
@@ -111,13 +113,14 @@ impl Executor {
     }
 }
 
-async fn content(namespace: &str) -> Result<RouterContent, ExecutorError> {
+async fn content(namespace: &str, sockets: &Sockets) -> Result<RouterContent, ExecutorError> {
     let netlink = Netlink::connect(namespace).await?;
     let (links, indices) = observe::links_with_indices(&netlink).await?;
     let names: BTreeMap<u32, &str> = indices.iter().map(|(name, index)| (*index, name.as_str())).collect();
     let mut content = RouterContent {
-        sysctls: sysctls(namespace).await?,
-        filter: filter::loaded(namespace).await?,
+        sysctls: observe::sysctls(namespace, crate::router::sysctl_paths()).await?,
+        filter: sockets.loaded(namespace).await?,
+        loopback_up: links.iter().any(|link| link.kind == LinkKind::Loopback && link.up),
         ..RouterContent::default()
     };
     for link in links.iter().filter(|link| link.kind != LinkKind::Loopback) {
@@ -156,22 +159,6 @@ async fn content(namespace: &str) -> Result<RouterContent, ExecutorError> {
         content.routes.extend(routes.iter().filter_map(|message| route(message, &names)));
     }
     Ok(content)
-}
-
-async fn sysctls(namespace: &str) -> Result<BTreeMap<&'static str, String>, ExecutorError> {
-    let name = namespace.to_owned();
-    let read = move || {
-        let mut values = BTreeMap::new();
-        for path in crate::router::sysctl_paths() {
-            match fs::read_to_string(format!("{PROC_SYS}/{path}")) {
-                Ok(value) => _ = values.insert(path, value.trim().to_owned()),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(ExecutorError::Sysctl { namespace: name, path, source }),
-            }
-        }
-        Ok(values)
-    };
-    namespace::run_in(namespace, read).await?
 }
 
 /// A route that was set (static, in the main table), if it leads to a next hop.

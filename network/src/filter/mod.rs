@@ -20,10 +20,12 @@
 //! is still allowed goes on, what isn't is cut, and nobody has to walk through the table of connections.
 
 mod limits;
+mod memory;
 mod ports;
 mod rules;
 mod ruleset;
 
 pub(crate) use limits::{checked_dscp, policer};
+pub use memory::Memory;
 pub use ports::{Conntrack, Surroundings, filter};
-pub use ruleset::{Chain, Digest, Family, MARKER, Ruleset, TABLE};
+pub use ruleset::{Chain, Digest, Family, Fragment, FragmentKey, MARKER, Ruleset, TABLE};

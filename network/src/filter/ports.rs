@@ -1,8 +1,10 @@
 //! The filter of one network.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, Ipv6Addr},
+    sync::Arc,
 };
 
 use ipnet::IpNet;
@@ -13,8 +15,9 @@ use mote_host_api::{
 
 use super::{
     limits::limits,
+    memory::{Input, Memory},
     rules::{View, elements, matching, rules, set_name},
-    ruleset::{Chain, Family, Ruleset},
+    ruleset::{Chain, Family, Fragment, FragmentKey, GENERATION, Ruleset},
 };
 use crate::{
     names::{BRIDGE, METADATA_IP, METADATA_IP_V6, MacAddress, tap_name},
@@ -52,8 +55,6 @@ impl<'a> Surroundings<'a> {
     }
 }
 
-/// Stands in the text for what follows from the digest of all of it.
-const GENERATION: &str = "GENERATION";
 /// What a guest may be told by (DHCP, router advertisements) and what it thus may not send.
 const SERVER_GUARD: [&str; 3] = [
     "meta l4proto udp udp sport 67 udp dport 68 drop",
@@ -73,8 +74,6 @@ struct FilteredPort<'a> {
     tap: String,
     spec: &'a PortSpec,
     index: u16,
-    /// Own and paired Ethernet addresses, with what may be sent from each.
-    stations: BTreeMap<MacAddress, Vec<IpNet>>,
     stateful: bool,
 }
 
@@ -82,56 +81,66 @@ struct FilteredPort<'a> {
 ///
 /// # Errors
 /// When a port refers to what isn't described.
-pub fn filter(network: &NetworkSpec, around: &Surroundings<'_>) -> Result<Ruleset, SpecProblem> {
-    let mut ruleset = Ruleset::default();
-    input(&mut ruleset);
+pub fn filter(
+    network: &NetworkSpec,
+    around: &Surroundings<'_>,
+    memory: &mut Memory,
+) -> Result<Ruleset, SpecProblem> {
+    let mut base = Fragment::default();
+    input(&mut base);
     let ports = filtered_ports(network, around)?;
     let down = network.ports.iter().filter(|port| !port.admin_state_up);
     let down: BTreeSet<String> = down.map(|port| tap_name(port.id)).collect();
-    let limited = limited_ports(network)?;
+    let limited = |port: &&PortSpec| port.admin_state_up && !port.port_security && port.qos.is_some();
+    let limited: Vec<&PortSpec> = network.ports.iter().filter(limited).collect();
     if ports.is_empty() && down.is_empty() && limited.is_empty() {
-        return Ok(ruleset);
+        return Ok(base.into());
     }
-    bridge_chains(&mut ruleset, &ports, &down);
-    for (tap, (out, into)) in &limited {
-        limit_port(&mut ruleset, tap, ('f', "from"), out);
-        limit_port(&mut ruleset, tap, ('t', "to"), into);
+    bridge_chains(&mut base, &ports, &down);
+    let mut fragments = BTreeMap::new();
+    for spec in limited {
+        let key = FragmentKey::Port(spec.id);
+        let made =
+            memory.fragment(key, Input::Port(Cow::Borrowed(spec), 0, true, None), || limits_only(spec))?;
+        fragments.insert(key, made);
     }
     if !ports.is_empty() {
-        let stateful = match around.conntrack {
+        let family = match around.conntrack {
             Conntrack::BridgeNetfilter => Family::Inet,
             Conntrack::Bridge => Family::Bridge,
             Conntrack::Missing => return Err(SpecProblem::NoConntrack),
         };
-        stateful_chains(&mut ruleset, stateful);
-        group_chains(&mut ruleset, stateful, &ports, around)?;
+        stateful_chains(&mut base, family);
+        group_fragments(&mut fragments, family, &ports, around, memory)?;
         for port in &ports {
-            let (out, into) = limited.get(&port.tap).cloned().unwrap_or_default();
-            port_chains(&mut ruleset, stateful, port, (out, into));
+            let key = FragmentKey::Port(port.spec.id);
+            let input = Input::Port(Cow::Borrowed(port.spec), port.index, port.stateful, Some(family));
+            fragments.insert(key, memory.fragment(key, input, || port_fragment(family, port))?);
         }
     }
-    let generation = ruleset.digest().0 as u32 | 1;
-    ruleset.replace(GENERATION, &format!("0x{generation:08x}"));
-    Ok(ruleset)
+    fragments.insert(FragmentKey::Base, base.finish());
+    Ok(fragments.into_iter().collect())
 }
 
-/// Rules for what a port sends, and for what it gets.
-type Limits = (Vec<String>, Vec<String>);
+/// A port that is limited and not filtered.
+fn limits_only(spec: &PortSpec) -> Result<Fragment, SpecProblem> {
+    let mut fragment = Fragment::default();
+    let (out, into) = limits(spec.qos.as_ref())?;
+    let tap = tap_name(spec.id);
+    fragment.rules(Family::Bridge, format!("f-{tap}"), out);
+    fragment.rules(Family::Bridge, format!("t-{tap}"), into);
+    put_in_maps(&mut fragment, &tap);
+    Ok(fragment)
+}
 
-/// The limits of those ports that have any, by the names of their taps.
-fn limited_ports(network: &NetworkSpec) -> Result<BTreeMap<String, Limits>, SpecProblem> {
-    let mut limited = BTreeMap::new();
-    for port in network.ports.iter().filter(|port| port.admin_state_up && port.qos.is_some()) {
-        limited.insert(tap_name(port.id), limits(port.qos.as_ref())?);
+const INTERFACE_MAP: &str = "type ifname : verdict;";
+
+/// Frames from and to the port pass its chains.
+fn put_in_maps(fragment: &mut Fragment, tap: &str) {
+    for (map, initial) in [("from", 'f'), ("to", 't')] {
+        let elements = &mut fragment.set(Family::Bridge, map, INTERFACE_MAP).elements;
+        elements.insert(format!("\"{tap}\""), Some(format!("jump {initial}-{tap}")));
     }
-    Ok(limited)
-}
-
-/// For a port without filter; one with filter gets other chains in these places.
-fn limit_port(ruleset: &mut Ruleset, tap: &str, (initial, map): (char, &str), rules: &[String]) {
-    ruleset.rules(Family::Bridge, format!("{initial}-{tap}"), rules.to_vec());
-    let elements = &mut ruleset.set(Family::Bridge, map, "type ifname : verdict;").elements;
-    elements.insert(format!("\"{tap}\""), Some(format!("jump {initial}-{tap}")));
 }
 
 fn filtered_ports<'a>(
@@ -150,13 +159,8 @@ fn filtered_ports<'a>(
                 return Err(SpecProblem::MixedGroups(spec.id));
             }
         }
-        Ok(FilteredPort {
-            tap: tap_name(spec.id),
-            spec,
-            index: index(spec.id, &mut taken),
-            stations: stations(spec)?,
-            stateful: stateful.unwrap_or(true),
-        })
+        let index = index(spec.id, &mut taken);
+        Ok(FilteredPort { tap: tap_name(spec.id), spec, index, stateful: stateful.unwrap_or(true) })
     };
     specs.into_iter().map(port).collect()
 }
@@ -173,7 +177,7 @@ fn index(port: PortId, taken: &mut BTreeSet<u16>) -> u16 {
     }
 }
 
-fn stations(spec: &PortSpec) -> Result<BTreeMap<MacAddress, Vec<IpNet>>, SpecProblem> {
+fn stations(spec: &PortSpec) -> Result<Stations, SpecProblem> {
     let own = station_mac(spec).ok_or_else(|| SpecProblem::Mac(spec.id, spec.mac_address.clone()))?;
     let mut stations = BTreeMap::new();
     let fixed = spec.fixed_ips.iter().map(|fixed| IpAddr::V4(fixed.ip_address));
@@ -195,7 +199,7 @@ fn stations(spec: &PortSpec) -> Result<BTreeMap<MacAddress, Vec<IpNet>>, SpecPro
 }
 
 /// What guests may ask this host for.
-fn input(ruleset: &mut Ruleset) {
+fn input(base: &mut Fragment) {
     let rules = vec![
         format!("iifname != \"{BRIDGE}\" accept"),
         // Answers to what was begun on the host (an operator's ping or curl inside the namespace).
@@ -209,44 +213,40 @@ fn input(ruleset: &mut Ruleset) {
         "icmpv6 type { 1, 2, 3, 4, 128, 133, 135, 136 } accept".to_owned(),
         "counter name denied-host drop".to_owned(),
     ];
-    ruleset.counter(Family::Inet, "denied-host");
+    base.counter(Family::Inet, "denied-host");
     let hook = Some("type filter hook input priority 0; policy drop;");
-    ruleset.chain(Family::Inet, "input", Chain { hook, rules });
+    base.chain(Family::Inet, "input", Chain { hook, rules });
 }
 
-fn bridge_chains(ruleset: &mut Ruleset, ports: &[FilteredPort<'_>], down: &BTreeSet<String>) {
+fn bridge_chains(base: &mut Fragment, ports: &[FilteredPort<'_>], down: &BTreeSet<String>) {
     for (name, kind, elements) in SHARED.iter().filter(|_| !ports.is_empty()) {
-        let set = ruleset.set(Family::Bridge, *name, kind);
+        let set = base.set(Family::Bridge, *name, kind);
         set.elements.extend(elements.iter().map(|element| ((*element).to_owned(), None)));
     }
-    for (name, kind) in [("from", "type ifname : verdict;"), ("to", "type ifname : verdict;")] {
-        let map = ruleset.set(Family::Bridge, name, kind);
-        let initial = if name == "from" { 'f' } else { 't' };
-        map.elements.extend(
-            ports
-                .iter()
-                .map(|port| (format!("\"{}\"", port.tap), Some(format!("jump {initial}-{}", port.tap)))),
-        );
+    for name in ["from", "to"] {
+        let map = base.set(Family::Bridge, name, INTERFACE_MAP);
         map.elements.extend(down.iter().map(|tap| (format!("\"{tap}\""), Some("drop".to_owned()))));
     }
     // Before br_netfilter (priority 0 at prerouting, -1 at forward).
     let hook = Some("type filter hook prerouting priority -250; policy accept;");
-    ruleset.chain(Family::Bridge, "prerouting", Chain { hook, rules: vec!["iifname vmap @from".to_owned()] });
+    base.chain(Family::Bridge, "prerouting", Chain { hook, rules: vec!["iifname vmap @from".to_owned()] });
     let hook = Some("type filter hook forward priority -200; policy accept;");
     let rules = vec!["oifname vmap @to".to_owned()];
-    ruleset.chain(Family::Bridge, "forward", Chain { hook, rules });
+    base.chain(Family::Bridge, "forward", Chain { hook, rules });
     let hook = Some("type filter hook output priority -200; policy accept;");
     let rules = down.iter().map(|tap| format!("oifname \"{tap}\" drop")).collect();
-    ruleset.chain(Family::Bridge, "output", Chain { hook, rules });
+    base.chain(Family::Bridge, "output", Chain { hook, rules });
 }
 
 /// The mask of the sender's half of the mark, and of the receiver's.
 const HALVES: [(&str, &str, &str); 2] = [("egress", "0xffff0000", "0"), ("ingress", "0x0000ffff", "1")];
 
-fn stateful_chains(ruleset: &mut Ruleset, family: Family) {
+const MARK_MAP: &str = "type mark : verdict;";
+
+fn stateful_chains(base: &mut Fragment, family: Family) {
     for (name, mask, _) in HALVES {
         for map in ["", "-reply", "-stateless"] {
-            ruleset.set(family, format!("{name}{map}"), "type mark : verdict;");
+            base.set(family, format!("{name}{map}"), MARK_MAP);
         }
         let key = format!("meta mark and {mask}");
         let mut rules = vec![format!("{key} == 0x0 accept")];
@@ -262,7 +262,7 @@ fn stateful_chains(ruleset: &mut Ruleset, family: Family) {
             format!("{key} vmap @{name}-stateless"),
             "ct state related accept".to_owned(),
             format!("ct state established ct mark {GENERATION} accept"),
-            "ct state { invalid, untracked } counter drop".to_owned(),
+            "ct state invalid,untracked counter drop".to_owned(),
             format!("ct direction original {key} vmap @{name}"),
             // Requests are judged; their answers have other types.
             "meta l4proto { 1, 58 } accept".to_owned(),
@@ -272,15 +272,15 @@ fn stateful_chains(ruleset: &mut Ruleset, family: Family) {
             "egress" => "type filter hook forward priority 0; policy drop;",
             _ => "type filter hook forward priority 1; policy drop;",
         };
-        ruleset.chain(family, name, Chain { hook: Some(hook), rules });
+        base.chain(family, name, Chain { hook: Some(hook), rules });
     }
     let rules = vec![
         "meta mark 0x0 accept".to_owned(),
         "ct direction reply meta l4proto { 1, 58 } accept".to_owned(),
-        format!("ct state {{ new, established }} ct mark != {GENERATION} ct mark set {GENERATION}"),
+        format!("ct state new,established ct mark != {GENERATION} ct mark set {GENERATION}"),
     ];
     let hook = Some("type filter hook forward priority 2; policy accept;");
-    ruleset.chain(family, "commit", Chain { hook, rules });
+    base.chain(family, "commit", Chain { hook, rules });
 }
 
 fn group_name(id: SecurityGroupId, direction: Direction) -> String {
@@ -289,64 +289,83 @@ fn group_name(id: SecurityGroupId, direction: Direction) -> String {
 }
 
 /// The groups that ports here are in, and the sets that their rules name.
-fn group_chains(
-    ruleset: &mut Ruleset,
+fn group_fragments(
+    fragments: &mut BTreeMap<FragmentKey, Arc<Fragment>>,
     family: Family,
     ports: &[FilteredPort<'_>],
     around: &Surroundings<'_>,
+    memory: &mut Memory,
 ) -> Result<(), SpecProblem> {
     let ids: BTreeSet<SecurityGroupId> =
         ports.iter().flat_map(|port| port.spec.security_groups.iter().copied()).collect();
     for group in ids.iter().filter_map(|id| around.groups.get(id)) {
-        let view = View { stateful: group.stateful, bridge: family == Family::Bridge };
-        for direction in [Direction::Ingress, Direction::Egress] {
-            ruleset.rules(family, group_name(group.id, direction), rules(&group.rules, direction, view));
-        }
+        let key = FragmentKey::Group(group.id);
+        let input = Input::Group(Cow::Borrowed(group), family);
+        fragments.insert(key, memory.fragment(key, input, || Ok(group_fragment(family, group)))?);
         for rule in &group.rules {
             let Some(Remote::Set(id)) = rule.remote else { continue };
             let set = around.sets.get(&id).ok_or(SpecProblem::UnknownSet(group.id, id))?;
-            let kind = match rule.ethertype {
-                EtherType::Ipv4 => "type ipv4_addr; flags interval;",
-                EtherType::Ipv6 => "type ipv6_addr; flags interval;",
-            };
-            let texts = elements(&set.addresses, rule.ethertype);
-            let put = ruleset.set(family, set_name(id, rule.ethertype), kind);
-            put.elements = texts.into_iter().map(|text| (text, None)).collect();
+            let key = FragmentKey::Set(id, rule.ethertype);
+            if fragments.contains_key(&key) {
+                continue;
+            }
+            let input = Input::Set(Cow::Borrowed(&set.addresses), family);
+            let made = memory.fragment(key, input, || Ok(set_fragment(family, set, rule.ethertype)))?;
+            fragments.insert(key, made);
         }
     }
     Ok(())
 }
 
-fn port_chains(ruleset: &mut Ruleset, family: Family, port: &FilteredPort<'_>, limits: Limits) {
-    let (mut out, mut into) = limits;
+fn group_fragment(family: Family, group: &SecurityGroupSpec) -> Fragment {
+    let mut fragment = Fragment::default();
+    let view = View { stateful: group.stateful, bridge: family == Family::Bridge };
+    for direction in [Direction::Ingress, Direction::Egress] {
+        fragment.rules(family, group_name(group.id, direction), rules(&group.rules, direction, view));
+    }
+    fragment
+}
+
+fn set_fragment(family: Family, set: &AddressSetSpec, version: EtherType) -> Fragment {
+    let mut fragment = Fragment::default();
+    let kind = match version {
+        EtherType::Ipv4 => "type ipv4_addr; flags interval;",
+        EtherType::Ipv6 => "type ipv6_addr; flags interval;",
+    };
+    let put = fragment.set(family, set_name(set.id, version), kind);
+    put.elements = elements(&set.addresses, version).into_iter().map(|text| (text, None)).collect();
+    fragment
+}
+
+fn port_fragment(family: Family, port: &FilteredPort<'_>) -> Result<Fragment, SpecProblem> {
+    let mut fragment = Fragment::default();
+    let stations = stations(port.spec)?;
+    let (mut out, mut into) = limits(port.spec.qos.as_ref())?;
     let (tap, index) = (&port.tap, u32::from(port.index));
-    ruleset.counter(Family::Bridge, format!("spoofed-{tap}"));
-    ruleset.counter(family, format!("denied-{tap}"));
-    out.extend(from_rules(port));
-    ruleset.rules(Family::Bridge, format!("f-{tap}"), out);
+    fragment.counter(Family::Bridge, format!("spoofed-{tap}"));
+    fragment.counter(family, format!("denied-{tap}"));
+    put_in_maps(&mut fragment, tap);
+    out.extend(from_rules(port, &stations));
+    fragment.rules(Family::Bridge, format!("f-{tap}"), out);
     let mark = format!("meta mark set meta mark and 0xffff0000 or 0x{index:08x}");
     into.push(mark);
-    ruleset.rules(Family::Bridge, format!("t-{tap}"), into);
-    let mut sources = source_rules(port);
+    fragment.rules(Family::Bridge, format!("t-{tap}"), into);
+    let mut sources = source_rules(&stations);
     sources.push(format!("counter name spoofed-{tap} drop"));
-    ruleset.rules(Family::Bridge, format!("s-{tap}"), sources);
+    fragment.rules(Family::Bridge, format!("s-{tap}"), sources);
     for direction in [Direction::Egress, Direction::Ingress] {
         let initial = if direction == Direction::Ingress { 'i' } else { 'e' };
-        let mut rules: Vec<String> = port
-            .spec
-            .security_groups
-            .iter()
-            .map(|id| format!("jump {}", group_name(*id, direction)))
-            .collect();
+        let groups = port.spec.security_groups.iter();
+        let mut rules: Vec<String> =
+            groups.map(|id| format!("jump {}", group_name(*id, direction))).collect();
         rules.push(format!("counter name denied-{tap} drop"));
-        ruleset.rules(family, format!("{initial}-{tap}"), rules);
+        fragment.rules(family, format!("{initial}-{tap}"), rules);
     }
     for (name, _, _) in HALVES {
         let (shift, own, other) = if name == "egress" { (16, 'e', 'i') } else { (0, 'i', 'e') };
         let key = format!("0x{:08x}", index << shift);
         let mut put = |map: &str, chain: char| {
-            let kind = "type mark : verdict;";
-            let map = ruleset.set(family, format!("{name}{map}"), kind);
+            let map = fragment.set(family, format!("{name}{map}"), MARK_MAP);
             map.elements.insert(key.clone(), Some(format!("goto {chain}-{tap}")));
         };
         if port.stateful {
@@ -356,19 +375,23 @@ fn port_chains(ruleset: &mut Ruleset, family: Family, port: &FilteredPort<'_>, l
             put("-stateless", own);
         }
     }
+    Ok(fragment)
 }
 
+/// Ethernet addresses that a port may send from, own and paired, each with what may be sent from it.
+type Stations = BTreeMap<MacAddress, Vec<IpNet>>;
+
 /// What a port may send.
-fn from_rules(port: &FilteredPort<'_>) -> Vec<String> {
+fn from_rules(port: &FilteredPort<'_>, stations: &Stations) -> Vec<String> {
     let drop = format!("counter name spoofed-{} drop", port.tap);
-    let macs: Vec<String> = port.stations.keys().map(ToString::to_string).collect();
+    let macs: Vec<String> = stations.keys().map(ToString::to_string).collect();
     let mut rules = vec![
         format!("{} {drop}", matching("ether saddr !=", &macs)),
         // Anything else, and tagged frames, which conntrack would not look into.
         format!("ether type != @ethertypes {drop}"),
         format!("meta mark set 0x{:08x}", u32::from(port.index) << 16),
     ];
-    for (mac, ranges) in &port.stations {
+    for (mac, ranges) in stations {
         // A probe (RFC 5227) asks whether an address is free.
         let probe = vec!["0.0.0.0".to_owned()];
         for senders in [probe, elements(ranges, EtherType::Ipv4)].iter().filter(|senders| !senders.is_empty())
@@ -387,14 +410,14 @@ fn from_rules(port: &FilteredPort<'_>) -> Vec<String> {
             .to_owned(),
     );
     rules.push("ip6 saddr :: icmpv6 type @unspecified accept".to_owned());
-    for (mac, ranges) in &port.stations {
+    for (mac, ranges) in stations {
         let v4 = elements(ranges, EtherType::Ipv4);
         if !v4.is_empty() {
             rules.push(format!("ether saddr {mac} {} accept", matching("ip saddr", &v4)));
         }
     }
     rules.push(format!("ether type ip {drop}"));
-    let targets = port.stations.values().flatten();
+    let targets = stations.values().flatten();
     rules.extend(targets.filter_map(|range| match range {
         IpNet::V6(range) => {
             Some(format!("icmpv6 type 136 {} goto s-{}", target(range.network(), range.netmask()), port.tap))
@@ -407,9 +430,9 @@ fn from_rules(port: &FilteredPort<'_>) -> Vec<String> {
 }
 
 /// Which IPv6 addresses may be sent from: the link-local one, and the others apart, which are mostly one.
-fn source_rules(port: &FilteredPort<'_>) -> Vec<String> {
+fn source_rules(stations: &Stations) -> Vec<String> {
     let mut rules = Vec::new();
-    for (mac, ranges) in &port.stations {
+    for (mac, ranges) in stations {
         let own = host_net(IpAddr::V6(mac.link_local()));
         let (own, others): (Vec<&IpNet>, Vec<&IpNet>) = ranges.iter().partition(|range| **range == own);
         for ranges in [elements(own, EtherType::Ipv6), elements(others, EtherType::Ipv6)] {

@@ -35,7 +35,7 @@ fn network() -> (NetworkSpec, SecurityGroupSpec, AddressSetSpec) {
 fn script(conntrack: Conntrack) -> String {
     let (network, group, set) = network();
     let (groups, sets) = ([group], [set]);
-    filter(&network, &Surroundings::new(&groups, &sets, conntrack)).unwrap().script()
+    filter(&network, &Surroundings::new(&groups, &sets, conntrack), &mut Memory::default()).unwrap().script()
 }
 
 #[test]

@@ -375,7 +375,8 @@ fn kernel() -> impl Strategy<Value = Kernel> {
 
 /// States what is desired without any of the plan's own comparisons.
 fn assert_is_desired(kernel: &Kernel, desired: &[NetworkSpec]) {
-    let (configs, errors) = spec::configure(&with_tunnel(desired), Conntrack::BridgeNetfilter);
+    let (configs, errors) =
+        spec::configure(&with_tunnel(desired), Conntrack::BridgeNetfilter, &mut Memory::default());
     let refused: BTreeSet<NetworkKey> = errors.iter().map(|error| error.network.into()).collect();
     let wanted: BTreeSet<NetworkKey> = configs.iter().map(|config| config.key).collect();
     let existing: BTreeSet<NetworkKey> = kernel.networks.keys().copied().collect();

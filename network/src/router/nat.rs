@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use mote_host_api::{ForwardedProtocol, PortForwarding, RouterGateway, RouterSpec};
 
 use super::{FLOATING_IPS_MAX, RouterProblem, SHIFTED_PORTS_MAX, link_name};
-use crate::filter::{Chain, Family, Ruleset, checked_dscp, policer};
+use crate::filter::{Chain, Family, Fragment, Ruleset, checked_dscp, policer};
 
 const PREROUTING: &str = "type nat hook prerouting priority -100; policy accept;";
 const POSTROUTING: &str = "type nat hook postrouting priority 100; policy accept;";
@@ -24,9 +24,9 @@ pub(super) fn ruleset(router: &RouterSpec, gateway: &RouterGateway) -> Result<Ru
         IpNet::V4(range) => Some(range.addr()),
         IpNet::V6(_) => None,
     });
-    let mut ruleset = Ruleset::default();
+    let mut ruleset = Fragment::default();
     if !gateway.enable_snat && gateway.floating_ips.is_empty() {
-        return Ok(ruleset);
+        return Ok(Ruleset::default());
     }
     if gateway.floating_ips.len() > FLOATING_IPS_MAX {
         return Err(RouterProblem::TooMany);
@@ -69,10 +69,10 @@ pub(super) fn ruleset(router: &RouterSpec, gateway: &RouterGateway) -> Result<Ru
             .to_owned(),
     ];
     ruleset.chain(Family::Inet, "forward", Chain { hook: Some(FORWARD), rules: forward });
-    Ok(ruleset)
+    Ok(ruleset.into())
 }
 
-fn sets(ruleset: &mut Ruleset, gateway: &RouterGateway) {
+fn sets(ruleset: &mut Fragment, gateway: &RouterGateway) {
     ruleset.set(Family::Inet, "inwards", ADDRESS_MAP);
     ruleset.set(Family::Inet, "outwards", ADDRESS_MAP);
     ruleset.set(Family::Inet, "floating", "type ipv4_addr;");
@@ -98,7 +98,7 @@ fn sets(ruleset: &mut Ruleset, gateway: &RouterGateway) {
 
 /// Policers of floating IPs, by their addresses as the world sees them: before what comes in is translated, after what goes
 /// out is. Traffic between the router's own networks isn't limited, as in Neutron.
-fn limit(ruleset: &mut Ruleset, gateway: &RouterGateway, link: &str) -> Result<(), RouterProblem> {
+fn limit(ruleset: &mut Fragment, gateway: &RouterGateway, link: &str) -> Result<(), RouterProblem> {
     let limited: Vec<_> = gateway.floating_ips.iter().filter_map(|ip| Some((ip, ip.qos.as_ref()?))).collect();
     if limited.is_empty() {
         return Ok(());

@@ -59,6 +59,8 @@ pub struct RouterContent {
     pub sysctls: BTreeMap<&'static str, String>,
     /// The address translation that is loaded.
     pub filter: Option<Digest>,
+    /// Whether `lo` is up.
+    pub loopback_up: bool,
     /// Links other than `lo`.
     pub links: BTreeMap<String, RouterLinkState>,
     /// Routes that were set, not those that follow from addresses.
@@ -167,6 +169,9 @@ fn plan_router(config: &RouterConfig, content: Option<&RouterContent>) -> Vec<Ro
         let sysctls = sysctl_paths().map(|path| (path, String::new())).collect();
         RouterContent { sysctls, ..RouterContent::default() }
     });
+    if !content.loopback_up {
+        actions.push(RouterAction::SetUp { link: "lo".to_owned() });
+    }
     let wanted = (!config.filter.is_empty()).then(|| config.filter.digest());
     if content.filter != wanted {
         actions.push(RouterAction::SetFilter { filter: config.filter.clone() });

@@ -20,6 +20,7 @@ use mote_host_api::{
 use mote_network::{Config, Converged, Desired, Executor, Services, converge, names, namespace};
 
 pub mod cloud;
+pub mod plans;
 pub mod probe;
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);

@@ -14,7 +14,7 @@ use mote_host_api::{
     Protocol, Remote, RemotePort, SecurityGroupId, SecurityGroupRule, SecurityGroupSpec, SegmentSpec,
     ServerId, SubnetId, SubnetSpec, TunnelSpec,
 };
-use mote_network::{Config, Desired, Executor, names::tap_name, namespace, plan};
+use mote_network::{Config, Desired, Executor, names::tap_name, namespace};
 
 static COUNTER: AtomicU32 = AtomicU32::new(0);
 
@@ -199,12 +199,13 @@ impl Ground {
 }
 
 async fn converge(executor: &Executor, desired: &Desired) -> Result<()> {
-    let plan = plan(desired, executor.conntrack().await, &executor.observe().await?);
+    let plan = executor.plan(desired, &executor.observe().await?).await;
     if let Some(refused) = plan.refused.first() {
         bail!("{refused}");
     }
+    let mut session = executor.session();
     for step in &plan.steps {
-        executor.execute(step).await.with_context(|| step.to_string())?;
+        session.execute(step).await.with_context(|| step.to_string())?;
     }
     Ok(())
 }
