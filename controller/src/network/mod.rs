@@ -35,7 +35,7 @@ use crate::{
 
 mod address_groups;
 mod attributes;
-pub(crate) mod desired;
+pub mod desired;
 mod extensions;
 mod floating_ips;
 pub(crate) mod gateways;

@@ -85,10 +85,9 @@ pub(crate) struct RuleRow {
     updated_us: i64,
 }
 
-#[cfg(test)]
 impl RuleRow {
-    /// A rule that lets TCP in from the members of a group.
-    pub(crate) fn for_tests(id: &str, group: &str, remote: Option<&str>) -> Self {
+    /// A rule that lets TCP in from the members of a group, for rehearsals.
+    pub(super) fn tcp_between(id: &str, group: &str, remote: Option<&str>) -> Self {
         Self {
             id: id.into(),
             security_group_id: group.into(),

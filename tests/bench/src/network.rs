@@ -6,6 +6,8 @@ use std::{
     fmt::Write as _,
     io::{Read, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    path::PathBuf,
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -34,6 +36,9 @@ pub struct NetworkArguments {
     /// Ports of the host whose rules are changed
     #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u16).range(1..=1_000))]
     ports: u16,
+    /// The program that plans for many hosts [default: examples/plan_networks beside this program]
+    #[arg(long, value_name = "PATH")]
+    planner: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -66,6 +71,7 @@ pub fn run(arguments: &NetworkArguments) -> Result<Vec<Case>> {
     let runtime = Runtime::new()?;
     let mut cases = throughput(&runtime, arguments)?;
     cases.extend(changes(&runtime, arguments)?);
+    cases.extend(planning(arguments)?);
     for case in &mut cases {
         case.values.sort_unstable_by(f64::total_cmp);
     }
@@ -172,6 +178,33 @@ fn changes(runtime: &Runtime, arguments: &NetworkArguments) -> Result<Vec<Case>>
         cases[3].values.push(started.elapsed().as_secs_f64() * 1e3);
     }
     Ok(cases.into())
+}
+
+/// What `plan_networks` prints.
+#[derive(Debug, serde::Deserialize)]
+struct Planned {
+    ms: Vec<f64>,
+}
+
+/// The controller's part: a member of a group of 1,000 changes, in a cloud of 10,000 ports on 100 hosts. None without the
+/// program.
+fn planning(arguments: &NetworkArguments) -> Result<Option<Case>> {
+    let beside = std::env::current_exe()?.parent().context("this program is in a directory")?.to_owned();
+    let program = arguments.planner.clone().unwrap_or_else(|| beside.join("examples/plan_networks"));
+    if !program.exists() {
+        eprintln!(
+            "no {}, so planning is not measured: cargo build --release -p mote-controller --example plan_networks",
+            program.display()
+        );
+        return Ok(None);
+    }
+    let output =
+        Command::new(&program).arg(arguments.rounds.to_string()).output().context("plan_networks")?;
+    if !output.status.success() {
+        bail!("{}: {}", program.display(), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let planned: Planned = serde_json::from_slice(&output.stdout).context("what plan_networks printed")?;
+    Ok(Some(Case { name: "group of 1000 planned", base: None, unit: "ms", values: planned.ms }))
 }
 
 /// A table of min / median / max, and how the medians compare.

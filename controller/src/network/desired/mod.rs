@@ -10,6 +10,7 @@ use crate::{db::Conn, http::error::ApiError};
 
 mod load;
 mod plan;
+pub mod rehearsal;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -35,5 +36,5 @@ pub(crate) struct HostNetworks {
 /// Of the database, or for a row that can't be understood.
 pub(crate) async fn read(db: &mut Conn, host: &str, server_ids: &[String]) -> Result<HostNetworks, ApiError> {
     let rows = load::load(db, host, server_ids).await?;
-    plan::plan(&rows::Index::new(&rows), host)
+    plan::plan(&rows::Index::new(&rows)?, host)
 }

@@ -8,6 +8,7 @@ use std::{
 use sqlx::FromRow;
 
 use super::super::security_group_rules::RuleRow;
+use crate::http::error::ApiError;
 
 /// A host.
 #[derive(Debug, Clone, FromRow)]
@@ -139,7 +140,8 @@ pub(super) struct Rows {
 pub(super) struct Index<'a> {
     pub(super) networks: BTreeMap<&'a str, &'a NetworkRow>,
     pub(super) routers: BTreeMap<&'a str, &'a RouterRow>,
-    pub(super) tunnels: HashMap<&'a str, &'a str>,
+    /// Addresses of hosts on the overlay.
+    pub(super) tunnels: HashMap<&'a str, IpAddr>,
     pub(super) subnets: HashMap<&'a str, Vec<&'a SubnetRow>>,
     pub(super) subnet: HashMap<&'a str, &'a SubnetRow>,
     pub(super) ports_of_network: HashMap<&'a str, Vec<&'a PortRow>>,
@@ -167,7 +169,7 @@ fn by<'a, T>(rows: &'a [T], key: impl Fn(&'a T) -> Option<&'a str>) -> HashMap<&
 }
 
 impl<'a> Index<'a> {
-    pub(super) fn new(rows: &'a Rows) -> Self {
+    pub(super) fn new(rows: &'a Rows) -> Result<Self, ApiError> {
         let mut routers_of_network: HashMap<&str, BTreeSet<&str>> = HashMap::new();
         for port in rows.ports.iter().filter(|port| port.is_interface()) {
             let routers = routers_of_network.entry(&port.network_id).or_default();
@@ -177,12 +179,16 @@ impl<'a> Index<'a> {
         for (group, address) in &rows.group_addresses {
             group_addresses.entry(group).or_default().push(address);
         }
-        let tunnels =
-            rows.hosts.iter().filter_map(|host| Some((host.id.as_str(), host.tunnel_ip.as_deref()?)));
-        Self {
+        let mut tunnels = HashMap::new();
+        for host in &rows.hosts {
+            if let Some(ip) = &host.tunnel_ip {
+                tunnels.insert(host.id.as_str(), ip.parse().map_err(ApiError::internal)?);
+            }
+        }
+        Ok(Self {
             networks: rows.networks.iter().map(|row| (row.id.as_str(), row)).collect(),
             routers: rows.routers.iter().map(|row| (row.id.as_str(), row)).collect(),
-            tunnels: tunnels.collect(),
+            tunnels,
             subnets: by(&rows.subnets, |row| Some(&row.network_id)),
             subnet: rows.subnets.iter().map(|row| (row.id.as_str(), row)).collect(),
             ports_of_network: by(&rows.ports, |row| Some(&row.network_id)),
@@ -196,7 +202,7 @@ impl<'a> Index<'a> {
             members: by(&rows.members, |row| Some(&row.security_group_id)),
             group_addresses,
             qos: by(&rows.qos, |row| Some(&row.policy_id)),
-        }
+        })
     }
 }
 
