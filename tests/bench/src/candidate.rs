@@ -12,6 +12,17 @@ pub const FLOOR: &str = "floor";
 /// Name of Firecracker in results.
 pub const FIRECRACKER: &str = "firecracker";
 
+/// What machine the guest is started in.
+#[derive(Debug, Clone, Copy)]
+pub struct Shape<'a> {
+    /// Guest memory.
+    pub memory_mib: u32,
+    /// Processors.
+    pub vcpus: u8,
+    /// A disk with this file, and a network interface on `tap0`.
+    pub disk: Option<&'a Path>,
+}
+
 /// A program that starts the guest.
 #[derive(Debug)]
 pub enum Candidate {
@@ -44,9 +55,15 @@ impl Candidate {
         file.sync_all().with_context(|| format!("write back {}", program.display()))
     }
 
-    /// The command that starts `guest` with this command line, one processor and no devices but the serial port, whose
+    /// Whether it can have several vCPUs and devices.
+    pub const fn takes_shapes(&self) -> bool {
+        matches!(self, Self::Monitor(..))
+    }
+
+    /// The command that starts `guest` with this command line in a machine of this shape, and the serial port, whose
     /// output is the command's stdout. A configuration file is put into `directory`.
-    pub fn command(&self, guest: &Path, line: &str, memory_mib: u32, directory: &Path) -> Result<Command> {
+    pub fn command(&self, guest: &Path, line: &str, shape: &Shape<'_>, directory: &Path) -> Result<Command> {
+        let memory_mib = shape.memory_mib;
         match self {
             Self::Floor(program) => {
                 let mut command = Command::new(program);
@@ -56,7 +73,12 @@ impl Candidate {
             Self::Monitor(name, monitor) => {
                 let mut config = host::config(guest, line);
                 config.machine_config.mem_size_mib = memory_mib as usize;
-                let file = directory.join(format!("{name}.json"));
+                config.machine_config.vcpu_count = shape.vcpus;
+                if let Some(disk) = shape.disk {
+                    host::add_drive(&mut config, "disk", disk, false);
+                    host::add_tap(&mut config, "tap0", "06:00:ac:10:00:02");
+                }
+                let file = directory.join(format!("{name}-{}.json", shape.vcpus));
                 fs::write(&file, serde_json::to_vec(&config)?)
                     .with_context(|| format!("write {}", file.display()))?;
                 let mut command = Command::new(monitor.program());

@@ -138,6 +138,14 @@ struct StartupArguments {
     /// Guest memory in MiB
     #[arg(long, value_name = "MIB", default_value_t = 128, value_parser = clap::value_parser!(u32).range(16..=3072))]
     memory_mib: u32,
+    /// Numbers of vCPUs: each monitor once with each, and what one more costs from the least to the most
+    #[arg(
+        long, value_name = "N,…", value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u8).range(1..=32)
+    )]
+    vcpus: Vec<u8>,
+    /// Give mote-vmm and Firecracker a disk and a network interface, on a tap in a network namespace made for it (needs root)
+    #[arg(long)]
+    devices: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,

@@ -21,7 +21,9 @@ const COLUMN_WIDTH: usize = 22;
 /// A table of min/median/max, then the ratios of the medians.
 pub fn render(results: &Results) -> String {
     let mut text = String::new();
-    let title = format!("{} runs of each, {} MiB; min / median / max", results.runs, results.memory_mib);
+    let devices = if results.devices { ", a disk and a network interface" } else { "" };
+    let title =
+        format!("{} runs of each, {} MiB{devices}; min / median / max", results.runs, results.memory_mib);
     line(&mut text, &title, []);
     line(&mut text, "", COLUMNS.map(|(title, ..)| title.to_owned()));
     for row in &results.rows {
@@ -29,7 +31,7 @@ pub fn render(results: &Results) -> String {
             let Spread { min, median, max } = value(row);
             format!("{min:.decimals$} / {median:.decimals$} / {max:.decimals$}")
         });
-        line(&mut text, row.name, cells);
+        line(&mut text, &row.name, cells);
     }
     for base in [FLOOR, FIRECRACKER] {
         let Some(base) = results.rows.iter().find(|row| row.name == base) else { continue };
@@ -37,8 +39,11 @@ pub fn render(results: &Results) -> String {
         line(&mut text, &format!("medians relative to {}", base.name), []);
         for row in results.rows.iter().filter(|row| row.name != base.name) {
             let cells = COLUMNS.map(|(_, value, _)| format!("{:.2}", value(row).median / value(base).median));
-            line(&mut text, row.name, cells);
+            line(&mut text, &row.name, cells);
         }
+    }
+    for (program, ms) in &results.vcpu_ms {
+        let _ = writeln!(text, "\none vCPU more costs {program} {ms:.3} ms until the first byte");
     }
     text
 }
