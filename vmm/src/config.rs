@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 
 use mote_vmm_api::{
     Balloon, BootSource, CpuConfig, CpuConfigSource, Drive, DriveFormat, DrivePatch, HugePages, IoEngine,
-    MAX_VCPUS, MachineConfig, MachineConfigPatch, MemoryHotplug, MmdsConfig, NetworkInterface,
-    NetworkInterfacePatch, Pmem, PmemPatch, RateLimiter, Serial, Smbios, VmConfig, Vsock,
+    MAX_QUEUE_PAIRS, MAX_VCPUS, MachineConfig, MachineConfigPatch, MemoryHotplug, MmdsConfig,
+    NetworkInterface, NetworkInterfacePatch, Pmem, PmemPatch, RateLimiter, Serial, Smbios, VmConfig, Vsock,
 };
 
 use crate::memory::MAX_MEMORY_MIB;
@@ -134,6 +134,14 @@ pub enum ConfigError {
     /// Anti-spoofing compares with `guest_mac`.
     #[error("anti_spoofing of interface {0:?} needs guest_mac")]
     AntiSpoofing(String),
+    /// A number of queue pairs.
+    #[error("num_queue_pairs of interface {0:?} must be between 1 and {MAX_QUEUE_PAIRS}, and 1 with tap_fd")]
+    QueuePairs(String),
+    /// The metadata service has one queue pair.
+    #[error(
+        "the metadata service needs an interface with one queue pair: leave out num_queue_pairs of {0:?}"
+    )]
+    MmdsQueuePairs(String),
     /// A descriptor of the process cannot be named by an API client.
     #[error("tap_fd of interface {0:?} can only be given in the config file")]
     TapFd(String),
@@ -407,6 +415,14 @@ pub fn set_network_interface(
     if let Some(mtu) = interface.mtu.filter(|mtu| *mtu < 68) {
         return Err(ConfigError::Mtu(mtu));
     }
+    let pairs = interface.num_queue_pairs.unwrap_or(1);
+    if pairs == 0 || pairs > MAX_QUEUE_PAIRS || pairs > 1 && interface.tap_fd.is_some() {
+        return Err(ConfigError::QueuePairs(interface.iface_id));
+    }
+    let has_metadata = |mmds: &MmdsConfig| mmds.network_interfaces.contains(&interface.iface_id);
+    if pairs > 1 && config.mmds_config.as_ref().is_some_and(has_metadata) {
+        return Err(ConfigError::MmdsQueuePairs(interface.iface_id));
+    }
     if interface.anti_spoofing && interface.guest_mac.is_none() {
         return Err(ConfigError::AntiSpoofing(interface.iface_id));
     }
@@ -518,6 +534,11 @@ pub fn set_mmds(config: &mut VmConfig, mut mmds: MmdsConfig) -> Result<(), Confi
     let exists = |id: &String| config.network_interfaces.iter().any(|interface| interface.iface_id == *id);
     if !mmds.network_interfaces.iter().all(exists) {
         return Err(ConfigError::MmdsInterface);
+    }
+    let several = |interface: &&NetworkInterface| interface.num_queue_pairs.is_some_and(|pairs| pairs > 1);
+    let named = |interface: &&NetworkInterface| mmds.network_interfaces.contains(&interface.iface_id);
+    if let Some(interface) = config.network_interfaces.iter().filter(several).find(named) {
+        return Err(ConfigError::MmdsQueuePairs(interface.iface_id.clone()));
     }
     config.mmds_config = Some(mmds);
     Ok(())
@@ -763,6 +784,30 @@ mod tests {
         let mut config = VmConfig::default();
         set_machine(&mut config, huge).unwrap();
         assert!(matches!(set_memory_hotplug(&mut config, hotplug), Err(ConfigError::HugePagesHotplug)));
+    }
+
+    #[test]
+    fn queue_pairs_are_few_and_not_for_descriptors_or_metadata() {
+        let with = |num_queue_pairs, tap_fd| NetworkInterface {
+            num_queue_pairs,
+            tap_fd,
+            ..interface("e0", "06:00:00:00:00:0a")
+        };
+        let set = |interface| set_network_interface(&mut VmConfig::default(), interface, Origin::File);
+        for (pairs, fd) in [(Some(0), None), (Some(17), None), (Some(2), Some(3))] {
+            assert!(matches!(set(with(pairs, fd)), Err(ConfigError::QueuePairs(_))), "{pairs:?}");
+        }
+        for (pairs, fd) in [(None, Some(3)), (Some(1), Some(3)), (Some(16), None)] {
+            set(with(pairs, fd)).unwrap();
+        }
+        let mut config = VmConfig::default();
+        set_network_interface(&mut config, with(Some(2), None), Origin::Api).unwrap();
+        let mmds = MmdsConfig { network_interfaces: vec!["e0".to_owned()], ..MmdsConfig::default() };
+        assert!(matches!(set_mmds(&mut config, mmds.clone()), Err(ConfigError::MmdsQueuePairs(_))));
+        set_network_interface(&mut config, with(None, None), Origin::Api).unwrap();
+        set_mmds(&mut config, mmds).unwrap();
+        let several = set_network_interface(&mut config, with(Some(2), None), Origin::Api);
+        assert!(matches!(several, Err(ConfigError::MmdsQueuePairs(_))));
     }
 
     #[test]

@@ -218,6 +218,43 @@ fn the_guest_passes_with_several_processors_on_both_transports() {
 }
 
 #[test]
+fn several_queue_pairs_carry_frames_and_a_tap_without_them_is_refused() {
+    let (monitor, guest) = programs_or_skip!();
+    let ip = |words: &str| {
+        let status = Command::new("ip").args(words.split(' ')).status().expect("ip");
+        assert!(status.success(), "ip {words}");
+    };
+    with_network(|network| {
+        if !network {
+            return;
+        }
+        ip("tuntap add dev tap1 mode tap vnet_hdr multi_queue");
+        ip("addr add 10.78.0.1/24 dev tap1");
+        ip("link set tap1 up");
+        for monitor in [&monitor, &with_pci(&monitor)] {
+            for processors in [1, 3] {
+                let line = format!(
+                    "mote.test mote.expect=1,0,0 mote.pairs=3 mote.net=10.78.0.2/24,10.78.0.1 mote.mac={MAC}"
+                );
+                let mut config = host::config(&guest, &line);
+                config.machine_config.vcpu_count = processors;
+                host::add_tap(&mut config, "tap1", MAC);
+                config.network_interfaces[0].num_queue_pairs = Some(3);
+                let outcome = run(monitor, &config);
+                if let Err(why) = outcome.report().verdict() {
+                    panic!("{why}\n{}\n{}", outcome.output, outcome.log);
+                }
+                // A tap with one queue.
+                config.network_interfaces[0].host_dev_name = "tap0".into();
+                let outcome = run(monitor, &config);
+                assert_eq!(outcome.code, Some(i32::from(ExitReason::BadConfig.code())), "{}", outcome.log);
+                assert!(outcome.log.contains("multi_queue"), "{}", outcome.log);
+            }
+        }
+    });
+}
+
+#[test]
 fn the_monitor_survives_a_hostile_guest() {
     let (monitor, guest) = programs_or_skip!();
     device_test(&monitor, &guest, "mote.hostile");

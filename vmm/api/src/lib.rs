@@ -42,6 +42,8 @@ pub use snapshot::{
 
 /// The release of Firecracker's API that the request and answer types follow, as told by `GET /version`.
 pub const FIRECRACKER_API_VERSION: &str = "1.14.0";
+/// Largest number of queue pairs of a network interface.
+pub const MAX_QUEUE_PAIRS: u8 = 16;
 /// Largest number of vCPUs of one VM.
 pub const MAX_VCPUS: u8 = 32;
 
@@ -308,6 +310,10 @@ pub struct NetworkInterface {
     /// Limits of what the guest sends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tx_rate_limiter: Option<RateLimiter>,
+    /// *Mote*: most pairs of queues that the guest may use, each with a queue of the tap (made with `multi_queue`) and a thread of its
+    /// own, 1 to [`MAX_QUEUE_PAIRS`]. Default 1. Not with `tap_fd`, nor with the metadata service.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_queue_pairs: Option<u8>,
     /// *Mote*: drop what the guest sends from another source address than `guest_mac`, which is needed then.
     #[serde(default, skip_serializing_if = "is_false")]
     pub anti_spoofing: bool,
@@ -326,6 +332,7 @@ impl Default for NetworkInterface {
             mtu: None,
             rx_rate_limiter: None,
             tx_rate_limiter: None,
+            num_queue_pairs: None,
             anti_spoofing: false,
             link_up: true,
         }

@@ -3,6 +3,7 @@
 //! - `mote.expect=NETS,BLOCKS,RNGS`: how many devices there must be.
 //! - `mote.pmems=N`: how many persistent memory devices there must be; `mote.pmem_read_only=N`: device N (from 0) is read-only.
 //! - `mote.transport=pci` or `mmio`: where all of them must be.
+//! - `mote.pairs=N`: the first network device has so many queue pairs (needs `mote.net`).
 //! - `mote.net=ADDRESS/PREFIX,PEER`: the first network device has this address, and PEER answers pings.
 //! - `mote.memory_mib=N`, `mote.processors=N`: what the memory map and the MADT must say.
 //! - `mote.smbios=PRODUCT,SERIAL,TAG,OEM`: the strings of the SMBIOS tables, `_` for spaces, the OEM strings with `+` between.
@@ -15,6 +16,7 @@
 
 mod block;
 mod net;
+mod pairs;
 mod pci;
 mod platform;
 pub mod pmem;

@@ -10,7 +10,7 @@ use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::socket::icmp;
 use smoltcp::wire::{Icmpv4Packet, Icmpv4Repr, IpAddress, IpCidr, Ipv4Address, Ipv4Cidr};
 
-use super::{Subject, TestResult, pattern};
+use super::{Subject, TestResult, pairs, pattern};
 use crate::nic::{Nic, now};
 use crate::report::Report;
 use crate::virtio::StatusWrites;
@@ -27,6 +27,16 @@ const ANSWER_TIMEOUT_US: u64 = 3_000_000;
 
 pub fn run(subject: &Subject<'_>, (way, withheld, status): &(&str, u64, StatusWrites), report: &mut Report) {
     let name = format!("{}-{way}", subject.name);
+    let several = subject.window.features() & pairs::SEVERAL != 0;
+    if let Some(expected) = subject.boot.command_line.number("mote.pairs").filter(|_| subject.number == 0) {
+        let found = if several { u64::from(subject.window.config(8) & 0xffff) } else { 1 };
+        let right = found == expected;
+        let why = || format!("{found} queue pairs, expected {expected}");
+        report.result(
+            format!("{name}-pairs"),
+            right.then_some(()).ok_or_else(why).and_then(|()| pairs::run(subject)),
+        );
+    }
     let nic = subject.window.transport(*withheld, *status).map_err(String::from).and_then(Nic::new);
     let mut nic = match nic {
         Ok(nic) => nic,

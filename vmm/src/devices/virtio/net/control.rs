@@ -13,11 +13,18 @@ use crate::metrics::{self, NetMetrics};
 use crate::rate_limiter::RateLimiter;
 
 /// The limits of both directions.
+#[derive(Default)]
 pub struct Limits {
     /// Tap → guest.
     pub receive: RateLimiter,
     /// Guest → tap.
     pub transmit: RateLimiter,
+}
+
+impl Limits {
+    const fn are_any(&self) -> bool {
+        !self.receive.is_unlimited() || !self.transmit.is_unlimited()
+    }
 }
 
 /// What device, worker and the outside share of one interface.
@@ -26,6 +33,8 @@ pub struct Shared {
     /// Number of changes of the configuration space.
     generation: AtomicU32,
     limits: Mutex<Limits>,
+    /// Whether there are any.
+    limited: AtomicBool,
     /// The way to a running driver that knows VIRTIO_NET_F_STATUS.
     interrupt: Mutex<Option<Arc<Interrupt>>>,
     /// What the interface counts.
@@ -38,13 +47,15 @@ impl Shared {
     /// As configured.
     pub fn new(interface: &api::NetworkInterface) -> Result<Arc<Self>, DeviceError> {
         let now = Instant::now();
+        let limits = Limits {
+            receive: RateLimiter::new(interface.rx_rate_limiter.as_ref(), now),
+            transmit: RateLimiter::new(interface.tx_rate_limiter.as_ref(), now),
+        };
         Ok(Arc::new(Self {
+            limited: AtomicBool::new(limits.are_any()),
             link_up: AtomicBool::new(interface.link_up),
             generation: AtomicU32::new(0),
-            limits: Mutex::new(Limits {
-                receive: RateLimiter::new(interface.rx_rate_limiter.as_ref(), now),
-                transmit: RateLimiter::new(interface.tx_rate_limiter.as_ref(), now),
-            }),
+            limits: Mutex::new(limits),
             interrupt: Mutex::new(None),
             metrics: metrics::device("net", Some(&interface.iface_id)),
             wake: EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC).map_err(DeviceError::EventFd)?,
@@ -61,6 +72,11 @@ impl Shared {
         self.generation.load(Ordering::Acquire)
     }
 
+    /// Whether there are limits: without, the threads of an interface need not wait for each other.
+    pub fn limited(&self) -> bool {
+        self.limited.load(Ordering::Relaxed)
+    }
+
     /// The limits; held while frames are served, so for less than a millisecond.
     pub fn limits(&self) -> MutexGuard<'_, Limits> {
         self.limits.lock().unwrap_or_else(PoisonError::into_inner)
@@ -71,7 +87,8 @@ impl Shared {
         *self.interrupt.lock().unwrap_or_else(PoisonError::into_inner) = interrupt;
     }
 
-    fn wake_worker(&self) {
+    /// Lets the workers look at everything again.
+    pub fn wake_worker(&self) {
         // Fails only if the counter is full, and then the worker is being woken anyway.
         let _ = self.wake.write(1);
     }
@@ -105,6 +122,7 @@ impl NetControl {
         if let Some(transmit) = transmit {
             limits.transmit.update(transmit, now);
         }
+        self.0.limited.store(limits.are_any(), Ordering::Relaxed);
         drop(limits);
         self.0.wake_worker();
     }

@@ -190,8 +190,9 @@ impl Server {
         let mut service =
             self.service.as_ref().map(|service| service.lock().unwrap_or_else(PoisonError::into_inner));
         let mut service = service.as_deref_mut();
-        let mut limits = self.shared.limits();
-        let Limits { receive, transmit } = &mut *limits;
+        let mut none = Limits::default();
+        let mut limits = self.shared.limited().then(|| self.shared.limits());
+        let Limits { receive, transmit } = limits.as_deref_mut().unwrap_or(&mut none);
         let waits = &mut self.waits;
         if waits.can_transmit() {
             match self.transmitter.serve(tap, service.as_deref_mut(), link_up, transmit, BUDGET)? {

@@ -4,7 +4,10 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::pairs::Switch;
 use crate::devices::report;
 use crate::devices::virtio::buffers::GuestBuffers;
 
@@ -96,6 +99,8 @@ pub enum NetError {
 /// An open tap: reads and writes are frames, each after its header. Non-blocking.
 pub struct Tap {
     fd: OwnedFd,
+    /// One of several queues: whether it is attached. What isn't carries nothing.
+    attached: Option<Arc<AtomicBool>>,
     /// The last transfer found it down or gone.
     failed: bool,
 }
@@ -106,6 +111,26 @@ impl Tap {
     /// # Errors
     /// As [`NetError`].
     pub fn open(iface: &str, name: &str) -> Result<Self, NetError> {
+        Self::open_queue(iface, name, TAP_FLAGS)
+    }
+
+    /// Attaches `count` queues to the tap `name`, each with its switch. The tap must be one with several queues, or there must be
+    /// none and the process may make it.
+    ///
+    /// # Errors
+    /// As [`NetError`].
+    pub fn open_queues(iface: &str, name: &str, count: usize) -> Result<Vec<(Self, Switch)>, NetError> {
+        let open = |_| {
+            let mut tap = Self::open_queue(iface, name, TAP_FLAGS | libc::IFF_MULTI_QUEUE)?;
+            let attached = Arc::new(AtomicBool::new(true));
+            let fd = tap.fd.try_clone().map_err(|source| tap_error(iface, name, "dup", source))?;
+            tap.attached = Some(attached.clone());
+            Ok((tap, Switch { fd: Some(fd), attached }))
+        };
+        (0..count).map(open).collect()
+    }
+
+    fn open_queue(iface: &str, name: &str, flags: libc::c_int) -> Result<Self, NetError> {
         let bytes = name.as_bytes();
         if bytes.is_empty() || bytes.len() >= libc::IFNAMSIZ || bytes.iter().any(|b| matches!(b, b'/' | 0)) {
             return Err(NetError::BadName { iface: iface.to_owned(), name: name.to_owned() });
@@ -116,15 +141,28 @@ impl Tap {
             .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
             .open("/dev/net/tun")
             .map_err(|source| NetError::OpenTun { iface: iface.to_owned(), source })?;
-        let tap = Self { fd: file.into(), failed: false };
-        let mut request = interface_request(TAP_FLAGS as libc::c_short);
+        let tap = Self { fd: file.into(), attached: None, failed: false };
+        let mut request = interface_request(flags as libc::c_short);
         for (to, from) in request.ifr_name.iter_mut().zip(bytes) {
             *to = *from as libc::c_char;
         }
-        tap.ioctl(libc::TUNSETIFF, &raw mut request)
-            .and_then(|()| tap.set_header_size())
-            .map_err(|(operation, source)| tap_error(iface, name, operation, source))?;
+        tap.ioctl(libc::TUNSETIFF, &raw mut request).and_then(|()| tap.set_header_size()).map_err(
+            |(operation, source)| {
+                let several = flags & libc::IFF_MULTI_QUEUE != 0 && operation == "TUNSETIFF";
+                let operation = if several {
+                    "TUNSETIFF with several queues (was it made with multi_queue?)"
+                } else {
+                    operation
+                };
+                tap_error(iface, name, operation, source)
+            },
+        )?;
         Ok(tap)
+    }
+
+    /// Whether frames may come and go.
+    fn is_attached(&self) -> bool {
+        self.attached.as_ref().is_none_or(|attached| attached.load(Ordering::Acquire))
     }
 
     /// Takes over the inherited descriptor `fd`, which must be an attached tap with a virtio header.
@@ -143,7 +181,7 @@ impl Tap {
         }
         // SAFETY: the configuration names this descriptor as one that was inherited for this interface, so that nothing
         // else in the process owns it; it is open, as was just seen.
-        let tap = Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, failed: false };
+        let tap = Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, attached: None, failed: false };
         let mut request = interface_request(0);
         let mode = tap.ioctl(libc::TUNGETIFF, &raw mut request).map(|()| {
             // SAFETY: the kernel has filled the flags.
@@ -205,6 +243,9 @@ impl Tap {
     /// # Errors
     /// As readv(2): `WouldBlock` if there is none.
     pub fn receive(&mut self, buffers: &mut GuestBuffers, spill: &mut [u8]) -> io::Result<usize> {
+        if !self.is_attached() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         let received = buffers.readv_then(self.fd.as_fd(), spill);
         self.watch_state(received)
     }
@@ -214,6 +255,9 @@ impl Tap {
     /// # Errors
     /// As [`Tap::receive`].
     pub fn discard(&mut self) -> io::Result<usize> {
+        if !self.is_attached() {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         let received = nix::unistd::read(&self.fd, &mut [0; HEADER_BYTES]).map_err(io::Error::from);
         self.watch_state(received)
     }
@@ -223,6 +267,10 @@ impl Tap {
     /// # Errors
     /// As writev(2).
     pub fn send(&mut self, headers: &[u8], rest: &mut GuestBuffers) -> io::Result<usize> {
+        if !self.is_attached() {
+            // virtio 1.2 §5.1.6.5.5: the driver must not send there. It is lost.
+            return Ok(headers.len() + rest.bytes());
+        }
         let sent = rest.writev_after(self.fd.as_fd(), headers);
         self.watch_state(sent)
     }
@@ -242,11 +290,32 @@ impl Tap {
         result
     }
 
+    /// One of several queues, with its switch.
+    #[cfg(any(test, feature = "fuzzing"))]
+    pub fn queue_for_test(fd: OwnedFd) -> (Self, Switch) {
+        let attached = Arc::new(AtomicBool::new(true));
+        (Self { fd, attached: Some(attached.clone()), failed: false }, Switch { fd: None, attached })
+    }
+
     /// Over any descriptor whose reads and writes are frames.
     #[cfg(any(test, feature = "fuzzing"))]
     pub const fn for_test(fd: OwnedFd) -> Self {
-        Self { fd, failed: false }
+        Self { fd, attached: None, failed: false }
     }
+}
+
+/// Attaches a queue of a tap, or detaches it.
+///
+/// # Errors
+/// As the ioctl.
+pub fn attach_queue(fd: &OwnedFd, attach: bool) -> io::Result<()> {
+    let flags = if attach { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE };
+    let request = interface_request(flags as libc::c_short);
+    // SAFETY: the argument points to a live `ifreq`, which the kernel only reads.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), libc::TUNSETQUEUE, &raw const request) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 fn tap_error(iface: &str, name: &str, operation: &'static str, source: io::Error) -> NetError {

@@ -44,6 +44,132 @@ fn net(interface: &NetworkInterface) -> (Net, UnixDatagram) {
     (Net::over(Tap::for_test(OwnedFd::from(tap)), interface, config, features).unwrap(), wire)
 }
 
+/// A device with two queue pairs, and the other ends of its tap's queues.
+fn two_pairs() -> (Net, [UnixDatagram; 2]) {
+    let sockets = [(); 2].map(|()| UnixDatagram::pair().unwrap());
+    let mut queues = Vec::new();
+    let wires = sockets.map(|(tap, wire)| {
+        tap.set_nonblocking(true).unwrap();
+        wire.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        queues.push(Tap::queue_for_test(OwnedFd::from(tap)));
+        wire
+    });
+    let features = FEATURES | bit(abi::VIRTIO_NET_F_MAC);
+    (Net::over_queues(queues, &interface(), [0; 12], features).unwrap(), wires)
+}
+
+/// Queues of a device with two queue pairs.
+const RX1: usize = 2;
+const TX1: usize = 3;
+const CONTROL: usize = 4;
+
+/// Sends a command over the control queue; what it is acknowledged with.
+fn control(driver: &mut Driver, command: &[u8]) -> u8 {
+    let at = BUFFERS + 0x8000;
+    driver.fill(at, command);
+    driver.fill(at + 64, &[0xff]);
+    let head = driver.chain(CONTROL, &[(at, command.len() as u32, 0), (at + 64, 1, WRITE)]);
+    driver.kick(CONTROL);
+    assert_eq!(driver.wait_used(CONTROL), (head.into(), 1));
+    driver.bytes(at + 64, 1)[0]
+}
+
+/// Sends a frame in a queue, and waits until the device is done with it.
+fn send_in(driver: &mut Driver, queue: usize, bytes: &[u8]) {
+    driver.fill(BUFFERS, bytes);
+    driver.chain(queue, &[(BUFFERS, bytes.len() as u32, 0)]);
+    driver.kick(queue);
+    driver.wait_used(queue);
+}
+
+#[test]
+fn a_queue_pair_carries_frames_when_the_driver_has_said_that_it_uses_it() {
+    let (net, [first, second]) = two_pairs();
+    let mut driver = Driver::running(Box::new(net), SEVERAL);
+    assert_eq!(driver.read(CONFIG + 8) & 0xffff, 2);
+    let (one, other) = (frame(MAC, 1, 100), frame(MAC, 2, 100));
+    send_in(&mut driver, TX, &one);
+    send_in(&mut driver, TX1, &other);
+    assert_eq!(from_wire(&first), one);
+    assert!(nothing_on(&second), "a frame of a pair that isn't used");
+    second.set_nonblocking(false).unwrap();
+    for wrong in [&[4, 0, 0, 0][..], &[4, 0, 3, 0], &[4, 1, 2, 0], &[0, 0, 2, 0], &[4, 0, 2], &[4]] {
+        assert_eq!(control(&mut driver, wrong), 1, "{wrong:?}");
+    }
+    assert_eq!(control(&mut driver, &[4, 0, 2, 0]), 0);
+    send_in(&mut driver, TX1, &other);
+    assert_eq!(from_wire(&second), other);
+    for (queue, wire) in [(RX, &first), (RX1, &second)] {
+        let head = driver.chain(queue, &[(BUFFERS + 0x1000, 2000, WRITE)]);
+        driver.kick(queue);
+        wire.send(&one).unwrap();
+        assert_eq!(driver.wait_used(queue), (head.into(), one.len() as u32));
+    }
+    // And back to one, by command and by reset.
+    assert_eq!(control(&mut driver, &[4, 0, 1, 0]), 0);
+    send_in(&mut driver, TX1, &other);
+    assert!(nothing_on(&second));
+    second.set_nonblocking(false).unwrap();
+    assert_eq!(control(&mut driver, &[4, 0, 2, 0]), 0);
+    driver.start(SEVERAL);
+    send_in(&mut driver, TX1, &other);
+    assert!(nothing_on(&second));
+}
+
+#[test]
+fn pairs_in_use_stay_so_across_a_snapshot() {
+    let (net, _) = two_pairs();
+    let mut driver = Driver::running(Box::new(net), SEVERAL);
+    assert_eq!(control(&mut driver, &[4, 0, 2, 0]), 0);
+    let (net, [_first, second]) = two_pairs();
+    let mut driver = driver.reloaded(|| Box::new(net));
+    let frame = frame(MAC, 3, 80);
+    send_in(&mut driver, TX1, &frame);
+    assert_eq!(from_wire(&second), frame);
+    let too_many = DeviceState::new(&SavedState { pairs_used: 3 }).unwrap();
+    assert!(two_pairs().0.restore(&too_many).is_err());
+}
+
+#[test]
+fn a_driver_that_knows_one_pair_gets_one() {
+    for features in [0, bit(abi::VIRTIO_NET_F_CTRL_VQ)] {
+        let (net, [first, _second]) = two_pairs();
+        let mut driver = Driver::running(Box::new(net), features);
+        let frame = frame(MAC, 3, 80);
+        send_in(&mut driver, TX, &frame);
+        assert_eq!(from_wire(&first), frame);
+        if features != 0 {
+            // Its control queue is the third (virtio 1.2 §5.1.2).
+            driver.fill(BUFFERS, &[4, 0, 1, 0]);
+            let head = driver.chain(RX1, &[(BUFFERS, 4, 0), (BUFFERS + 64, 1, WRITE)]);
+            driver.kick(RX1);
+            assert_eq!(driver.wait_used(RX1), (head.into(), 1));
+        }
+    }
+}
+
+#[test]
+fn limits_of_an_interface_are_those_of_all_its_pairs_together() {
+    let ops = Some(TokenBucket { size: 3, one_time_burst: None, refill_time: NEVER_MS });
+    let (net, [first, second]) = two_pairs();
+    let handle = net.control();
+    handle.update_limits(None, Some(&Limits { bandwidth: None, ops }));
+    let mut driver = Driver::running(Box::new(net), SEVERAL);
+    assert_eq!(control(&mut driver, &[4, 0, 2, 0]), 0);
+    let frame = frame(MAC, 3, 80);
+    for queue in [TX, TX1, TX, TX1, TX] {
+        driver.fill(BUFFERS, &frame);
+        driver.chain(queue, &[(BUFFERS, frame.len() as u32, 0)]);
+        driver.kick(queue);
+    }
+    std::thread::sleep(A_WHILE);
+    let passed = [&first, &second].map(|wire| {
+        wire.set_nonblocking(true).unwrap();
+        std::iter::from_fn(|| wire.recv(&mut [0; 2000]).ok()).count()
+    });
+    assert_eq!(passed.iter().sum::<usize>(), 3, "{passed:?}");
+}
+
 fn running(interface: &NetworkInterface, features: u64) -> (Driver, UnixDatagram, NetControl) {
     let (net, wire) = net(interface);
     let control = net.control();
