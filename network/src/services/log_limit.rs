@@ -2,6 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use tracing::warn;
+
+use crate::names::NetworkKey;
+
 /// One line per [`LogLimit::INTERVAL`]; the others are counted.
 #[derive(Debug, Default)]
 pub struct LogLimit {
@@ -21,6 +25,13 @@ impl LogLimit {
         }
         self.last = Some(now);
         Some(std::mem::take(&mut self.suppressed))
+    }
+
+    /// Warns of what happened to a service of a network, if a line may be written now.
+    pub fn warn(&mut self, network: NetworkKey, service: &str, text: &str) {
+        if let Some(suppressed) = self.admit(Instant::now()) {
+            warn!(%network, suppressed, "{service}: {text}");
+        }
     }
 }
 

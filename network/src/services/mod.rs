@@ -5,6 +5,7 @@
 //! old one ended.
 
 mod advert;
+mod datagrams;
 pub mod dhcp;
 pub mod dhcp6;
 mod directory;

@@ -11,14 +11,16 @@ use std::{
     net::UdpSocket as StdUdpSocket,
     os::fd::{AsRawFd, OwnedFd},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use nix::sys::socket::{MsgFlags, send};
 use tokio::{net::UdpSocket, sync::watch};
-use tracing::{debug, warn};
 
-use super::{directory::Directory, log_limit::LogLimit};
+use super::{
+    datagrams::{Answered, Service},
+    directory::Directory,
+};
 use crate::names::{MacAddress, NetworkKey};
 use frame::Endpoint;
 pub use message::Lease;
@@ -28,9 +30,7 @@ const SERVER_PORT: u16 = 67;
 const CLIENT_PORT: u16 = 68;
 /// Longest request that is read, in bytes; what is longer is cut, and so malformed.
 const REQUEST_MAX: usize = 2048;
-/// Requests that are answered without a pause.
-const BURST: u32 = 64;
-/// Length of the pause. A flood beyond 64 requests in this time waits in the socket's buffer and overflows there.
+/// Length of the pause in a flood.
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// The server's sockets, made inside the namespace.
@@ -46,51 +46,22 @@ pub(super) async fn serve(
     network: NetworkKey,
     bridge: MacAddress,
     sockets: Sockets,
-    mut directory: watch::Receiver<Arc<Directory>>,
+    directory: watch::Receiver<Arc<Directory>>,
 ) -> io::Result<()> {
-    let requests = UdpSocket::from_std(sockets.requests)?;
-    let mut limit = LogLimit::default();
-    let mut buffer = [0; REQUEST_MAX];
-    let mut burst = 0;
-    loop {
-        let length = tokio::select! {
-            biased;
-            changed = directory.changed() => match changed {
-                Ok(()) => continue,
-                Err(_) => return Ok(()),
-            },
-            received = requests.recv_from(&mut buffer) => match received {
-                Ok((length, _)) => length,
-                Err(error) => {
-                    // The bridge is down or gone; the next update starts the service anew.
-                    log(&mut limit, network, &format!("cannot receive: {error}"));
-                    tokio::time::sleep(PAUSE).await;
-                    continue;
-                }
-            },
-        };
-        let answer = message::respond(&directory.borrow().leases, &buffer[..length]);
-        match answer {
-            Ok(reply) => {
-                if let Err(error) = send_reply(&sockets.replies, bridge, &reply) {
-                    log(&mut limit, network, &format!("cannot send to {}: {error}", reply.mac));
-                }
-            }
-            Err(declined @ Ignored::Declined(..)) => log(&mut limit, network, &declined.to_string()),
-            Err(ignored) => debug!(%network, "DHCP request ignored: {ignored}"),
-        }
-        burst += 1;
-        if burst == BURST {
-            burst = 0;
-            tokio::time::sleep(PAUSE).await;
-        }
-    }
-}
-
-fn log(limit: &mut LogLimit, network: NetworkKey, text: &str) {
-    if let Some(suppressed) = limit.admit(Instant::now()) {
-        warn!(%network, suppressed, "DHCP: {text}");
-    }
+    let Sockets { requests, replies } = sockets;
+    let service = Service { network, name: "DHCP", longest: REQUEST_MAX, pause: PAUSE };
+    let answer = move |_: &UdpSocket, directory: &Directory, request: &[u8], _| match message::respond(
+        &directory.leases,
+        request,
+    ) {
+        Ok(reply) => match send_reply(&replies, bridge, &reply) {
+            Ok(()) => Answered::Yes,
+            Err(error) => Answered::Warn(format!("cannot send to {}: {error}", reply.mac)),
+        },
+        Err(declined @ Ignored::Declined(..)) => Answered::Warn(declined.to_string()),
+        Err(ignored) => Answered::Ignored(ignored.to_string()),
+    };
+    service.serve(requests, directory, answer).await
 }
 
 fn send_reply(socket: &OwnedFd, bridge: MacAddress, reply: &Reply) -> io::Result<()> {

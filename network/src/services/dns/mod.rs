@@ -14,7 +14,7 @@ use std::{
     io,
     net::{IpAddr, TcpListener as StdTcpListener, UdpSocket as StdUdpSocket},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use tokio::{
@@ -23,9 +23,8 @@ use tokio::{
     task::{self, JoinError, JoinSet},
     time::timeout,
 };
-use tracing::warn;
 
-use super::{any_of, directory::Directory, log_limit::LogLimit};
+use super::{any_of, datagrams::Pace, directory::Directory, log_limit::LogLimit};
 use crate::names::NetworkKey;
 pub(super) use forward::Forwarder;
 use message::{Outcome, Query, Transport, respond};
@@ -38,9 +37,7 @@ const QUESTION_MAX: usize = 1500;
 const TASKS_MAX: usize = 256;
 /// The same of one client.
 const TASKS_PER_CLIENT_MAX: usize = 32;
-/// Questions that are answered without a pause.
-const BURST: u32 = 64;
-/// Length of the pause. A flood beyond 64 questions in this time waits in the socket's buffer and overflows there.
+/// Length of the pause in a flood.
 const PAUSE: Duration = Duration::from_millis(5);
 /// Time for the next question on a connection (RFC 7766 §6.2.3).
 const IDLE: Duration = Duration::from_secs(10);
@@ -68,8 +65,7 @@ pub(super) async fn serve(
     let listeners: Vec<_> = listeners.collect::<io::Result<_>>()?;
     let mut work =
         Work { forwarder, directory: directory.clone(), tasks: JoinSet::new(), clients: HashMap::new() };
-    let mut limit = LogLimit::default();
-    let mut burst = 0;
+    let (mut limit, mut pace) = (LogLimit::default(), Pace::new(PAUSE));
     let mut buffers = vec![[0; QUESTION_MAX]; datagrams.len()];
     loop {
         let question = any_of(datagrams.iter().zip(&mut buffers).map(|(socket, buffer)| {
@@ -92,17 +88,13 @@ pub(super) async fn serve(
             (socket, received) = question => received.map(|(bytes, exchange)| work.answer(socket, bytes, exchange)),
             accepted = connection => accepted.map(|(stream, peer)| work.connection(stream, peer.ip())),
         };
-        burst += 1;
-        if let Err(error) = failed {
-            // The bridge is down or gone, or there are too many open files.
-            if let Some(suppressed) = limit.admit(Instant::now()) {
-                warn!(%network, suppressed, "DNS: cannot receive: {error}");
+        match failed {
+            Ok(()) => pace.answered().await,
+            Err(error) => {
+                // The bridge is down or gone, or there are too many open files.
+                limit.warn(network, "DNS", &format!("cannot receive: {error}"));
+                pace.rest().await;
             }
-            burst = BURST;
-        }
-        if burst == BURST {
-            burst = 0;
-            tokio::time::sleep(PAUSE).await;
         }
     }
     work.tasks.shutdown().await;

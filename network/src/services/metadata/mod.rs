@@ -14,7 +14,7 @@ use std::{
     io,
     net::{IpAddr, TcpListener as StdTcpListener},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -28,7 +28,6 @@ use tokio::{
     sync::watch,
     task::{self, JoinSet},
 };
-use tracing::warn;
 
 use super::{any_of, directory::Directory, log_limit::LogLimit};
 use crate::names::NetworkKey;
@@ -67,9 +66,7 @@ pub(super) async fn serve(
             accepted = any_of(listeners.iter().map(|listener| Box::pin(listener.accept()))) => match accepted {
                 Ok((stream, peer)) => connections.start(stream, peer.ip(), &directory),
                 Err(error) => {
-                    if let Some(suppressed) = limit.admit(Instant::now()) {
-                        warn!(%network, suppressed, "metadata: cannot accept: {error}");
-                    }
+                    limit.warn(network, "metadata", &format!("cannot accept: {error}"));
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             },
