@@ -107,7 +107,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Daemon
     } else if !kvm.message().is_empty() {
         tracing::warn!("{}", kvm.message());
     }
-    underlay.tunnel_ip = underlay.tunnel_ip.or_else(|| wiring::address_towards(&identity.url));
+    underlay.tunnel_ip = underlay.tunnel_ip.or_else(|| wiring::default_tunnel_ip(&identity.url));
     let found = underlay.announce(take_inventory(&state, simulated)?);
     let memory_mib = found.memory_mib;
     let (inventory_sender, inventory) = watch::channel(found);

@@ -57,16 +57,37 @@ pub fn physical_network(text: &str) -> Result<(String, String), String> {
     }
 }
 
+/// This host's address on the overlay if none is configured: the one towards the controller, and if that is on this machine
+/// the one towards the rest of the world, by which other hosts will be asked to join.
+pub fn default_tunnel_ip(controller: &str) -> Option<IpAddr> {
+    address_towards(controller).or_else(address_towards_world)
+}
+
 /// This host's address towards a URL's host, unless that is this machine itself.
-pub fn address_towards(url: &str) -> Option<IpAddr> {
+fn address_towards(url: &str) -> Option<IpAddr> {
     let to = reqwest::Url::parse(url).ok()?.socket_addrs(|| None).ok()?.into_iter().next()?;
+    let own = source_towards(to)?;
+    (own != to.ip()).then_some(own)
+}
+
+/// This host's address towards where its default route leads.
+fn address_towards_world() -> Option<IpAddr> {
+    /// Addresses that nobody has (RFC 5737, RFC 3849).
+    const NOBODY: [IpAddr; 2] =
+        [IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
+    const DISCARD: u16 = 9;
+    NOBODY.into_iter().find_map(|ip| source_towards((ip, DISCARD).into()))
+}
+
+/// What this machine would send from, unless it would send to itself.
+fn source_towards(to: SocketAddr) -> Option<IpAddr> {
     let any: SocketAddr =
         if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
     // Connecting a datagram socket sends nothing: it only looks up the route.
     let socket = UdpSocket::bind(any).ok()?;
     socket.connect(to).ok()?;
     let own = socket.local_addr().ok()?.ip();
-    (!own.is_loopback() && own != to.ip()).then_some(own)
+    (!own.is_loopback()).then_some(own)
 }
 
 /// This machine's network namespaces of one prefix, with their DHCP and metadata services.
@@ -212,8 +233,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_address_towards_a_controller_on_this_machine_is_none() {
+    fn beside_a_controller_on_this_machine_the_tunnel_has_the_address_of_the_default_route() {
         assert_eq!(address_towards("http://127.0.0.1:8774"), None);
+        assert_eq!(default_tunnel_ip("http://127.0.0.1:8774"), address_towards_world());
+        let output = std::process::Command::new("ip").args(["-o", "route", "get", "192.0.2.1"]).output();
+        let Ok(output) = output else {
+            eprintln!("SKIPPED: needs iproute2's ip");
+            return;
+        };
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let source = text.split_whitespace().skip_while(|word| *word != "src").nth(1);
+        if let Some(source) = source {
+            assert_eq!(default_tunnel_ip("http://127.0.0.1:8774"), source.parse().ok(), "{text}");
+        }
     }
 
     #[test]

@@ -272,7 +272,12 @@ impl Segment {
 const VNI_MAX: u32 = (1 << 24) - 1;
 const VLAN_ID_MAX: u16 = 4094;
 
-fn segment(spec: &NetworkSpec, tunnel: Option<TunnelSpec>) -> Result<Option<Segment>, SpecProblem> {
+/// How the network leaves this host. `is_elsewhere`: whether something of it is on other hosts.
+fn segment(
+    spec: &NetworkSpec,
+    tunnel: Option<TunnelSpec>,
+    is_elsewhere: bool,
+) -> Result<Option<Segment>, SpecProblem> {
     let uplink = |name: &String, vlan_id| Segment::Uplink { physical_network: name.clone(), vlan_id };
     Ok(match &spec.segment {
         None => None,
@@ -280,11 +285,12 @@ fn segment(spec: &NetworkSpec, tunnel: Option<TunnelSpec>) -> Result<Option<Segm
             if !(1..=VNI_MAX).contains(vni) {
                 return Err(SpecProblem::Segment("a VXLAN network identifier is 1 to 16777215"));
             }
-            // Of one host alone nothing is asked: the network ends here as long as all of it is here.
             if tunnel.is_none() && !spec.remote_ports.is_empty() {
                 return Err(SpecProblem::NoTunnel);
             }
-            tunnel.map(|tunnel| {
+            // The network ends here as long as all of it is here: of one host alone nothing is asked, and two clouds on one
+            // machine don't get into each other's way.
+            tunnel.filter(|_| is_elsewhere).map(|tunnel| {
                 Segment::Vxlan(VxlanLink { vni: *vni, local: tunnel.local_ip, port: tunnel.udp_port })
             })
         }
@@ -300,9 +306,14 @@ fn segment(spec: &NetworkSpec, tunnel: Option<TunnelSpec>) -> Result<Option<Segm
 
 /// What belongs to the network but isn't in its own description.
 fn surround(config: &mut NetworkConfig, spec: &NetworkSpec, desired: &Desired) -> Result<(), SpecProblem> {
-    config.segment = segment(spec, desired.tunnel)?;
+    let (router_ports, gateways) = router::in_network(spec.id, desired);
     let local = desired.tunnel.map(|tunnel| tunnel.local_ip);
-    for port in &spec.remote_ports {
+    // Another host agent of this machine: no overlay leads to it.
+    let remote_ports = || spec.remote_ports.iter().filter(|port| Some(port.tunnel_ip) != local);
+    let is_elsewhere =
+        remote_ports().next().is_some() || !gateways.is_empty() || router::is_crossed(spec.id, desired);
+    config.segment = segment(spec, desired.tunnel, is_elsewhere)?;
+    for port in remote_ports() {
         let mac = port.mac_address.parse().ok().filter(|mac: &MacAddress| mac.is_station());
         let mac = mac.filter(|_| local.is_some_and(|local| local.is_ipv4() == port.tunnel_ip.is_ipv4()));
         let mac = mac.ok_or_else(|| SpecProblem::Remote(port.mac_address.clone(), port.tunnel_ip))?;
@@ -310,7 +321,6 @@ fn surround(config: &mut NetworkConfig, spec: &NetworkSpec, desired: &Desired) -
         let own = IpAddr::V6(mac.link_local());
         config.remote_neighbours.extend(port.ip_addresses.iter().chain([&own]).map(|ip| (*ip, mac)));
     }
-    let (router_ports, gateways) = router::in_network(spec.id, desired);
     config.router_ports = router_ports;
     config.tunnels.extend(gateways);
     if !config.tunnels.is_empty() && !matches!(config.segment, Some(Segment::Vxlan(_))) {

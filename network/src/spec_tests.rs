@@ -1,6 +1,9 @@
 use std::net::IpAddr;
 
-use mote_host_api::{FixedIp, HostRoute, RemotePort, ServerId};
+use mote_host_api::{
+    FixedIp, GatewayPlace, HostRoute, RemotePort, RouterGateway, RouterId, RouterInterface, RouterSpec,
+    ServerId,
+};
 use uuid::Uuid;
 
 use super::*;
@@ -59,6 +62,68 @@ fn an_overlay_needs_a_tunnel_address_only_when_it_is_on_other_hosts() {
         tunnel_ip: [192, 0, 2, 1].into(),
     });
     assert_eq!(configured(&spec).1[0].problem, SpecProblem::NoTunnel);
+}
+
+#[test]
+fn a_network_has_a_vxlan_link_when_something_of_it_is_on_other_hosts() {
+    let mut desired = Desired {
+        networks: vec![network()],
+        tunnel: Some(TunnelSpec { local_ip: [192, 0, 2, 1].into(), udp_port: 4789 }),
+        ..Desired::default()
+    };
+    desired.networks[0].segment = Some(SegmentSpec::Vxlan { vni: 5 });
+    let has_link = |desired: &Desired| {
+        let (configs, errors) = configure(desired, Conntrack::Bridge, &mut Memory::default());
+        assert_eq!(errors, []);
+        configs.into_iter().find(|config| config.id == desired.networks[0].id).unwrap().segment.is_some()
+    };
+    assert!(!has_link(&desired), "all of it is here");
+    let remote = |last| RemotePort {
+        mac_address: "fa:16:3e:00:09:09".to_owned(),
+        ip_addresses: vec![],
+        tunnel_ip: [192, 0, 2, last].into(),
+    };
+    desired.networks[0].remote_ports = vec![remote(1)];
+    assert!(!has_link(&desired), "the other host agent is on this machine");
+    desired.networks[0].remote_ports = vec![remote(2)];
+    assert!(has_link(&desired), "a port is on another host");
+
+    // Ports of another network of its router are elsewhere: they send over this one.
+    desired.networks[0].remote_ports.clear();
+    let mut other = NetworkSpec { segment: Some(SegmentSpec::Vxlan { vni: 6 }), ..network() };
+    other.remote_ports = vec![remote(2)];
+    desired.networks.push(other);
+    let interface = |network: usize| RouterInterface {
+        port_id: PortId(Uuid::from_u128(network as u128 + 1)),
+        network_id: desired.networks[network].id,
+        mac_address: format!("fa:16:3e:aa:00:0{network}"),
+        addresses: vec![],
+    };
+    let gateway = |place| RouterGateway {
+        place,
+        port_id: PortId(Uuid::from_u128(9)),
+        network_id: NetworkId::new(),
+        mac_address: "fa:16:3e:aa:00:09".to_owned(),
+        addresses: vec![],
+        next_hop: None,
+        next_hop_v6: None,
+        enable_snat: false,
+        floating_ips: vec![],
+    };
+    let router = RouterSpec {
+        id: RouterId::new(),
+        admin_state_up: true,
+        interfaces: vec![interface(0), interface(1)],
+        gateway: Some(gateway(GatewayPlace::Here)),
+        routes: vec![],
+        routes_v6: vec![],
+    };
+    desired.routers = vec![router];
+    assert!(has_link(&desired), "ports on another host reach it by their router");
+    desired.networks[1].remote_ports.clear();
+    assert!(!has_link(&desired), "nobody else is there");
+    desired.routers[0].gateway = Some(gateway(GatewayPlace::Remote([192, 0, 2, 2].into())));
+    assert!(has_link(&desired), "the gateway is on another host");
 }
 
 #[test]

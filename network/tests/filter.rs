@@ -387,6 +387,53 @@ async fn guests_reach_nothing_of_the_host_but_its_services() {
     assert!(mote_network::namespace::in_namespace(ground.ns(0), connect).unwrap().is_ok());
 }
 
+/// The underlay, the controller, another tenant, the host's own loopback: each by way of the bridge.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_guest_sends_beyond_its_network_is_dropped_and_counted() {
+    skip_if!(harness::skip_reason().or(harness::skip_without("nft")));
+    let open = group(&[(Protocol::Any, None)]);
+    let id = open.id;
+    let ground = Ground::new(vec![open], vec![], &[&[id]]).await;
+    let host = ground.namespace();
+    let dropped = || {
+        let counter = ["nft", "-j", "list", "counter", "bridge", "mote", "denied-beyond"];
+        let text = run("ip", ["netns", "exec", &host].iter().chain(&counter));
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        value["nftables"][1]["counter"]["packets"].as_u64().unwrap()
+    };
+    let (attacker, bridge) = (Wire::open(ground.ns(0), "eth0"), Wire::open(&host, "br0"));
+    let to = mote_network::names::bridge_mac(ground.desired.networks[0].id).0;
+    let me = [0xfa, 0x16, 0x3e, 0, 0, 10];
+    let IpAddr::V6(own) = v6(0) else { unreachable!() };
+    let cases: [(&str, bool, IpAddr); 7] = [
+        ("the network's own service", true, "10.0.0.2".parse().unwrap()),
+        ("the underlay", false, "192.0.2.10".parse().unwrap()),
+        ("the controller", false, "203.0.113.77".parse().unwrap()),
+        ("another tenant", false, "10.9.0.10".parse().unwrap()),
+        ("the host's loopback", false, "127.0.0.1".parse().unwrap()),
+        ("the underlay by IPv6", false, "2001:db8::10".parse().unwrap()),
+        ("the host's loopback by IPv6", false, "::1".parse().unwrap()),
+    ];
+    for (number, (what, expected, address)) in cases.into_iter().enumerate() {
+        let mark = format!("mark{number:04}mark");
+        let before = dropped();
+        let frame = match address {
+            IpAddr::V4(ip) => {
+                let packet = ipv4([10, 0, 0, 10], ip.octets(), 17, &udp4((9, 9), mark.as_bytes()));
+                ethernet(to, me, 0x800, &packet)
+            }
+            IpAddr::V6(ip) => {
+                let length = (8 + mark.len() as u16).to_be_bytes();
+                let datagram = [&[0, 9, 0, 9][..], &length, &[0, 0], mark.as_bytes()].concat();
+                ethernet(to, me, 0x86dd, &ipv6(own.octets(), ip.octets(), 17, &datagram))
+            }
+        };
+        attacker.send(&frame);
+        assert_eq!(bridge.sees(mark.as_bytes(), expected), expected, "{what}");
+        assert_eq!(dropped() - before, u64::from(!expected), "{what}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_that_is_administratively_down_carries_nothing() {
     skip_if!(harness::skip_reason().or(harness::skip_without("nft")));

@@ -20,7 +20,7 @@ use super::{
     ruleset::{Chain, Family, Fragment, FragmentKey, GENERATION, Ruleset},
 };
 use crate::{
-    names::{BRIDGE, METADATA_IP, METADATA_IP_V6, MacAddress, tap_name},
+    names::{BRIDGE, METADATA_IP, METADATA_IP_V6, MacAddress, bridge_mac, tap_name},
     spec::{SpecProblem, station_mac},
 };
 
@@ -88,6 +88,7 @@ pub fn filter(
 ) -> Result<Ruleset, SpecProblem> {
     let mut base = Fragment::default();
     input(&mut base);
+    beyond(&mut base, network);
     let ports = filtered_ports(network, around)?;
     let down = network.ports.iter().filter(|port| !port.admin_state_up);
     let down: BTreeSet<String> = down.map(|port| tap_name(port.id)).collect();
@@ -216,6 +217,22 @@ fn input(base: &mut Fragment) {
     base.counter(Family::Inet, "denied-host");
     let hook = Some("type filter hook input priority 0; policy drop;");
     base.chain(Family::Inet, "input", Chain { hook, rules });
+}
+
+/// Frames to the bridge itself that are for somebody behind it: nobody is. The host would drop them, too, without a word.
+fn beyond(base: &mut Fragment, network: &NetworkSpec) {
+    let v4 = network.subnets.iter().map(|subnet| subnet.service_ip).chain([METADATA_IP]);
+    let services = base.set(Family::Bridge, "services4", "type ipv4_addr;");
+    services.elements.extend(v4.map(|ip| (ip.to_string(), None)));
+    let services = base.set(Family::Bridge, "services6", "type ipv6_addr;");
+    services.elements.insert(METADATA_IP_V6.to_string(), None);
+    base.counter(Family::Bridge, "denied-beyond");
+    let to_bridge = format!("ether daddr {}", bridge_mac(network.id));
+    let rules = [("ip", "services4"), ("ip6", "services6")].map(|(version, set)| {
+        format!("{to_bridge} {version} daddr != @{set} counter name denied-beyond drop")
+    });
+    let hook = Some("type filter hook input priority 0; policy accept;");
+    base.chain(Family::Bridge, "input", Chain { hook, rules: rules.to_vec() });
 }
 
 fn bridge_chains(base: &mut Fragment, ports: &[FilteredPort<'_>], down: &BTreeSet<String>) {

@@ -302,6 +302,7 @@ impl<'a> Compiler<'a, '_> {
             },
             "ct" => self.ct_key()?,
             "ether" => match self.word()? {
+                "daddr" => Key::payload(Base::Link, 0, Kind::Mac),
                 "saddr" => Key::payload(Base::Link, 6, Kind::Mac),
                 "type" => Key::payload(Base::Link, ETHER_TYPE.offset, Kind::EtherType),
                 other => return Err(unknown(word, other)),

@@ -221,6 +221,18 @@ pub(crate) fn in_network(
     (ports, tunnels)
 }
 
+/// Whether other hosts send over this network though no port of it is there: what goes from one network of a router to
+/// another is routed on the sender's host, and what leaves by a gateway goes over one of the networks to its host.
+pub(crate) fn is_crossed(network: NetworkId, desired: &Desired) -> bool {
+    let is_routed = |router: &RouterSpec| router.interfaces.iter().any(|other| other.network_id == network);
+    let has_others = |network: &NetworkSpec| {
+        let local = desired.tunnel.map(|tunnel| tunnel.local_ip);
+        network.remote_ports.iter().any(|port| Some(port.tunnel_ip) != local)
+    };
+    // Routers may lead on to other routers, so any network may be where the sender is.
+    desired.routers.iter().any(is_routed) && desired.networks.iter().any(has_others)
+}
+
 /// Sorts descriptions into those that can be executed and those that can't.
 pub fn configure(desired: &Desired) -> (Vec<RouterConfig>, Vec<RouterError>) {
     let (mut configs, mut errors) = (Vec::new(), Vec::new());
