@@ -67,6 +67,14 @@ pub struct Snapshot {
     pub network_problems: Vec<String>,
 }
 
+impl Snapshot {
+    /// Servers with their VMMs.
+    pub fn running(&self) -> Vec<(ServerId, ProcessIdentity)> {
+        let vmm = |server: &ServerStatus| Some((server.observed.id, server.vmm.clone()?));
+        self.servers.iter().filter_map(vmm).collect()
+    }
+}
+
 /// One server in a [`Snapshot`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServerStatus {
@@ -75,6 +83,9 @@ pub struct ServerStatus {
     pub observed: ObservedServer,
     /// Process ids of its VMMs.
     pub pids: Vec<i32>,
+    /// Its VMM, if exactly one runs.
+    #[serde(default)]
+    pub vmm: Option<ProcessIdentity>,
     /// Copies of its root disk that are finished.
     #[serde(default)]
     pub captures: BTreeSet<ImageId>,
@@ -505,7 +516,11 @@ impl Entry {
             observed.message = Some(waiting.unwrap_or_else(|| "waiting for its networks".to_owned()));
         }
         let pids = self.alive.iter().map(|process| process.pid).collect();
-        ServerStatus { observed, pids, captures: self.captures.clone() }
+        let vmm = match self.alive.as_slice() {
+            [one] => Some(one.clone()),
+            _ => None,
+        };
+        ServerStatus { observed, pids, vmm, captures: self.captures.clone() }
     }
 
     /// Reads the exit report of a VMM that is gone.

@@ -18,6 +18,7 @@ use crate::{
     errors::one_line,
     files::{self, Durability},
     identity::{self, Identity, Refusal},
+    meter::Meter,
     paths::StateDir,
     requests::Requests,
 };
@@ -60,6 +61,8 @@ pub struct Connection {
     pub status: watch::Sender<ConnectionStatus>,
     /// To the agent.
     pub desired: watch::Sender<Option<Arc<DesiredState>>>,
+    /// What ports have carried.
+    pub meter: Arc<Meter>,
 }
 
 impl Connection {
@@ -144,14 +147,20 @@ impl Connection {
         let mut backoff = Backoff::new(RETRY.0, RETRY.1);
         loop {
             let snapshot = snapshots.borrow_and_update().clone();
+            let desired = self.desired.borrow().clone();
+            if let Some(desired) = desired {
+                self.meter.look(&desired, snapshot.running()).await;
+            }
             let observed = ObservedState {
                 host_id: self.identity.borrow().host_id,
                 inventory: inventory.borrow().clone(),
                 applied_generation: snapshot.applied_generation,
                 servers: snapshot.servers.into_iter().map(|server| server.observed).collect(),
+                traffic: self.meter.untold(),
             };
             match self.controller.report(&observed).await {
                 Ok(()) => {
+                    self.meter.told(&observed.traffic);
                     backoff.reset();
                     self.connected();
                     let pause = tokio::time::sleep(Duration::from_secs(REPORT_EVERY_S));

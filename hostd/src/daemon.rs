@@ -20,6 +20,7 @@ use crate::{
     kvm_check,
     ledger::Ledger,
     lock::{self, LockError},
+    meter::Meter,
     parts::{Networks, Parts, PassThrough, Vmms},
     paths::{RunDir, SOCKET_PATH_MAX, StateDir},
     requests::Requests,
@@ -121,10 +122,12 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Daemon
         let networks = KernelNetworks::new(&wiring::prefix(&state)?, &underlay);
         (Arc::new(VmmProcesses::new(vmm, state.clone(), run.clone())), Arc::new(networks))
     };
+    let meter = Arc::new(Meter::new(networks.clone()));
     let parts = Arc::new(Parts {
         ledger: Ledger::open(state.clone())?,
         vmms,
         networks,
+        meter: meter.clone(),
         images: Arc::new(ImageCache::new(Store::open(state.images())?, controller.clone())),
         clock: Arc::new(SystemClock),
         checkpoints: Arc::new(PassThrough),
@@ -138,6 +141,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Daemon
         identity,
         status: watch::Sender::new(ConnectionStatus::unknown(jiff::Timestamp::now())),
         desired: watch::Sender::new(None),
+        meter,
     });
     connection.recall();
     let listener = status::listen(&run)?;
@@ -172,7 +176,8 @@ async fn converse(
     state: &StateDir,
     run: &RunDir,
 ) {
-    let requests = Arc::new(Requests { state: state.clone(), run: run.clone() });
+    let requests =
+        Arc::new(Requests { state: state.clone(), run: run.clone(), meter: connection.meter.clone() });
     tokio::join!(
         connection.follow_desired(),
         connection.send_captures(snapshots.clone()),

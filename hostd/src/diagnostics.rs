@@ -1,8 +1,8 @@
 //! What a server's VMM uses, as /proc tells it.
 
-use std::fs;
+use std::{collections::BTreeMap, fs};
 
-use mote_host_api::{Diagnostics, ServerId};
+use mote_host_api::{Diagnostics, ServerId, Traffic};
 use mote_vmm_api::VmConfig;
 
 use crate::{
@@ -16,12 +16,21 @@ const VCPU_THREAD: &str = "vcpu";
 /// Bytes of a MiB.
 const MIB: u64 = 1 << 20;
 
-/// Looks at the processes of the server; one that is off uses nothing.
-pub fn of_server(id: ServerId, dir: &ServerDir, run: &RunDir) -> Diagnostics {
+/// Looks at the processes of the server, and for its taps into what was counted; one that is off uses nothing.
+pub fn of_server(
+    id: ServerId,
+    dir: &ServerDir,
+    run: &RunDir,
+    counters: &BTreeMap<String, Traffic>,
+) -> Diagnostics {
     let mut found = Diagnostics::default();
     if let Ok(Some(config)) = files::read_json::<VmConfig>(&dir.vmm_config()) {
         found.disks = u32::try_from(config.drives.len()).unwrap_or(u32::MAX);
-        found.nics = config.network_interfaces.into_iter().filter_map(|nic| nic.guest_mac).collect();
+        for nic in config.network_interfaces {
+            let Some(mac) = nic.guest_mac else { continue };
+            found.nics.push(mac);
+            found.traffic.push(counters.get(&nic.host_dev_name).copied());
+        }
     }
     let running = process::scan(run).unwrap_or_default();
     let Some((_, process)) = running.into_iter().find(|(server, _)| *server == id) else { return found };
@@ -84,7 +93,12 @@ mod tests {
     fn a_server_without_a_vmm_uses_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let state = crate::paths::StateDir::new(dir.path());
-        let found = of_server(ServerId::new(), &state.server(ServerId::new()), &RunDir::new(dir.path()));
+        let found = of_server(
+            ServerId::new(),
+            &state.server(ServerId::new()),
+            &RunDir::new(dir.path()),
+            &BTreeMap::new(),
+        );
         assert_eq!(found, Diagnostics::default());
     }
 }

@@ -42,6 +42,7 @@ pub mod inventory;
 pub mod kvm_check;
 pub mod ledger;
 pub mod lock;
+pub mod meter;
 pub mod parts;
 pub mod paths;
 pub mod process;

@@ -1,16 +1,17 @@
 //! What the agent needs from the world, as traits: the real ones are in [`crate::vmm`], [`crate::wiring`] and
 //! [`crate::image_cache`], the simulated ones in [`crate::sim`].
 
-use std::{io, os::fd::OwnedFd, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, io, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
 use futures_util::future::BoxFuture;
-use mote_host_api::{ImageSpec, NetworkId, PortSpec, ServerId};
+use mote_host_api::{ImageSpec, NetworkId, PortSpec, ServerId, Traffic};
 use mote_vmm_api::VmConfig;
 use nix::sys::signal::Signal;
 
 use crate::{
     clock::Clock,
     ledger::Ledger,
+    meter::Meter,
     paths::{RunDir, StateDir},
     process::ProcessIdentity,
     reconcile::{Converged, NetworkGoal},
@@ -28,6 +29,8 @@ pub struct Parts {
     pub vmms: Arc<dyn Vmms>,
     /// Networks.
     pub networks: Arc<dyn Networks>,
+    /// What ports have carried.
+    pub meter: Arc<Meter>,
     /// Images.
     pub images: Arc<dyn Images>,
     /// Time.
@@ -127,6 +130,8 @@ pub trait Networks: Send + Sync {
         port: &'a PortSpec,
         mtu: u16,
     ) -> BoxFuture<'a, Result<OwnedFd, NetworksError>>;
+    /// What the kernel has counted of every tap, by its name.
+    fn counters(&self) -> BoxFuture<'_, Result<BTreeMap<String, Traffic>, NetworksError>>;
 }
 
 /// Why a network operation failed.

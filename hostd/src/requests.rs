@@ -1,6 +1,6 @@
 //! Questions of the controller: consoles.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use mote_host_api::{HostReply, HostRequestKind, ServerId};
@@ -11,6 +11,7 @@ use crate::{
     diagnostics,
     errors::one_line,
     files::FileError,
+    meter::Meter,
     paths::{RunDir, ServerDir, StateDir},
 };
 
@@ -24,12 +25,14 @@ const WRITE_MAX: usize = 64 << 10;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Answers questions about the servers of these directories.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Requests {
     /// State directory.
     pub state: StateDir,
     /// Run directory.
     pub run: RunDir,
+    /// What ports have carried.
+    pub meter: Arc<Meter>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -92,7 +95,9 @@ impl Requests {
 
     async fn diagnostics(&self, id: ServerId) -> Result<HostReply, RequestError> {
         let (dir, run) = (self.dir(id)?, self.run.clone());
-        let found = tokio::task::spawn_blocking(move || diagnostics::of_server(id, &dir, &run)).await?;
+        let counters = self.meter.counters().await;
+        let look = move || diagnostics::of_server(id, &dir, &run, &counters);
+        let found = tokio::task::spawn_blocking(look).await?;
         Ok(HostReply::Diagnostics(found))
     }
 
@@ -124,8 +129,11 @@ mod tests {
 
     fn requests() -> (tempfile::TempDir, Requests, ServerId) {
         let dir = tempfile::tempdir().unwrap();
-        let requests =
-            Requests { state: StateDir::new(dir.path().join("s")), run: RunDir::new(dir.path().join("r")) };
+        let requests = Requests {
+            state: StateDir::new(dir.path().join("s")),
+            run: RunDir::new(dir.path().join("r")),
+            meter: crate::sim::World::new(dir.path()).unwrap().meter(),
+        };
         let id = ServerId::new();
         std::fs::create_dir_all(requests.state.server(id).path()).unwrap();
         std::fs::create_dir_all(requests.run.server(id).path()).unwrap();

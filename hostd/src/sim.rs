@@ -20,7 +20,7 @@ use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use mote_host_api::{
     BootSpec, DesiredPower, DiskSpec, FixedIp, ImageSpec, InstanceMetadata, NetworkId, NetworkSpec, PortId,
-    PortSpec, RestartPolicy, ServerId, ServerSpec, SubnetId,
+    PortSpec, RestartPolicy, ServerId, ServerSpec, SubnetId, Traffic,
 };
 use mote_network::NetworkKey;
 use mote_vmm_api::{ExitReason, ExitReport};
@@ -32,6 +32,7 @@ use crate::{
     clock::{Clock, after},
     files::{self, Durability},
     ledger::Ledger,
+    meter::Meter,
     parts::{
         Checkpoints, ImageError, Images, Launch, MEMORY_FILE, Networks, NetworksError, Parts, STATE_FILE,
         VmmError, Vmms,
@@ -147,10 +148,16 @@ impl World {
             ledger: Ledger::open(self.state.clone())?,
             vmms: Arc::new(Simulated(self.clone())),
             networks: Arc::new(Simulated(self.clone())),
+            meter: self.meter(),
             images: Arc::new(Simulated(self.clone())),
             clock: Arc::new(self.clock.clone()),
             checkpoints,
         }))
+    }
+
+    /// What its ports have carried: nothing.
+    pub fn meter(self: &Arc<Self>) -> Arc<Meter> {
+        Arc::new(Meter::new(Arc::new(Simulated(self.clone()))))
     }
 
     /// Its clock.
@@ -374,6 +381,11 @@ impl Networks for Simulated {
             }
             std::fs::File::open("/dev/null").map(OwnedFd::from).map_err(|e| tap(Box::new(e)))
         })
+    }
+
+    /// Simulated taps carry nothing.
+    fn counters(&self) -> BoxFuture<'_, Result<BTreeMap<String, Traffic>, NetworksError>> {
+        Box::pin(async { Ok(BTreeMap::new()) })
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures_util::future::BoxFuture;
-use mote_host_api::{Inventory, NetworkId, PortSpec};
+use mote_host_api::{Inventory, NetworkId, PortSpec, Traffic};
 use mote_network::{Config, Executor, NetworkKey, Services, plan::Action, plan_routers};
 use tokio::sync::Mutex;
 
@@ -195,6 +195,10 @@ impl Networks for KernelNetworks {
             let tap = self.executor.open_tap(network, port, mtu).await;
             tap.map_err(|e| NetworksError::Tap { port: port.id, source: Box::new(e) })
         })
+    }
+
+    fn counters(&self) -> BoxFuture<'_, Result<BTreeMap<String, Traffic>, NetworksError>> {
+        Box::pin(async { self.executor.counters().await.map_err(|e| NetworksError::Observe(Box::new(e))) })
     }
 }
 

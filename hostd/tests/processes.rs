@@ -63,6 +63,7 @@ impl Machine {
             ledger: Ledger::open(self.state()).unwrap(),
             vmms: Arc::new(self.vmms()),
             networks: simulated.networks.clone(),
+            meter: simulated.meter.clone(),
             images: simulated.images.clone(),
             clock: Arc::new(SystemClock),
             checkpoints: Arc::new(PassThrough),

@@ -20,7 +20,7 @@ use mote_hostd::{
     parts::{ImageError, Images},
     paths::{RunDir, StateDir},
     requests::Requests,
-    sim::server_spec,
+    sim::{World, server_spec},
 };
 use sha2::{Digest, Sha256};
 use tokio::{net::TcpListener, sync::watch};
@@ -59,6 +59,7 @@ fn connection(dir: &tempfile::TempDir, identity: &Identity) -> Arc<Connection> {
         identity,
         status: watch::Sender::new(ConnectionStatus::unknown(jiff::Timestamp::now())),
         desired: watch::Sender::new(None),
+        meter: World::new(dir.path()).unwrap().meter(),
     })
 }
 
@@ -225,7 +226,11 @@ async fn questions_are_answered() {
     let dir = tempfile::tempdir().unwrap();
     let us = identity(&url);
     let connection = connection(&dir, &us);
-    let requests = Requests { state: StateDir::new(dir.path()), run: RunDir::new(dir.path()) };
+    let requests = Requests {
+        state: StateDir::new(dir.path()),
+        run: RunDir::new(dir.path()),
+        meter: connection.meter.clone(),
+    };
     let server_id = ServerId::new();
     let server = requests.state.server(server_id);
     std::fs::create_dir_all(server.path()).unwrap();

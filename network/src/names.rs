@@ -53,9 +53,12 @@ impl fmt::Display for NetworkKey {
     }
 }
 
+/// What the names of ports' taps start with.
+pub const TAP_PREFIX: &str = "tap";
+
 /// Name of a port's tap.
 pub fn tap_name(port: PortId) -> String {
-    format!("tap{:0width$x}", leading_bits(port.0.as_u128()), width = KEY_DIGITS)
+    format!("{TAP_PREFIX}{:0width$x}", leading_bits(port.0.as_u128()), width = KEY_DIGITS)
 }
 
 /// Name of the end of a router's interface in its network's namespace.

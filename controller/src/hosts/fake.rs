@@ -69,7 +69,8 @@ impl FakeHost {
         servers: Vec<ObservedServer>,
     ) -> Answer {
         let host_id = self.joined.host_id;
-        let observed = ObservedState { host_id, inventory: inventory(), applied_generation, servers };
+        let inventory = inventory();
+        let observed = ObservedState { host_id, inventory, applied_generation, servers, traffic: vec![] };
         self.call(test, Method::PUT, "observed", serde_json::to_value(observed).unwrap()).await
     }
 

@@ -5,6 +5,7 @@
 //! | `POST /join-tokens` `{description?, uses?, lifetime_s?}` | admin | → 201 `{token, expires_at}` |
 //! | `GET /hosts` | admin | → `{hosts: [{id, name, availability_zone, state, enabled, inventory, usage}]}` |
 //! | `GET`, `PUT`, `DELETE /hosts/{id}` | admin | show, `{enabled, disabled_reason?}`, delete one without servers |
+//! | `GET /metering/ports` | admin | what ports have carried ([`traffic`]) |
 //! | `GET`, `PUT /scheduler` | admin | `{policy}` |
 //! | `GET /servers/{id}/console?offset=&wait_ms=` | project | → `{next_offset, data}`, data in base64 |
 //! | `POST /servers/{id}/console` `{data}` | project | → 204 |
@@ -38,6 +39,7 @@ mod secrets;
 mod share;
 #[cfg(test)]
 mod tests;
+mod traffic;
 mod zones;
 
 pub(crate) use admin::remove;
@@ -66,6 +68,7 @@ pub fn router() -> Router<App> {
         .route("/hosts/{id}/captures/{image_id}", put(captures::receive).layer(DefaultBodyLimit::disable()))
         .route("/hosts/{id}/requests", get(protocol::requests))
         .route("/hosts/{id}/requests/{request_id}", post(protocol::reply).layer(large))
+        .route("/metering/ports", get(traffic::list))
         .route("/scheduler", get(admin::policy).put(admin::set_policy))
         .route("/servers/{id}/console", get(console::read).post(console::write))
         .merge(crate::events::routes())

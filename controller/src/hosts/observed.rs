@@ -9,7 +9,7 @@ use mote_host_api::{BootSpec, DesiredPower, ObservedServer, ObservedState, Rescu
 use serde_json::json;
 use sqlx::FromRow;
 
-use super::{Touched, desired, join, secrets::Speaker, touch};
+use super::{Touched, desired, join, secrets::Speaker, touch, traffic};
 use crate::{
     app::App,
     compute::{
@@ -109,6 +109,8 @@ async fn take(tx: &mut Conn, host: &str, observed: &ObservedState) -> Result<Out
         .bind(applied)
         .execute(&mut *tx)
         .await?;
+    // Before anything that the report says ends a server's life.
+    traffic::store(tx, host, &observed.traffic).await?;
     let rows: Vec<Row> = sqlx::query_as(
         "SELECT id, project_id, vm_state, task_state, desired_power, run_generation, changed_generation, disk_number,
              rescue IS NOT NULL AS rescued, resized_from IS NOT NULL AS resized, deleting, offloading

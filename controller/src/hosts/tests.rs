@@ -39,7 +39,7 @@ async fn count(test: &TestApp, sql: &'static str) -> i64 {
 }
 
 /// A network with a subnet; gives its id.
-async fn network(test: &TestApp, token: &str) -> String {
+pub(super) async fn network(test: &TestApp, token: &str) -> String {
     let body = json!({"network": {"name": "n"}});
     let network = test.post("/network/v2.0/networks", token, body).await.expect(201);
     let id = network["network"]["id"].as_str().unwrap().to_owned();
@@ -52,7 +52,13 @@ async fn network(test: &TestApp, token: &str) -> String {
 }
 
 /// A server on the host, as a create request leaves it, with a NIC on the network.
-async fn server(test: &TestApp, host: &FakeHost, project: &str, network: &str, disk: &str) -> ServerId {
+pub(super) async fn server(
+    test: &TestApp,
+    host: &FakeHost,
+    project: &str,
+    network: &str,
+    disk: &str,
+) -> ServerId {
     let id = ServerId::new();
     let image = |sha256: &str| ImageSpec { sha256: sha256.into(), size: 5 };
     let boot = BootSpec {
@@ -91,7 +97,7 @@ async fn server(test: &TestApp, host: &FakeHost, project: &str, network: &str, d
 }
 
 /// As a delete request does it.
-async fn delete(test: &TestApp, host: &FakeHost, id: ServerId) -> u64 {
+pub(super) async fn delete(test: &TestApp, host: &FakeHost, id: ServerId) -> u64 {
     let mut tx = test.app.begin().await.unwrap();
     let (touched, generation) = touch(&mut tx, &host.id()).await.unwrap();
     sqlx::query(
@@ -215,6 +221,7 @@ async fn reports_move_servers_and_end_deletions() {
         inventory: inventory(),
         applied_generation: 0,
         servers: vec![],
+        traffic: vec![],
     };
     other.call(&test, Method::PUT, "observed", serde_json::to_value(mine).unwrap()).await.expect(400);
 }

@@ -23,6 +23,7 @@ pub(super) const ROWS: &[Row] = &[
     ("GET", "/mote/v1/hosts/{id}/requests", Host),
     ("POST", "/mote/v1/hosts/{id}/requests/{request_id}", Host),
     ("POST", "/mote/v1/join-tokens", Admin),
+    ("GET", "/mote/v1/metering/ports", Admin),
     ("GET", "/mote/v1/scheduler", Admin),
     ("PUT", "/mote/v1/scheduler", Admin),
     ("GET", "/mote/v1/servers/{id}/console", Member),

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{CloudId, HostId, ServerId};
+use crate::{CloudId, HostId, PortId, ServerId};
 
 /// `POST /mote/v1/hosts`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +69,39 @@ pub struct ObservedState {
     pub applied_generation: u64,
     /// Every server that left any trace on this host.
     pub servers: Vec<ObservedServer>,
+    /// What ports have carried, of those of which the controller may not know it yet.
+    #[serde(default)]
+    pub traffic: Vec<PortTraffic>,
+}
+
+/// What one port has carried while one VMM ran. Numbers of a series only grow, so that hearing them twice, late or not at
+/// all changes nothing that is counted: a port has carried the sum of its series, each at its largest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortTraffic {
+    /// The port.
+    pub port_id: PortId,
+    /// Names the VMM, and no other one ever.
+    pub series: String,
+    /// What was counted.
+    #[serde(flatten)]
+    pub traffic: Traffic,
+}
+
+/// What a NIC has carried, as its guest sees it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Traffic {
+    /// Bytes that the guest was sent.
+    pub rx_bytes: u64,
+    /// Frames that the guest was sent.
+    pub rx_packets: u64,
+    /// Frames for the guest that found no place in its queue.
+    pub rx_dropped: u64,
+    /// Bytes that the guest has sent.
+    pub tx_bytes: u64,
+    /// Frames that the guest has sent.
+    pub tx_packets: u64,
+    /// Frames of the guest that were given up.
+    pub tx_dropped: u64,
 }
 
 /// One server as observed.

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{RequestId, ServerId};
+use crate::{RequestId, ServerId, Traffic};
 
 /// One question.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,4 +92,7 @@ pub struct Diagnostics {
     pub disks: u32,
     /// MAC addresses of its NICs.
     pub nics: Vec<String>,
+    /// What each of them has carried since the VMM was started, in their order; none where there is no tap.
+    #[serde(default)]
+    pub traffic: Vec<Option<Traffic>>,
 }

@@ -52,6 +52,8 @@ impl Work {
 
     /// SIGTERM, then SIGKILL, to all at once.
     pub(super) async fn end_processes(&self, processes: &[ProcessIdentity]) -> Result<(), TaskError> {
+        // Their taps end with them.
+        self.parts.meter.last_look(self.record.id).await;
         for (signal, timeout) in [(Signal::SIGTERM, TERMINATE_TIMEOUT), (Signal::SIGKILL, KILL_TIMEOUT)] {
             for process in processes {
                 self.reach("before signal").await;

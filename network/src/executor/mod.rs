@@ -4,6 +4,7 @@
 //! tokio uses it. Nothing is cached beyond a [`Session`], which is one pass: each call looks again, so that what someone
 //! else did in between is an error or a repetition, never a change to the wrong object.
 
+mod counters;
 mod filter;
 mod netlink;
 mod observe;

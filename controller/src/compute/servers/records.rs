@@ -8,7 +8,7 @@ use axum::{
     routing::get,
 };
 use jiff::Timestamp;
-use mote_host_api::{Diagnostics, HostReply, HostRequestKind};
+use mote_host_api::{Diagnostics, HostReply, HostRequestKind, Traffic};
 use serde_json::{Value, json};
 use sqlx::FromRow;
 
@@ -201,11 +201,14 @@ fn document(version: Version, row: &ServerRow, found: &Diagnostics) -> Value {
         "read_bytes": found.disk_read_bytes, "write_bytes": found.disk_write_bytes, "read_requests": null,
         "write_requests": null, "errors_count": null,
     });
-    let nic = |mac: &String| {
+    let traffic = found.traffic.iter().copied().chain(std::iter::repeat(None));
+    let nic = |(mac, carried): (&String, Option<Traffic>)| {
+        let number = |of: fn(Traffic) -> u64| carried.map(of);
         json!({
-            "mac_address": mac, "rx_octets": null, "rx_errors": null, "rx_drop": null, "rx_packets": null,
-            "rx_rate": null, "tx_octets": null, "tx_errors": null, "tx_drop": null, "tx_packets": null,
-            "tx_rate": null,
+            "mac_address": mac, "rx_octets": number(|t| t.rx_bytes), "rx_errors": null,
+            "rx_drop": number(|t| t.rx_dropped), "rx_packets": number(|t| t.rx_packets), "rx_rate": null,
+            "tx_octets": number(|t| t.tx_bytes), "tx_errors": null, "tx_drop": number(|t| t.tx_dropped),
+            "tx_packets": number(|t| t.tx_packets), "tx_rate": null,
         })
     };
     let state = match row.vm_state().word() {
@@ -220,7 +223,7 @@ fn document(version: Version, row: &ServerRow, found: &Diagnostics) -> Value {
         "num_disks": found.disks, "memory_details": {"maximum": maximum, "used": found.memory_used_mib},
         "cpu_details": found.vcpu_time_ns.iter().enumerate().map(cpu).collect::<Vec<_>>(),
         "disk_details": match found.disks { 0 => json!([]), _ => json!([disk]) },
-        "nic_details": found.nics.iter().map(nic).collect::<Vec<_>>(),
+        "nic_details": found.nics.iter().zip(traffic).map(nic).collect::<Vec<_>>(),
     })
 }
 

@@ -439,4 +439,15 @@ pub const QUERIES: &[(&str, Properties)] = &[
         ],
     ),
     ("/mote/v1/events", &[("after", Text), ("limit", Number)]),
+    (
+        "/mote/v1/metering/ports",
+        &[
+            ("project_id", Text),
+            ("server_id", Text),
+            ("network_id", Text),
+            ("port_id", Text),
+            ("marker", Text),
+            ("limit", Number),
+        ],
+    ),
 ];
