@@ -1,4 +1,5 @@
-//! A stand-in for mote-vmm in tests: the same command line, API socket, exit report and signals, but no VM.
+//! A stand-in for mote-vmm in tests: the same command line, API socket, exit report and signals, but no VM and no jail:
+//! its files are where they would be if it were in one.
 //!
 //! It prints the descriptors that it was given, writes one line to the console file, and ends when told by SIGTERM, or at
 //! once when the command line of its guest says `end=power_off` (or another reason of an exit report).
@@ -7,7 +8,7 @@ use std::{
     fs,
     io::{Read, Write},
     os::unix::net::UnixListener,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::ExitCode,
 };
 
@@ -15,10 +16,28 @@ use clap::Parser;
 use mote_vmm_api::{ExitReason, ExitReport, InstanceInfo, InstanceState, VmConfig};
 use nix::sys::signal::{SigSet, Signal};
 
+/// `fake_vmm jail OPTIONS -- ARGUMENTS`.
 #[derive(Debug, Parser)]
-struct Cli {
+struct Jail {
     #[arg(long)]
     id: String,
+    #[arg(long)]
+    uid: u32,
+    #[arg(long)]
+    gid: u32,
+    #[arg(long)]
+    root: PathBuf,
+    #[arg(long)]
+    netns: PathBuf,
+    #[arg(long)]
+    keep_fd: Vec<u32>,
+    #[arg(last = true)]
+    arguments: Vec<String>,
+}
+
+#[derive(Debug, Parser)]
+#[command(no_binary_name = true)]
+struct Cli {
     #[arg(long)]
     api_sock: PathBuf,
     #[arg(long)]
@@ -28,7 +47,16 @@ struct Cli {
 }
 
 fn main() -> std::io::Result<ExitCode> {
-    let cli = Cli::parse();
+    let mut arguments = std::env::args();
+    let program = arguments.next();
+    assert_eq!(arguments.next().as_deref(), Some("jail"));
+    let jail = Jail::parse_from(program.into_iter().chain(arguments));
+    assert!(fs::metadata(&jail.netns)?.is_file());
+    let mut cli = Cli::parse_from(&jail.arguments);
+    let outside = |path: &Path| jail.root.join(path.strip_prefix("/").expect("paths in a jail are absolute"));
+    for path in [&mut cli.api_sock, &mut cli.config_file, &mut cli.exit_report] {
+        *path = outside(path);
+    }
     let mut terminate = SigSet::empty();
     terminate.add(Signal::SIGTERM);
     terminate.thread_block()?;
@@ -43,7 +71,7 @@ fn main() -> std::io::Result<ExitCode> {
 
     let config: VmConfig = serde_json::from_slice(&fs::read(&cli.config_file)?)?;
     if let Some(path) = config.serial.and_then(|serial| serial.serial_out_path) {
-        fs::write(path, "hello from the guest\n")?;
+        fs::write(outside(&path), "hello from the guest\n")?;
     }
     let command_line = config.boot_source.and_then(|source| source.boot_args).unwrap_or_default();
     let ends = command_line.split_ascii_whitespace().find_map(|word| word.strip_prefix("end="));
@@ -53,7 +81,7 @@ fn main() -> std::io::Result<ExitCode> {
     let listener = UnixListener::bind(&cli.api_sock)?;
     let info = InstanceInfo {
         app_name: "mote-vmm".into(),
-        id: cli.id.clone(),
+        id: jail.id.clone(),
         state: InstanceState::Running,
         vmm_version: "0".into(),
     };

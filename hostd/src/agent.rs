@@ -178,7 +178,6 @@ impl Agent {
                 agent.watch(id, process);
             }
         }
-        agent.remove_stray_run_dirs();
         agent.publish();
         Ok(agent)
     }
@@ -467,19 +466,6 @@ impl Agent {
             }
             None
         });
-    }
-
-    /// Socket directories without a server (the state directory was replaced, say).
-    fn remove_stray_run_dirs(&self) {
-        let Ok(entries) = std::fs::read_dir(self.parts.run.servers()) else { return };
-        for entry in entries.flatten() {
-            let id = entry.file_name().to_str().and_then(|name| name.parse::<ServerId>().ok());
-            if id.is_some_and(|id| !self.servers.contains_key(&id))
-                && let Err(e) = files::remove_dir(&entry.path())
-            {
-                tracing::warn!(error = one_line(&e), "stale directory left");
-            }
-        }
     }
 
     fn publish(&self) {

@@ -72,11 +72,10 @@ impl Track {
 /// # Errors
 /// [`FileError`].
 pub fn start_over(dir: &ServerDir) -> Result<(), FileError> {
-    match fs::rename(dir.console_log(), dir.console_log_previous()) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            return Err(FileError::Write { path: dir.console_log_previous(), source });
-        }
-        _ => {}
+    // What isn't a file is no console of a VMM that does what it should.
+    if fs::symlink_metadata(dir.console_log()).is_ok_and(|found| found.is_file()) {
+        fs::rename(dir.console_log(), dir.console_log_previous())
+            .map_err(|source| FileError::Write { path: dir.console_log_previous(), source })?;
     }
     files::remove_file(&dir.console_log_old())?;
     files::remove_file(&dir.console_track())
@@ -202,7 +201,7 @@ impl Open {
 
 fn open_part(path: &Path) -> Result<Option<(Part, File)>, FileError> {
     let open = || -> io::Result<(Part, File)> {
-        let file = File::open(path)?;
+        let file = files::open_untrusted(path)?;
         let metadata = file.metadata()?;
         let birth = metadata.created().ok().and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
         let id = FileId { inode: metadata.ino(), birth_ns: birth.map_or(0, |birth| birth.as_nanos()) };
@@ -237,7 +236,7 @@ mod tests {
     fn server() -> (tempfile::TempDir, ServerDir) {
         let dir = tempfile::tempdir().unwrap();
         let server = StateDir::new(dir.path()).server(ServerId::new());
-        fs::create_dir_all(server.path()).unwrap();
+        fs::create_dir_all(server.vm_run()).unwrap();
         (dir, server)
     }
 

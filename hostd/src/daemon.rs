@@ -68,6 +68,9 @@ pub enum DaemonError {
     /// mote-vmm.
     #[error("{} is not there: give the place of mote-vmm with --vmm", .0.display())]
     NoVmm(PathBuf),
+    /// Namespaces.
+    #[error("cannot make the network namespace of VMMs (mote-hostd has to be run by root)")]
+    Jail(#[source] std::io::Error),
     /// Files.
     #[error(transparent)]
     File(#[from] FileError),
@@ -101,7 +104,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Daemon
     }
     let _lock = lock::acquire_soon(&state).await?;
     tracing::info!(identity = ?identity, "mote-hostd {}", env!("CARGO_PKG_VERSION"));
-    files::create_private_dir(&run.servers())?;
+    files::create_private_dir(run.path())?;
     let kvm = kvm_check::check();
     if simulated {
         tracing::warn!("this host is simulated: its servers are states without a machine behind them");
@@ -116,11 +119,11 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Daemon
     let identity = watch::Sender::new(identity);
     let controller = Arc::new(HttpController::new(identity.subscribe())?);
     let (vmms, networks): (Arc<dyn Vmms>, Arc<dyn Networks>) = if simulated {
-        let world = World::open(state.clone(), run.clone())?;
+        let world = World::open(state.clone())?;
         (world.vmms(), world.kernel_networks())
     } else {
         let networks = KernelNetworks::new(&wiring::prefix(&state)?, &underlay);
-        (Arc::new(VmmProcesses::new(vmm, state.clone(), run.clone())), Arc::new(networks))
+        (Arc::new(VmmProcesses::new(vmm, state.clone()).map_err(DaemonError::Jail)?), Arc::new(networks))
     };
     let meter = Arc::new(Meter::new(networks.clone()));
     let parts = Arc::new(Parts {
@@ -132,7 +135,6 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Daemon
         clock: Arc::new(SystemClock),
         checkpoints: Arc::new(PassThrough),
         state: state.clone(),
-        run: run.clone(),
     });
     let agent = Agent::new(parts, memory_mib).await?;
     let connection = Arc::new(Connection {
@@ -147,7 +149,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Daemon
     let listener = status::listen(&run)?;
 
     let snapshots = agent.snapshots();
-    let conversations = converse(connection.clone(), snapshots.clone(), inventory.clone(), &state, &run);
+    let conversations = converse(connection.clone(), snapshots.clone(), inventory.clone(), &state);
     let status_socket = status::serve(listener, || {
         describe(
             &connection.identity.borrow(),
@@ -174,10 +176,8 @@ async fn converse(
     snapshots: watch::Receiver<Snapshot>,
     inventory: watch::Receiver<Inventory>,
     state: &StateDir,
-    run: &RunDir,
 ) {
-    let requests =
-        Arc::new(Requests { state: state.clone(), run: run.clone(), meter: connection.meter.clone() });
+    let requests = Arc::new(Requests { state: state.clone(), meter: connection.meter.clone() });
     tokio::join!(
         connection.follow_desired(),
         connection.send_captures(snapshots.clone()),

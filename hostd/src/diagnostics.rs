@@ -7,7 +7,7 @@ use mote_vmm_api::VmConfig;
 
 use crate::{
     files,
-    paths::{RunDir, ServerDir},
+    paths::{ServerDir, StateDir},
     process,
 };
 
@@ -20,7 +20,7 @@ const MIB: u64 = 1 << 20;
 pub fn of_server(
     id: ServerId,
     dir: &ServerDir,
-    run: &RunDir,
+    state: &StateDir,
     counters: &BTreeMap<String, Traffic>,
 ) -> Diagnostics {
     let mut found = Diagnostics::default();
@@ -32,7 +32,7 @@ pub fn of_server(
             found.traffic.push(counters.get(&nic.host_dev_name).copied());
         }
     }
-    let running = process::scan(run).unwrap_or_default();
+    let running = process::scan(state).unwrap_or_default();
     let Some((_, process)) = running.into_iter().find(|(server, _)| *server == id) else { return found };
     let read = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", process.pid)).unwrap_or_default();
     found.uptime_s = uptime_s(&fs::read_to_string("/proc/uptime").unwrap_or_default(), process.start_ticks);
@@ -93,12 +93,7 @@ mod tests {
     fn a_server_without_a_vmm_uses_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let state = crate::paths::StateDir::new(dir.path());
-        let found = of_server(
-            ServerId::new(),
-            &state.server(ServerId::new()),
-            &RunDir::new(dir.path()),
-            &BTreeMap::new(),
-        );
+        let found = of_server(ServerId::new(), &state.server(ServerId::new()), &state, &BTreeMap::new());
         assert_eq!(found, Diagnostics::default());
     }
 }

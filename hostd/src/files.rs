@@ -102,13 +102,26 @@ pub fn replace_json<T: Serialize>(path: &Path, value: &T, durability: Durability
     replace(path, &bytes, durability)
 }
 
+/// Opens a file for reading that somebody hostile may have put there: what isn't a file of its own (a link that leads
+/// elsewhere, a pipe that never ends) is an error.
+///
+/// # Errors
+/// Of opening, or [`io::ErrorKind::InvalidInput`].
+pub fn open_untrusted(path: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)?;
+    match file.metadata()?.is_file() {
+        true => Ok(file),
+        false => Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file")),
+    }
+}
+
 /// Reads JSON; `None` when there is no such file.
 ///
 /// # Errors
 /// [`FileError::Read`], [`FileError::Parse`].
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FileError> {
     let read = |source| FileError::Read { path: path.to_owned(), source };
-    let file = match File::open(path) {
+    let file = match open_untrusted(path) {
         Ok(file) => file,
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(e) => return Err(read(e)),

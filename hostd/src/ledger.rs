@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::{
     errors::one_line,
     files::{self, Durability, FileError},
+    jail,
     paths::{REMOVED_PREFIX, StateDir},
     process::{ProcessIdentity, boot_id},
 };
@@ -210,7 +211,7 @@ impl Ledger {
     /// [`FileError`].
     pub fn write(&self, record: &ServerRecord) -> Result<(), FileError> {
         let dir = self.state.server(record.id);
-        files::create_private_dir(dir.path())?;
+        jail::make_directories(record.id, &dir)?;
         files::replace_json(&dir.ledger(), record, record.durability())
     }
 
@@ -317,7 +318,7 @@ mod tests {
         let (_dir, ledger) = ledger();
         let (broken, empty, removed) = (ServerId::new(), ServerId::new(), ServerId::new());
         for id in [broken, empty] {
-            fs::create_dir(ledger.state.server(id).path()).unwrap();
+            fs::create_dir_all(ledger.state.server(id).vm()).unwrap();
         }
         fs::write(ledger.state.server(broken).ledger(), b"{\"version\":").unwrap();
         fs::write(ledger.state.server(empty).disk_unfinished(1), b"x").unwrap();

@@ -39,6 +39,7 @@ pub mod files;
 pub mod identity;
 pub mod image_cache;
 pub mod inventory;
+pub mod jail;
 pub mod kvm_check;
 pub mod ledger;
 pub mod lock;

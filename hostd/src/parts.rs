@@ -12,7 +12,7 @@ use crate::{
     clock::Clock,
     ledger::Ledger,
     meter::Meter,
-    paths::{RunDir, StateDir},
+    paths::StateDir,
     process::ProcessIdentity,
     reconcile::{Converged, NetworkGoal},
 };
@@ -21,8 +21,6 @@ use crate::{
 pub struct Parts {
     /// State directory.
     pub state: StateDir,
-    /// Run directory.
-    pub run: RunDir,
     /// The ledger in the state directory.
     pub ledger: Ledger,
     /// VMM processes.

@@ -9,20 +9,25 @@
 //!   images/                     content-addressed image cache
 //!   servers/<server id>/
 //!     server.json               the ledger of this server
-//!     root.img                  its disk number 1 (root.img.partial while it is being made)
-//!     root.img.unsynced         there until the disk was synced once: the boot in which it was made
-//!     root-2.img …              further disks, with the same
-//!     config-1.img              its config drive of that number, if it has one
 //!     capture-<image id>.img    a copy of its root disk on the way to the controller
-//!     vmm.json  exit.json       configuration and exit report of its VMM
-//!     console.log[.1]           its serial console, bounded by the VMM
-//!     console.log.previous      the end of that of the VMM before
+//!     console.log.previous      the end of the console of the VMM before
 //!     console.json              how far rotation has gone, see `console`
 //!     vmm.log                   what the VMM itself had to say
+//!     vm/                       the root directory of its VMM, see `jail`
+//!       root.img                its disk number 1 (root.img.partial while it is being made)
+//!       root.img.unsynced       there until the disk was synced once: the boot in which it was made
+//!       root-2.img …            further disks, with the same
+//!       config-1.img            its config drive of that number, if it has one
+//!       kernel  initrd          what it boots, the image cache's files by another name
+//!       suspended/              state and memory of a suspended VMM (suspended.partial in between)
+//!       vmm.json                configuration of its VMM
+//!       run/                    the one directory that the VMM can write to
+//!         vmm.sock  console.sock
+//!         console.log[.1]       its serial console, bounded by the VMM
+//!         exit.json             exit report
 //!   servers/.removed-<id>/      a directory that is being deleted
 //! <run>/                        gone after a reboot
 //!   hostd.sock                  local status socket (0600)
-//!   servers/<server id>/        vmm.sock, console.sock
 //! ```
 
 use std::{
@@ -97,25 +102,57 @@ impl ServerDir {
     pub fn path(&self) -> &Path {
         &self.0
     }
+    /// The root directory of its VMM.
+    pub fn vm(&self) -> PathBuf {
+        self.0.join("vm")
+    }
+    /// What the VMM can write to. Nothing in there is to be believed: see [`crate::files::open_untrusted`].
+    pub fn vm_run(&self) -> PathBuf {
+        self.vm().join("run")
+    }
+    /// How the VMM calls a path of [`Self::vm`].
+    pub fn inside(&self, path: &Path) -> PathBuf {
+        Path::new("/").join(path.strip_prefix(self.vm()).unwrap_or(path))
+    }
+    /// Where a path is that the VMM calls so.
+    pub fn outside(&self, path: &Path) -> PathBuf {
+        self.vm().join(path.strip_prefix("/").unwrap_or(path))
+    }
+    /// The VMM's API.
+    pub fn api_socket(&self) -> PathBuf {
+        self.vm_run().join("vmm.sock")
+    }
+    /// The serial console, both ways.
+    pub fn console_socket(&self) -> PathBuf {
+        self.vm_run().join("console.sock")
+    }
+    /// The kernel that the VMM boots.
+    pub fn kernel(&self) -> PathBuf {
+        self.vm().join("kernel")
+    }
+    /// The initial RAM disk that the VMM loads.
+    pub fn initrd(&self) -> PathBuf {
+        self.vm().join("initrd")
+    }
     /// Ledger.
     pub fn ledger(&self) -> PathBuf {
         self.0.join("server.json")
     }
     /// The disk of that number.
     pub fn disk(&self, number: u32) -> PathBuf {
-        self.0.join(disk_name(number))
+        self.vm().join(disk_name(number))
     }
     /// A disk that is being made (`mote_images::disk::clone_sparse` names it so).
     pub fn disk_unfinished(&self, number: u32) -> PathBuf {
-        self.0.join(format!("{}.partial", disk_name(number)))
+        self.vm().join(format!("{}.partial", disk_name(number)))
     }
     /// Says in which boot of the host the disk was made, until it was synced.
     pub fn disk_unsynced(&self, number: u32) -> PathBuf {
-        self.0.join(format!("{}.unsynced", disk_name(number)))
+        self.vm().join(format!("{}.unsynced", disk_name(number)))
     }
     /// Numbers of the disks that are complete; a directory that isn't there has none.
     pub fn disks(&self) -> BTreeSet<u32> {
-        self.names().filter_map(|name| disk_number(&name)).collect()
+        names(&self.vm()).filter_map(|name| disk_number(&name)).collect()
     }
     /// Numbers of the disks of which something is there: complete, unfinished or only marked.
     pub fn traces_of_disks(&self) -> BTreeSet<u32> {
@@ -124,17 +161,17 @@ impl ServerDir {
                 name.strip_suffix(".partial").or_else(|| name.strip_suffix(".unsynced")).unwrap_or(&name);
             disk_number(name)
         };
-        self.names().filter_map(trace).collect()
+        names(&self.vm()).filter_map(trace).collect()
     }
     /// The config drive of that number.
     pub fn config_drive(&self, number: u32) -> PathBuf {
-        self.0.join(format!("{CONFIG_DRIVE_PREFIX}{number}.img"))
+        self.vm().join(format!("{CONFIG_DRIVE_PREFIX}{number}.img"))
     }
     /// All that is there of config drives of other numbers, and of unfinished ones.
     pub fn other_config_drives(&self, number: u32) -> Vec<PathBuf> {
         let kept = self.config_drive(number);
-        let names = self.names().filter(|name| name.starts_with(CONFIG_DRIVE_PREFIX));
-        names.map(|name| self.0.join(name)).filter(|path| *path != kept).collect()
+        let names = names(&self.vm()).filter(|name| name.starts_with(CONFIG_DRIVE_PREFIX));
+        names.map(|name| self.vm().join(name)).filter(|path| *path != kept).collect()
     }
     /// A copy of the root disk that shall become this image.
     pub fn capture(&self, image: ImageId) -> PathBuf {
@@ -143,35 +180,31 @@ impl ServerDir {
     /// The captures that are complete.
     pub fn captures(&self) -> BTreeSet<ImageId> {
         let image = |name: String| name.strip_prefix(CAPTURE_PREFIX)?.strip_suffix(".img")?.parse().ok();
-        self.names().filter_map(image).collect()
-    }
-    fn names(&self) -> impl Iterator<Item = String> {
-        let entries = std::fs::read_dir(&self.0).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().into_string().ok())
+        names(&self.0).filter_map(image).collect()
     }
     /// What a suspended VMM held: complete as soon as this directory is there.
     pub fn suspended(&self) -> PathBuf {
-        self.0.join("suspended")
+        self.vm().join("suspended")
     }
     /// The same while it is being written or removed.
     pub fn suspended_unfinished(&self) -> PathBuf {
-        self.0.join("suspended.partial")
+        self.vm().join("suspended.partial")
     }
     /// Configuration of the VMM.
     pub fn vmm_config(&self) -> PathBuf {
-        self.0.join("vmm.json")
+        self.vm().join("vmm.json")
     }
     /// The VMM's report when it ended.
     pub fn exit_report(&self) -> PathBuf {
-        self.0.join("exit.json")
+        self.vm_run().join("exit.json")
     }
     /// Serial console.
     pub fn console_log(&self) -> PathBuf {
-        self.0.join("console.log")
+        self.vm_run().join("console.log")
     }
     /// The older part of the serial console.
     pub fn console_log_old(&self) -> PathBuf {
-        self.0.join("console.log.1")
+        self.vm_run().join("console.log.1")
     }
     /// Serial console of the VMM before this one.
     pub fn console_log_previous(&self) -> PathBuf {
@@ -191,6 +224,11 @@ impl ServerDir {
 const CONFIG_DRIVE_PREFIX: &str = "config-";
 /// Prefix of the name of a capture.
 const CAPTURE_PREFIX: &str = "capture-";
+
+fn names(directory: &Path) -> impl Iterator<Item = String> + use<> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().into_string().ok())
+}
 
 fn disk_name(number: u32) -> String {
     match number {
@@ -223,38 +261,10 @@ impl RunDir {
     pub fn control_socket(&self) -> PathBuf {
         self.0.join("hostd.sock")
     }
-    /// Directory of all servers.
-    pub fn servers(&self) -> PathBuf {
-        self.0.join("servers")
-    }
-    /// Directory of one server.
-    pub fn server(&self, id: ServerId) -> ServerRun {
-        ServerRun(self.servers().join(id.to_string()))
-    }
-    /// Whether the socket paths of servers fit into `sun_path`; if not, the length of the longest.
+    /// Whether the path of the agent's socket fits into `sun_path`; if not, its length.
     pub fn check_length(&self) -> Result<(), usize> {
-        let longest = self.server(ServerId(uuid::Uuid::nil())).console_socket();
-        let length = longest.as_os_str().len();
+        let length = self.control_socket().as_os_str().len();
         if length > SOCKET_PATH_MAX { Err(length) } else { Ok(()) }
-    }
-}
-
-/// The directory of one server under the run directory.
-#[derive(Debug, Clone)]
-pub struct ServerRun(PathBuf);
-
-impl ServerRun {
-    /// The directory itself.
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-    /// The VMM's API.
-    pub fn api_socket(&self) -> PathBuf {
-        self.0.join("vmm.sock")
-    }
-    /// The serial console, both ways.
-    pub fn console_socket(&self) -> PathBuf {
-        self.0.join("console.sock")
     }
 }
 
@@ -265,13 +275,14 @@ mod tests {
     #[test]
     fn default_run_dir_leaves_room_for_sockets_and_a_long_one_does_not() {
         assert_eq!(RunDir::new(DEFAULT_RUN_DIR).check_length(), Ok(()));
-        assert!(RunDir::new(format!("/{}", "x".repeat(80))).check_length().is_err());
+        assert!(RunDir::new(format!("/{}", "x".repeat(100))).check_length().is_err());
     }
 
     #[test]
     fn disks_and_captures_are_found_by_their_names() {
         let dir = tempfile::tempdir().unwrap();
         let (server, image) = (ServerDir(dir.path().to_owned()), ImageId::new());
+        std::fs::create_dir(server.vm()).unwrap();
         for path in [
             server.disk(1),
             server.disk(7),
@@ -281,10 +292,13 @@ mod tests {
         ] {
             std::fs::write(path, b"").unwrap();
         }
-        std::fs::write(dir.path().join("root-x.img"), b"").unwrap();
+        std::fs::write(server.vm().join("root-x.img"), b"").unwrap();
         assert_eq!(server.disks(), BTreeSet::from([1, 7]));
         assert_eq!(server.traces_of_disks(), BTreeSet::from([1, 3, 7]));
         assert_eq!(server.captures(), BTreeSet::from([image]));
+        assert_eq!(server.inside(&server.disk(7)), Path::new("/root-7.img"));
+        assert_eq!(server.inside(&server.console_log()), Path::new("/run/console.log"));
+        assert_eq!(server.outside(Path::new("/run/console.log")), server.console_log());
         assert_eq!(ServerDir(dir.path().join("none")).disks(), BTreeSet::new());
     }
 }

@@ -12,7 +12,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use tokio::io::{Interest, unix::AsyncFd};
 
-use crate::paths::RunDir;
+use crate::paths::StateDir;
 
 /// Longest command line that is looked at, in bytes.
 const CMDLINE_MAX: usize = 16 << 10;
@@ -125,19 +125,19 @@ fn parse_start_ticks(stat: &str) -> Option<u64> {
     fields.nth(18)?.parse().ok()
 }
 
-/// Finds every VMM of this run directory among the machine's processes: one with `--id ID` and `--api-sock` at the
-/// place where this agent puts that server's socket.
+/// Finds every VMM of this state directory among the machine's processes: one with `--id ID` and `--root` at the place
+/// where this agent has that server's jail.
 ///
 /// # Errors
 /// Of reading /proc.
-pub fn scan(run: &RunDir) -> io::Result<Vec<(ServerId, ProcessIdentity)>> {
+pub fn scan(state: &StateDir) -> io::Result<Vec<(ServerId, ProcessIdentity)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };
         let Ok(cmdline) = read_bounded(Path::new(&format!("/proc/{pid}/cmdline"))) else { continue };
-        if let Some(id) = vmm_of(&cmdline, run)
+        if let Some(id) = vmm_of(&cmdline, state)
             && let Some(identity) = ProcessIdentity::of(pid)
         {
             found.push((id, identity));
@@ -147,14 +147,14 @@ pub fn scan(run: &RunDir) -> io::Result<Vec<(ServerId, ProcessIdentity)>> {
 }
 
 /// The server whose VMM has this command line.
-fn vmm_of(cmdline: &[u8], run: &RunDir) -> Option<ServerId> {
+fn vmm_of(cmdline: &[u8], state: &StateDir) -> Option<ServerId> {
     let arguments: Vec<&[u8]> = cmdline.split(|byte| *byte == 0).collect();
     let value = |name: &[u8]| {
         arguments.iter().position(|argument| *argument == name).and_then(|at| arguments.get(at + 1)).copied()
     };
     let id: ServerId = std::str::from_utf8(value(b"--id")?).ok()?.parse().ok()?;
-    let socket = run.server(id).api_socket();
-    (value(b"--api-sock")? == socket.as_os_str().as_encoded_bytes()).then_some(id)
+    let root = state.server(id).vm();
+    (value(b"--root")? == root.as_os_str().as_encoded_bytes()).then_some(id)
 }
 
 fn read_bounded(path: &Path) -> io::Result<Vec<u8>> {
@@ -180,14 +180,14 @@ mod tests {
     }
 
     #[test]
-    fn only_a_vmm_of_this_run_directory_is_ours() {
-        let run = RunDir::new("/run/a");
+    fn only_a_vmm_of_this_state_directory_is_ours() {
+        let state = StateDir::new("/s/a");
         let id = ServerId::new();
-        let line = |socket: &str| format!("mote-vmm\0--id\0{id}\0--api-sock\0{socket}\0").into_bytes();
-        assert_eq!(vmm_of(&line(&format!("/run/a/servers/{id}/vmm.sock")), &run), Some(id));
-        assert_eq!(vmm_of(&line(&format!("/run/b/servers/{id}/vmm.sock")), &run), None);
-        assert_eq!(vmm_of(b"mote-vmm\0--id", &run), None);
-        assert_eq!(vmm_of(b"", &run), None);
+        let line = |root: &str| format!("mote-vmm\0jail\0--id\0{id}\0--root\0{root}\0--\0").into_bytes();
+        assert_eq!(vmm_of(&line(&format!("/s/a/servers/{id}/vm")), &state), Some(id));
+        assert_eq!(vmm_of(&line(&format!("/s/b/servers/{id}/vm")), &state), None);
+        assert_eq!(vmm_of(b"mote-vmm\0--id", &state), None);
+        assert_eq!(vmm_of(b"", &state), None);
     }
 
     #[tokio::test]

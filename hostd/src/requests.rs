@@ -4,15 +4,16 @@ use std::{sync::Arc, time::Duration};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use mote_host_api::{HostReply, HostRequestKind, ServerId};
-use tokio::{io::AsyncWriteExt, net::UnixStream, time::Instant};
+use tokio::{io::AsyncWriteExt, time::Instant};
 
 use crate::{
     console::{self, Chunk},
     diagnostics,
     errors::one_line,
     files::FileError,
+    jail,
     meter::Meter,
-    paths::{RunDir, ServerDir, StateDir},
+    paths::{ServerDir, StateDir},
 };
 
 /// Longest wait of one [`HostRequestKind::ConsoleRead`].
@@ -29,8 +30,6 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Requests {
     /// State directory.
     pub state: StateDir,
-    /// Run directory.
-    pub run: RunDir,
     /// What ports have carried.
     pub meter: Arc<Meter>,
 }
@@ -94,22 +93,21 @@ impl Requests {
     }
 
     async fn diagnostics(&self, id: ServerId) -> Result<HostReply, RequestError> {
-        let (dir, run) = (self.dir(id)?, self.run.clone());
+        let (dir, state) = (self.dir(id)?, self.state.clone());
         let counters = self.meter.counters().await;
-        let look = move || diagnostics::of_server(id, &dir, &run, &counters);
+        let look = move || diagnostics::of_server(id, &dir, &state, &counters);
         let found = tokio::task::spawn_blocking(look).await?;
         Ok(HostReply::Diagnostics(found))
     }
 
     async fn write(&self, id: ServerId, data: &str) -> Result<HostReply, RequestError> {
-        self.dir(id)?;
+        let dir = self.dir(id)?;
         if data.len() > WRITE_MAX.div_ceil(3) * 4 {
             return Err(RequestError::TooMuch);
         }
         let bytes = BASE64.decode(data)?;
-        let socket = self.run.server(id).console_socket();
         let write = async {
-            let mut stream = UnixStream::connect(socket).await?;
+            let mut stream = jail::connect(&dir.console_socket()).await?;
             stream.write_all(&bytes).await?;
             stream.shutdown().await
         };
@@ -131,12 +129,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let requests = Requests {
             state: StateDir::new(dir.path().join("s")),
-            run: RunDir::new(dir.path().join("r")),
             meter: crate::sim::World::new(dir.path()).unwrap().meter(),
         };
         let id = ServerId::new();
-        std::fs::create_dir_all(requests.state.server(id).path()).unwrap();
-        std::fs::create_dir_all(requests.run.server(id).path()).unwrap();
+        std::fs::create_dir_all(requests.state.server(id).vm_run()).unwrap();
         (dir, requests, id)
     }
 
@@ -159,7 +155,7 @@ mod tests {
     #[tokio::test]
     async fn input_reaches_the_console_socket() {
         let (_guard, requests, server_id) = requests();
-        let listener = UnixListener::bind(requests.run.server(server_id).console_socket()).unwrap();
+        let listener = UnixListener::bind(requests.state.server(server_id).console_socket()).unwrap();
         let write = requests.answer(HostRequestKind::ConsoleWrite { server_id, data: BASE64.encode("ls\n") });
         let (reply, text) = tokio::join!(write, async {
             let mut text = String::new();

@@ -37,7 +37,7 @@ use crate::{
         Checkpoints, ImageError, Images, Launch, MEMORY_FILE, Networks, NetworksError, Parts, STATE_FILE,
         VmmError, Vmms,
     },
-    paths::{RunDir, StateDir},
+    paths::StateDir,
     process::{ProcessIdentity, boot_id},
     reconcile::{Converged, NetworkGoal},
 };
@@ -45,7 +45,6 @@ use crate::{
 /// Everything outside of the agent. It outlives agents that work on it, as a machine does.
 pub struct World {
     state: StateDir,
-    run: RunDir,
     image: PathBuf,
     inner: Mutex<Inner>,
     changes: watch::Sender<u64>,
@@ -89,7 +88,6 @@ impl World {
         std::fs::write(&image, kernel_file())?;
         Ok(Arc::new(Self {
             state: StateDir::new(dir.join("state")),
-            run: RunDir::new(dir.join("run")),
             image,
             inner: Mutex::default(),
             changes: watch::Sender::new(0),
@@ -103,7 +101,7 @@ impl World {
     ///
     /// # Errors
     /// Of reading its memory.
-    pub fn open(state: StateDir, run: RunDir) -> Result<Arc<Self>, files::FileError> {
+    pub fn open(state: StateDir) -> Result<Arc<Self>, files::FileError> {
         let memory = state.path().join("simulated.json");
         let known: Memory = files::read_json(&memory)?.unwrap_or_default();
         let here = boot_id();
@@ -114,7 +112,6 @@ impl World {
         let inner = Inner { processes, paused: known.paused, ..Inner::default() };
         Ok(Arc::new(Self {
             state,
-            run,
             image: PathBuf::new(),
             inner: Mutex::new(inner),
             changes: watch::Sender::new(0),
@@ -144,7 +141,6 @@ impl World {
     ) -> Result<Arc<Parts>, files::FileError> {
         Ok(Arc::new(Parts {
             state: self.state.clone(),
-            run: self.run.clone(),
             ledger: Ledger::open(self.state.clone())?,
             vmms: Arc::new(Simulated(self.clone())),
             networks: Arc::new(Simulated(self.clone())),
@@ -273,13 +269,14 @@ impl Vmms for Simulated {
             let process = ProcessIdentity { pid, start_ticks: 1, boot_id: boot_id() };
             let mut inner = self.0.lock();
             inner.launches += 1;
+            let dir = self.0.state.server(launch.id);
             let load = launch.config.snapshot_load.as_ref();
             match load {
                 Some(_) => inner.paused.insert(launch.id),
                 None => inner.paused.remove(&launch.id),
             };
             inner.boots += u64::from(load.is_none());
-            let lacking = load.is_some_and(|load| !load.snapshot_path.is_file());
+            let lacking = load.is_some_and(|load| !dir.outside(&load.snapshot_path).is_file());
             let ends = if lacking { Some(ExitReason::BadConfig) } else { inner.short_lived };
             match ends {
                 Some(reason) => {

@@ -1,4 +1,4 @@
-//! Real VMM processes: `mote-vmm`, each in its own session, found again in /proc.
+//! Real VMM processes: `mote-vmm`, each in its own session and [jail](crate::jail), found again in /proc.
 //!
 //! Between fork and exec a child has this program's command line, so a scan would miss it. That is harmless: until exec
 //! the child also holds this process's lock on the state directory (flock goes with the open file, which is
@@ -8,14 +8,22 @@ use std::{
     fs::{self, OpenOptions},
     io,
     os::{
-        fd::{AsRawFd, RawFd},
+        fd::{AsRawFd, OwnedFd, RawFd},
         unix::{fs::OpenOptionsExt, process::CommandExt},
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Arc,
     time::Duration,
 };
 
+use crate::{
+    errors::{bounded, one_line},
+    jail,
+    parts::{Launch, MEMORY_FILE, STATE_FILE, VmmError, Vmms},
+    paths::{ServerDir, StateDir},
+    process::{self, ProcessIdentity},
+};
 use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
@@ -23,14 +31,6 @@ use mote_host_api::ServerId;
 use mote_vmm_api::{InstanceInfo, InstanceState, SnapshotCreate, SnapshotType};
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
-use tokio::net::UnixStream;
-
-use crate::{
-    errors::{bounded, one_line},
-    parts::{Launch, MEMORY_FILE, STATE_FILE, VmmError, Vmms},
-    paths::{RunDir, ServerDir, StateDir},
-    process::{self, ProcessIdentity},
-};
 
 /// Largest `vmm.log`, in bytes; see [`trim_log`].
 pub const VMM_LOG_MAX: u64 = 256 << 10;
@@ -43,32 +43,40 @@ const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(15 * 60);
 /// First and longest pause between two questions whether the guest runs.
 const ASK_PAUSES: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 
-/// `mote-vmm` processes.
+/// `mote-vmm` processes, each in its jail.
 #[derive(Debug, Clone)]
 pub struct VmmProcesses {
     program: PathBuf,
     state: StateDir,
-    run: RunDir,
+    /// The network namespace that all of them are in.
+    network: Arc<OwnedFd>,
 }
 
 impl VmmProcesses {
-    /// Starts `program` for the servers of these directories.
-    pub fn new(program: PathBuf, state: StateDir, run: RunDir) -> Self {
-        Self { program, state, run }
+    /// Starts `program` for the servers of this directory.
+    ///
+    /// # Errors
+    /// The network namespace of VMMs cannot be made.
+    pub fn new(program: PathBuf, state: StateDir) -> io::Result<Self> {
+        Ok(Self { program, state, network: Arc::new(jail::empty_network()?) })
     }
 
     fn spawn(&self, launch: &Launch) -> Result<ProcessIdentity, VmmError> {
-        let (dir, run) = (self.state.server(launch.id), self.run.server(launch.id));
+        let dir = self.state.server(launch.id);
+        let user = jail::user_of(launch.id).to_string();
         let mut command = Command::new(&self.program);
         command
-            .arg("--id")
-            .arg(launch.id.to_string())
+            .args(["jail", "--id", &launch.id.to_string(), "--uid", &user, "--gid", &user, "--root"])
+            .arg(dir.vm())
+            .args(["--netns", &format!("/proc/{}/fd/{}", std::process::id(), self.network.as_raw_fd())])
+            .args(launch.taps.iter().flat_map(|tap| ["--keep-fd".to_owned(), tap.as_raw_fd().to_string()]))
+            .arg("--")
             .arg("--api-sock")
-            .arg(run.api_socket())
+            .arg(dir.inside(&dir.api_socket()))
             .arg("--config-file")
-            .arg(dir.vmm_config())
+            .arg(dir.inside(&dir.vmm_config()))
             .arg("--exit-report")
-            .arg(dir.exit_report())
+            .arg(dir.inside(&dir.exit_report()))
             .stdin(Stdio::null());
         let log = open_log(&dir)?;
         let spawn = |source| VmmError::Spawn { program: self.program.clone(), source };
@@ -88,8 +96,8 @@ impl VmmProcesses {
 impl Vmms for VmmProcesses {
     fn scan(&self) -> BoxFuture<'_, Result<Vec<(ServerId, ProcessIdentity)>, VmmError>> {
         Box::pin(async {
-            let run = self.run.clone();
-            tokio::task::spawn_blocking(move || process::scan(&run))
+            let state = self.state.clone();
+            tokio::task::spawn_blocking(move || process::scan(&state))
                 .await
                 .map_err(io::Error::other)
                 .flatten()
@@ -108,7 +116,7 @@ impl Vmms for VmmProcesses {
     }
 
     fn running(&self, id: ServerId) -> BoxFuture<'_, ()> {
-        let socket = self.run.server(id).api_socket();
+        let socket = self.state.server(id).api_socket();
         Box::pin(async move {
             let mut pause = ASK_PAUSES.0;
             loop {
@@ -147,7 +155,7 @@ impl Vmms for VmmProcesses {
     }
 
     fn set_paused(&self, id: ServerId, paused: bool) -> BoxFuture<'_, Result<(), VmmError>> {
-        let socket = self.run.server(id).api_socket();
+        let socket = self.state.server(id).api_socket();
         Box::pin(async move {
             let what = if paused { "pause" } else { "resume" };
             let failed = |source: Box<dyn std::error::Error + Send + Sync>| VmmError::Ask { what, source };
@@ -172,13 +180,14 @@ impl Vmms for VmmProcesses {
     }
 
     fn snapshot(&self, id: ServerId, dir: PathBuf) -> BoxFuture<'_, Result<(), VmmError>> {
-        let socket = self.run.server(id).api_socket();
+        let inside = self.state.server(id).inside(&dir);
+        let socket = self.state.server(id).api_socket();
         Box::pin(async move {
             let what = "write its snapshot";
             let body = SnapshotCreate {
                 snapshot_type: SnapshotType::Full,
-                snapshot_path: dir.join(STATE_FILE),
-                mem_file_path: dir.join(MEMORY_FILE),
+                snapshot_path: inside.join(STATE_FILE),
+                mem_file_path: inside.join(MEMORY_FILE),
             };
             let failed = |source: Box<dyn std::error::Error + Send + Sync>| VmmError::Ask { what, source };
             let body = serde_json::to_string(&body).map_err(|e| failed(Box::new(e)))?;
@@ -270,7 +279,7 @@ async fn ask<T: DeserializeOwned>(
     path: &'static str,
     body: String,
 ) -> Result<T, AskError> {
-    let stream = UnixStream::connect(socket).await.map_err(AskError::Connect)?;
+    let stream = jail::connect(socket).await.map_err(AskError::Connect)?;
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(AskError::Http)?;
     let request = hyper::Request::builder()

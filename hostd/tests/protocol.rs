@@ -18,7 +18,7 @@ use mote_hostd::{
     image_cache::{FetchError, ImageCache, ImageSource},
     inventory,
     parts::{ImageError, Images},
-    paths::{RunDir, StateDir},
+    paths::StateDir,
     requests::Requests,
     sim::{World, server_spec},
 };
@@ -226,14 +226,10 @@ async fn questions_are_answered() {
     let dir = tempfile::tempdir().unwrap();
     let us = identity(&url);
     let connection = connection(&dir, &us);
-    let requests = Requests {
-        state: StateDir::new(dir.path()),
-        run: RunDir::new(dir.path()),
-        meter: connection.meter.clone(),
-    };
+    let requests = Requests { state: StateDir::new(dir.path()), meter: connection.meter.clone() };
     let server_id = ServerId::new();
     let server = requests.state.server(server_id);
-    std::fs::create_dir_all(server.path()).unwrap();
+    std::fs::create_dir_all(server.vm_run()).unwrap();
     std::fs::write(server.console_log(), "one\ntwo\n").unwrap();
     let answering = tokio::spawn({
         let connection = connection.clone();

@@ -279,7 +279,7 @@ async fn suspended_and_killed_at(n: usize) -> bool {
     }
     assert_eq!(world.boots(), 1, "killed at {n}: its memory was lost");
     assert_eq!(world.running().len(), 1, "killed at {n}");
-    let files = dir.path().join("state/servers").join(spec.id.to_string()).join("suspended");
+    let files = dir.path().join("state/servers").join(spec.id.to_string()).join("vm/suspended");
     assert!(!files.exists(), "killed at {n}: files of a moment that is over are left");
 
     agent.want(&desired(9, &suspended));
@@ -330,7 +330,7 @@ async fn a_suspended_server_survives_a_reboot_of_the_host_and_a_hard_reboot_begi
     agent.want(&desired(5, &parts));
     agent.until("rebooted", all_run(5, &parts)).await;
     assert_eq!((world.launches(), world.boots()), (3, 2));
-    let files = dir.path().join("state/servers").join(spec.id.to_string()).join("suspended");
+    let files = dir.path().join("state/servers").join(spec.id.to_string()).join("vm/suspended");
     assert!(!files.exists() && world.paused().is_empty());
 }
 

@@ -68,7 +68,7 @@ impl Subject {
 
     /// Numbers of the disks that its host keeps for it, by file name.
     fn disks(&self) -> anyhow::Result<Vec<String>> {
-        let dir = self.cloud.state_dir().join("host/servers").join(&self.server.id);
+        let dir = self.cloud.state_dir().join("host/servers").join(&self.server.id).join("vm");
         let mut names: Vec<String> = std::fs::read_dir(&dir)
             .with_context(|| format!("looking into {}", dir.display()))?
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
@@ -91,13 +91,13 @@ impl Subject {
 
     /// What its VMM was told.
     fn vmm_config(&self) -> anyhow::Result<Value> {
-        let path = self.cloud.state_dir().join("host/servers").join(&self.server.id).join("vmm.json");
+        let path = self.cloud.state_dir().join("host/servers").join(&self.server.id).join("vm/vmm.json");
         Ok(serde_json::from_slice(&std::fs::read(&path).context("reading vmm.json")?)?)
     }
 
     /// A file that its host keeps for it.
     fn file(&self, name: &str) -> anyhow::Result<Vec<u8>> {
-        let path = self.cloud.state_dir().join("host/servers").join(&self.server.id).join(name);
+        let path = self.cloud.state_dir().join("host/servers").join(&self.server.id).join("vm").join(name);
         std::fs::read(&path).with_context(|| format!("reading {}", path.display()))
     }
 
@@ -188,7 +188,7 @@ fn a_suspended_guest_has_no_process_and_goes_on_where_it_was() {
         let page = asking.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
         ensure!(page.contains(id.as_str()), "the connection of before brought: {page}");
         subject.journey.page(&subject.server)?;
-        let state = subject.cloud.state_dir().join("host/servers").join(id);
+        let state = subject.cloud.state_dir().join("host/servers").join(id).join("vm");
         ensure!(!state.join("suspended").exists(), "the files of a moment that is over are gone");
 
         // Deleted while it is suspended, it leaves nothing either.
@@ -247,7 +247,8 @@ fn an_image_of_a_server_boots_and_a_shelved_server_comes_back_at_its_address() {
     run(async {
         let subject = Subject::start("shelf", "10.32.0.0/24").await?;
         // What a guest has written is in the image: here by the hand of the test, which the guest doesn't notice.
-        let disk = subject.cloud.state_dir().join("host/servers").join(&subject.server.id).join("root.img");
+        let disk =
+            subject.cloud.state_dir().join("host/servers").join(&subject.server.id).join("vm/root.img");
         let mark = b"written by the guest";
         std::os::unix::fs::FileExt::write_all_at(
             &std::fs::OpenOptions::new().write(true).open(&disk).context("opening the disk")?,
@@ -342,7 +343,7 @@ fn a_config_drive_is_kept_until_a_rebuild_and_goes_with_its_server() {
         for text in ["#first boot", "\"role\":\"first\"", &id, &subject.server.address] {
             ensure!(tells(&drive, text), "{text} is not on the drive");
         }
-        let path = subject.cloud.state_dir().join("host/servers").join(&id).join("config-1.img");
+        let path = subject.cloud.state_dir().join("host/servers").join(&id).join("vm/config-1.img");
         let seen = Place::Here.sh(&format!("blkid -p -o export {}", path.display()))?;
         ensure!(seen.contains("LABEL=config-2\n") && seen.contains("TYPE=vfat\n"), "{seen}");
 

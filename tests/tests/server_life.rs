@@ -71,6 +71,60 @@ fn kill_9_of_hostd_and_controller_loses_no_server_and_both_come_back_to_the_same
 }
 
 #[test]
+fn a_servers_vmm_is_in_a_jail_and_the_host_does_not_believe_what_it_finds_there() {
+    need_servers!();
+    run(async {
+        let cloud = Cloud::start()?;
+        let client = cloud.client().await?;
+        let journey = guest_journey(&cloud, &client, "mote.serve").await?;
+        let network = journey::network(&client, "jail", "10.24.0.0/24").await?;
+        let server = journey.server(&client, "jailed", &network, json!({})).await?;
+        journey.wait_console(&client, &server).await?;
+        let process = format!("/proc/{}", Cloud::vmm(&server.id).context("the server has no VMM")?);
+
+        let status = std::fs::read_to_string(format!("{process}/status"))?;
+        let words = |name: &str| -> Vec<&str> {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default();
+            line.split_whitespace().collect()
+        };
+        for ids in [words("Uid:"), words("Gid:")] {
+            anyhow::ensure!(
+                ids.len() == 4 && ids.iter().all(|id| id.parse::<u32>().is_ok_and(|id| id > 1 << 30)),
+                "{ids:?}"
+            );
+        }
+        anyhow::ensure!(words("Groups:").is_empty() && words("CapEff:") == ["0000000000000000"], "{status}");
+        for kind in ["net", "mnt"] {
+            let (its, ours) = (format!("{process}/ns/{kind}"), format!("/proc/self/ns/{kind}"));
+            anyhow::ensure!(std::fs::read_link(its)? != std::fs::read_link(ours)?, "namespace {kind}");
+        }
+        let mut names: Vec<_> = std::fs::read_dir(format!("{process}/root/"))?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect::<std::io::Result<_>>()?;
+        names.sort();
+        anyhow::ensure!(names == ["dev", "kernel", "root.img", "run", "vmm.json"], "{names:?}");
+
+        // As a VMM does that its guest has taken over: the host's secrets instead of its console.
+        let vm = cloud.state_dir().join("host/servers").join(&server.id).join("vm/run");
+        let secret = cloud.state_dir().join("host/identity.json");
+        std::fs::rename(vm.join("console.log"), vm.join("kept"))?;
+        std::os::unix::fs::symlink(&secret, vm.join("console.log"))?;
+        let body = json!({"os-getConsoleOutput": {}});
+        let shown = client.post(Service::Compute, &format!("/servers/{}/action", server.id), body).await;
+        let told = format!("{shown:?}");
+        anyhow::ensure!(!told.contains("secret") && !told.contains("cloud_id"), "{told}");
+        std::fs::remove_file(vm.join("console.log"))?;
+        std::fs::rename(vm.join("kept"), vm.join("console.log"))?;
+
+        journey.page(&server)?;
+        journey.delete(&client, &server).await?;
+        client.delete(Service::Network, &format!("/v2.0/networks/{network}")).await?;
+        assert_eq!(cloud.leftovers(&server.id, Some(&network))?, "");
+        Ok(())
+    });
+}
+
+#[test]
 fn kill_9_of_hostd_while_servers_are_made_and_deleted_leaves_nothing() {
     need_servers!();
     run(async {

@@ -11,10 +11,12 @@ mod small_guest;
 use std::fs;
 use std::io::Read;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::mount::MsFlags;
 use small_guest::{HALT, elf, out, say_then};
 use tempfile::TempDir;
 
@@ -44,15 +46,20 @@ impl Jail {
             return None;
         }
         let jail = Self { base: tempfile::tempdir().unwrap(), id: format!("{name}-{}", std::process::id()) };
-        fs::create_dir_all(jail.root()).unwrap();
-        fs::write(jail.root().join("kernel"), elf(code, true)).unwrap();
+        jail.furnish(code);
+        Some(jail)
+    }
+
+    /// Puts guest and configuration into the jail's directory.
+    fn furnish(&self, code: &[u8]) {
+        fs::create_dir_all(self.root()).unwrap();
+        fs::write(self.root().join("kernel"), elf(code, true)).unwrap();
         let config = serde_json::json!({
             "boot-source": {"kernel_image_path": "/kernel"},
             "machine-config": {"vcpu_count": 2, "mem_size_mib": 16},
             "entropy": {},
         });
-        fs::write(jail.root().join("config"), config.to_string()).unwrap();
-        Some(jail)
+        fs::write(self.root().join("config"), config.to_string()).unwrap();
     }
 
     fn root(&self) -> PathBuf {
@@ -170,6 +177,70 @@ fn a_guest_in_the_jail_can_switch_itself_off() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     // A second start finds the directory of the first.
     assert_eq!(jail.command(&[]).output().unwrap().status.code(), Some(0));
+}
+
+#[test]
+fn a_directory_of_somebody_else_is_a_jail_and_named_descriptors_stay_open() {
+    let Some(jail) = Jail::new("own", &say_then(b'J', &SPIN)) else { return };
+    let root = jail.base.path().join("elsewhere");
+    fs::create_dir(&root).unwrap();
+    for file in ["kernel", "config"] {
+        fs::rename(jail.root().join(file), root.join(file)).unwrap();
+    }
+    let kept = fs::File::open("/proc/self/status").unwrap();
+    let closed = fs::File::open("/proc/self/status").unwrap();
+    for file in [&kept, &closed] {
+        nix::fcntl::fcntl(file, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+    }
+    let number = kept.as_raw_fd().to_string();
+    let child = jail.start(&["--root", root.to_str().unwrap(), "--keep-fd", &number]);
+    let is_status = |file: &fs::File| {
+        let place = format!("/proc/{}/fd/{}", child.id(), file.as_raw_fd());
+        fs::read_link(place).is_ok_and(|target| target.ends_with("status"))
+    };
+    assert_eq!((is_status(&kept), is_status(&closed)), (true, false));
+    for directory in [&root, &root.join("dev")] {
+        assert_eq!(
+            fs::metadata(directory).unwrap().uid(),
+            0,
+            "{}: the VM can't replace what is in it",
+            directory.display()
+        );
+    }
+    assert!(!jail.root().join("dev").exists());
+    terminate(child.id());
+    assert_eq!(code_of(child), Some(5));
+}
+
+#[test]
+fn on_a_file_system_without_devices_the_jail_brings_its_own() {
+    let code = [&out(0x600, 0x34)[..], &HALT].concat();
+    let Some(jail) = Jail::new("nodev", &code) else { return };
+    let output = std::thread::scope(|scope| {
+        // In a mount namespace of this thread alone.
+        let there = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+            let none = None::<&str>;
+            nix::mount::mount(none, "/", none, MsFlags::MS_SLAVE | MsFlags::MS_REC, none).unwrap();
+            nix::mount::mount(Some("x"), jail.base.path(), Some("tmpfs"), MsFlags::MS_NODEV, none).unwrap();
+            jail.furnish(&code);
+            jail.command(&[]).output().unwrap()
+        };
+        scope.spawn(there).join().unwrap()
+    });
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+}
+
+#[test]
+fn a_link_that_an_earlier_vm_left_is_not_followed() {
+    let Some(jail) = Jail::new("link", &HALT) else { return };
+    let outside = jail.base.path().join("outside");
+    fs::create_dir(&outside).unwrap();
+    std::os::unix::fs::symlink(&outside, jail.root().join("dev")).unwrap();
+    let output = jail.command(&[]).output().unwrap();
+    assert_eq!(output.status.code(), Some(152), "{output:?}");
+    assert_eq!(fs::metadata(&outside).unwrap().uid(), 0);
+    assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);
 }
 
 #[test]

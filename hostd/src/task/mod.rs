@@ -288,7 +288,7 @@ impl Work {
 
     async fn settle(&mut self, outcome: Outcome) -> Result<(), TaskError> {
         let id = self.record.id;
-        self.remove_run_dir().await?;
+        self.remove_sockets().await?;
         self.record.process = None;
         match outcome {
             Outcome::Stopped { by_guest } => {

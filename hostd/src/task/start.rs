@@ -16,10 +16,11 @@ use super::{TaskError, TaskEvent, Wanted, Work, prepare::boot};
 use crate::{
     console,
     errors::one_line,
-    files::{self, Durability},
+    files::{self, Durability, FileError},
+    jail,
     ledger::Phase,
     parts::Launch,
-    paths::{ServerDir, ServerRun},
+    paths::ServerDir,
     process::ProcessIdentity,
 };
 
@@ -65,8 +66,20 @@ impl Work {
         self.record.paused = Some(false);
         self.enter_start(&wanted).await?;
 
+        let dir = self.parts.state.server(self.record.id);
+        let (kernel, ramdisk) = self
+            .blocking(move || -> Result<_, FileError> {
+                let linked = |image: Option<PathBuf>, path: PathBuf| -> Result<Option<PathBuf>, FileError> {
+                    match image {
+                        Some(image) => jail::link_image(&image, &path).map(|()| Some(dir.inside(&path))),
+                        None => files::remove_file(&path).map(|()| None),
+                    }
+                };
+                Ok((linked(kernel, dir.kernel())?, linked(ramdisk, dir.initrd())?))
+            })
+            .await??;
         let taps = self.open_taps(&wanted.ports).await?;
-        let config = self.vm_config(&wanted, kernel.as_deref(), ramdisk.as_deref(), &taps);
+        let config = self.vm_config(&wanted, kernel, ramdisk, &taps);
         self.launch(config, taps).await
     }
 
@@ -83,9 +96,13 @@ impl Work {
 
     /// Starts a VMM and waits until it has its guest.
     pub(super) async fn launch(&mut self, config: VmConfig, taps: Vec<OwnedFd>) -> Result<(), TaskError> {
-        let path = self.parts.state.server(self.record.id).vmm_config();
+        let (id, dir) = (self.record.id, self.parts.state.server(self.record.id));
         let file = config.clone();
-        self.blocking(move || files::replace_json(&path, &file, Durability::Process)).await??;
+        self.blocking(move || {
+            files::replace_json(&dir.vmm_config(), &file, Durability::Process)?;
+            jail::hand_over(id, &dir, &file)
+        })
+        .await??;
 
         self.reach("before launch").await;
         let process = self.parts.vmms.launch(Launch { id: self.record.id, config, taps }).await?;
@@ -148,11 +165,10 @@ impl Work {
     }
 
     pub(super) async fn clean_up_before_start(&self) -> Result<(), TaskError> {
-        let (dir, run) = (self.parts.state.server(self.record.id), self.parts.run.server(self.record.id));
+        let (id, dir) = (self.record.id, self.parts.state.server(self.record.id));
         self.blocking(move || {
-            files::remove_dir(run.path())?;
-            files::create_private_dir(run.path())?;
-            files::remove_file(&dir.exit_report())
+            files::remove_dir(&dir.vm_run())?;
+            jail::make_directories(id, &dir)
         })
         .await??;
         Ok(())
@@ -173,11 +189,11 @@ impl Work {
     fn vm_config(
         &self,
         wanted: &Wanted,
-        kernel: Option<&Path>,
-        ramdisk: Option<&Path>,
+        kernel: Option<PathBuf>,
+        ramdisk: Option<PathBuf>,
         taps: &[OwnedFd],
     ) -> VmConfig {
-        let (dir, run) = (self.parts.state.server(self.record.id), self.parts.run.server(self.record.id));
+        let dir = self.parts.state.server(self.record.id);
         let spec = &wanted.spec;
         let boot = boot(spec);
         // A command line that names its own root (or a guest that needs none) is left as it is; a whole disk is read.
@@ -194,9 +210,9 @@ impl Work {
         };
         VmConfig {
             boot_source: Some(BootSource {
-                kernel_image_path: kernel.map(Path::to_owned).unwrap_or_default(),
                 boot_from_disk: kernel.is_none(),
-                initrd_path: ramdisk.map(Path::to_owned),
+                kernel_image_path: kernel.unwrap_or_default(),
+                initrd_path: ramdisk,
                 boot_args: boot.command_line.clone(),
                 ..BootSource::default()
             }),
@@ -208,7 +224,7 @@ impl Work {
             },
             network_interfaces: wanted.ports.iter().zip(taps).enumerate().map(interface).collect(),
             entropy: Some(Entropy::default()),
-            serial: Some(serial(&dir, &run)),
+            serial: Some(serial(&dir)),
             smbios: Some(smbios(self.record.id)),
             ..VmConfig::default()
         }
@@ -229,29 +245,27 @@ fn smbios(id: ServerId) -> Smbios {
 }
 
 /// The serial console: a file, and a socket for both ways.
-pub(super) fn serial(dir: &ServerDir, run: &ServerRun) -> Serial {
+pub(super) fn serial(dir: &ServerDir) -> Serial {
     Serial {
-        serial_out_path: Some(dir.console_log()),
+        serial_out_path: Some(dir.inside(&dir.console_log())),
         log_limit_bytes: Some(CONSOLE_LOG_LIMIT),
-        socket_path: Some(run.console_socket()),
+        socket_path: Some(dir.inside(&dir.console_socket())),
     }
 }
 
 /// What it boots from comes first, the config drive last: other drives keep their names in the guest.
 fn drives(spec: &ServerSpec, dir: &ServerDir, root: bool) -> Vec<Drive> {
     let mut drives = match &spec.rescue {
-        None => vec![drive(ROOT_DRIVE, dir.disk(spec.disk.number), root)],
+        None => vec![drive(ROOT_DRIVE, dir.inside(&dir.disk(spec.disk.number)), root)],
         Some(rescue) => vec![
-            drive(RESCUE_DRIVE, dir.disk(rescue.disk), root),
-            drive(ROOT_DRIVE, dir.disk(spec.disk.number), false),
+            drive(RESCUE_DRIVE, dir.inside(&dir.disk(rescue.disk)), root),
+            drive(ROOT_DRIVE, dir.inside(&dir.disk(spec.disk.number)), false),
         ],
     };
-    drives.extend(
-        spec.config_drive.map(|number| Drive {
-            is_read_only: true,
-            ..drive(CONFIG_DRIVE, dir.config_drive(number), false)
-        }),
-    );
+    drives.extend(spec.config_drive.map(|number| Drive {
+        is_read_only: true,
+        ..drive(CONFIG_DRIVE, dir.inside(&dir.config_drive(number)), false)
+    }));
     drives
 }
 

@@ -17,7 +17,7 @@ impl Work {
     pub(super) async fn terminate(&mut self) -> Result<(), TaskError> {
         self.enter(Phase::Stopping, None).await?;
         self.end_processes(&self.alive).await?;
-        self.remove_run_dir().await?;
+        self.remove_sockets().await?;
         self.record.process = None;
         self.save().await
     }
@@ -26,7 +26,7 @@ impl Work {
     pub(super) async fn teardown(&mut self) -> Result<(), TaskError> {
         self.enter(Phase::Removing, None).await?;
         self.end_processes(&self.alive).await?;
-        self.remove_run_dir().await?;
+        self.remove_sockets().await?;
         self.record.process = None;
         self.save().await
     }
@@ -35,7 +35,7 @@ impl Work {
     pub(super) async fn forget(&mut self) -> Result<(), TaskError> {
         let (parts, id) = (self.parts.clone(), self.record.id);
         // The teardown may have been cut off between the end of the VMM and this.
-        self.remove_run_dir().await?;
+        self.remove_sockets().await?;
         self.reach("before forget").await;
         self.blocking(move || parts.ledger.remove(id)).await??;
         self.reach("after forget").await;
@@ -44,9 +44,13 @@ impl Work {
         Ok(())
     }
 
-    pub(super) async fn remove_run_dir(&self) -> Result<(), TaskError> {
-        let run = self.parts.run.server(self.record.id);
-        self.blocking(move || files::remove_dir(run.path())).await??;
+    pub(super) async fn remove_sockets(&self) -> Result<(), TaskError> {
+        let dir = self.parts.state.server(self.record.id);
+        self.blocking(move || {
+            files::remove_file(&dir.api_socket())?;
+            files::remove_file(&dir.console_socket())
+        })
+        .await??;
         Ok(())
     }
 

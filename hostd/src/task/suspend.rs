@@ -12,6 +12,7 @@ use mote_vmm_api::{MemoryBackend, MemoryBackendType, NetworkOverride, SnapshotLo
 use super::{TaskError, Wanted, Work, start::serial};
 use crate::{
     files::{self, FileError},
+    jail,
     ledger::Phase,
     parts::{MEMORY_FILE, STATE_FILE},
     paths::ServerDir,
@@ -26,7 +27,7 @@ impl Work {
             self.enter(Phase::Suspended, None).await?;
         }
         self.end_processes(&self.alive).await?;
-        self.remove_run_dir().await?;
+        self.remove_sockets().await?;
         self.record.process = None;
         tracing::info!(server = %self.record.id, "suspended");
         self.save().await
@@ -44,7 +45,7 @@ impl Work {
         self.blocking(move || {
             files::remove_dir(&old)?;
             files::remove_dir(&new)?;
-            files::create_private_dir(&new)
+            jail::make_writable(id, &new)
         })
         .await??;
         self.reach("before snapshot").await;
@@ -61,7 +62,7 @@ impl Work {
         self.blocking(move || {
             sync_disks(&dir)?;
             rename(&unfinished, &suspended)?;
-            sync(dir.path())
+            sync(&dir.vm())
         })
         .await??;
         self.reach("after files").await;
@@ -89,8 +90,8 @@ impl Work {
     }
 
     fn load_config(&self, wanted: &Wanted, taps: &[OwnedFd]) -> VmConfig {
-        let (dir, run) = (self.parts.state.server(self.record.id), self.parts.run.server(self.record.id));
-        let files = dir.suspended();
+        let dir = self.parts.state.server(self.record.id);
+        let files = dir.inside(&dir.suspended());
         let network_overrides = wanted.ports.iter().zip(taps).enumerate();
         let network_overrides = network_overrides.map(|(index, ((.., port), tap))| NetworkOverride {
             iface_id: format!("eth{index}"),
@@ -112,7 +113,7 @@ impl Work {
             clock_realtime: false,
             huge_pages: mote_vmm_api::SnapshotHugePages::Snapshot,
             drive_overrides: Vec::new(),
-            serial_override: Some(serial(&dir, &run)),
+            serial_override: Some(serial(&dir)),
         };
         VmConfig { snapshot_load: Some(load), ..VmConfig::default() }
     }
@@ -139,7 +140,7 @@ impl Work {
             if suspended.is_dir() {
                 files::remove_dir(&unfinished)?;
                 rename(&suspended, &unfinished)?;
-                sync(dir.path())?;
+                sync(&dir.vm())?;
             }
             files::remove_dir(&unfinished)
         })

@@ -2,12 +2,13 @@
 
 use std::fs::{self, DirBuilder};
 use std::io::{self, Read};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, lchown};
 use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+use nix::sys::statvfs::{FsFlags, statvfs};
 use nix::unistd::{chdir, pivot_root};
 
 use super::{JailError, at};
@@ -18,45 +19,71 @@ const OLD_ROOT: &str = "old_root";
 /// What a VM needs of the host's devices: path in the jail, and whether it must be there.
 const DEVICES: [(&str, bool); 3] = [("dev/kvm", true), ("dev/net/tun", true), ("dev/vhost-net", false)];
 
-/// Makes the directory (which must not hold an earlier VM's devices with other owners) and the device nodes.
+/// Makes the directory and gives it away.
 pub(super) fn make(root: &Path, uid: u32, gid: u32) -> Result<(), JailError> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(root)
         .map_err(at::<io::Error>("create the jail's directory", root))?;
-    chown(root, Some(uid), Some(gid)).map_err(at::<io::Error>("give away", root))?;
-    for directory in ["dev", "dev/net", "run"] {
-        let path = root.join(directory);
-        match DirBuilder::new().mode(0o700).create(&path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            result => result.map_err(at::<io::Error>("create", &path))?,
-        }
-        chown(&path, Some(uid), Some(gid)).map_err(at::<io::Error>("give away", &path))?;
-    }
-    DEVICES.iter().try_for_each(|(device, needed)| make_device(root, device, *needed, uid, gid))
+    lchown(root, Some(uid), Some(gid)).map_err(at::<io::Error>("give away", root))?;
+    let run = root.join("run");
+    make_directory(&run, 0o700)?;
+    lchown(&run, Some(uid), Some(gid)).map_err(at::<io::Error>("give away", &run))
 }
 
-/// A node like the host's.
-fn make_device(root: &Path, device: &str, needed: bool, uid: u32, gid: u32) -> Result<(), JailError> {
-    let (host, path) = (Path::new("/").join(device), root.join(device));
+/// Makes a directory; one that an earlier VM left must be none that leads elsewhere.
+fn make_directory(path: &Path, mode: u32) -> Result<(), JailError> {
+    match DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let found = fs::symlink_metadata(path).map_err(at::<io::Error>("look at", path))?;
+            if found.is_dir() { Ok(()) } else { Err(at("create", path)(error)) }
+        }
+        result => result.map_err(at::<io::Error>("create", path)),
+    }
+}
+
+/// Makes the device nodes in the jail's directory, which is the current one, and mounted; on a file system of their own
+/// if that of the jail takes none.
+fn make_devices(uid: u32, gid: u32) -> Result<(), JailError> {
+    const SOURCE: Option<&str> = Some("dev");
+    let dev = Path::new("dev");
+    make_directory(dev, 0o755)?;
+    let file_system = statvfs(dev).map_err(at::<nix::errno::Errno>("look at the file system of", dev))?;
+    if file_system.flags().contains(FsFlags::ST_NODEV) {
+        let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC;
+        mount(SOURCE, dev, Some("tmpfs"), flags, Some("size=64k,mode=0755")).map_err(at::<
+            nix::errno::Errno,
+        >(
+            "mount a file system for devices on",
+            dev,
+        ))?;
+    }
+    make_directory(&dev.join("net"), 0o755)?;
+    DEVICES.iter().try_for_each(|(device, needed)| make_device(device, *needed, uid, gid))
+}
+
+/// A node like the host's, in place of an earlier VM's.
+fn make_device(device: &str, needed: bool, uid: u32, gid: u32) -> Result<(), JailError> {
+    let (host, path) = (Path::new("/").join(device), Path::new(device));
     let number = match fs::metadata(&host) {
         Ok(metadata) => metadata.rdev(),
         Err(_) if !needed => return Ok(()),
         Err(error) => return Err(at::<io::Error>("find the device", &host)(error)),
     };
-    match fs::remove_file(&path) {
+    match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        result => result.map_err(at::<io::Error>("replace", &path))?,
+        result => result.map_err(at::<io::Error>("replace", path))?,
     }
     let number = makedev(nix::sys::stat::major(number), nix::sys::stat::minor(number));
-    mknod(&path, SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, number)
-        .map_err(at::<nix::errno::Errno>("make the device", &path))?;
-    chown(&path, Some(uid), Some(gid)).map_err(at::<io::Error>("give away", &path))
+    mknod(path, SFlag::S_IFCHR, Mode::S_IRUSR | Mode::S_IWUSR, number)
+        .map_err(at::<nix::errno::Errno>("make the device", path))?;
+    lchown(path, Some(uid), Some(gid)).map_err(at::<io::Error>("give away", path))
 }
 
-/// Makes `root` the root of this process in a mount namespace of its own, in which nothing else is mounted.
-pub(super) fn enter(root: &Path) -> Result<(), JailError> {
+/// Makes `root`, with devices for this user, the root of this process in a mount namespace of its own, in which nothing
+/// else is mounted.
+pub(super) fn enter(root: &Path, uid: u32, gid: u32) -> Result<(), JailError> {
     let call = |what| move |error: nix::errno::Errno| JailError::Call(what, error.into());
     const NONE: Option<&str> = None;
     unshare(CloneFlags::CLONE_NEWNS).map_err(call("make a mount namespace"))?;
@@ -67,6 +94,7 @@ pub(super) fn enter(root: &Path) -> Result<(), JailError> {
     mount(Some(root), root, NONE, MsFlags::MS_BIND | MsFlags::MS_REC, NONE)
         .map_err(call("mount the jail's directory"))?;
     chdir(root).map_err(call("change to the jail's directory"))?;
+    make_devices(uid, gid)?;
     match DirBuilder::new().mode(0o700).create(OLD_ROOT) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         result => result.map_err(at::<io::Error>("create", Path::new(OLD_ROOT)))?,

@@ -13,11 +13,20 @@ use nix::unistd::{ForkResult, Gid, Uid, fork, setgroups, setresgid, setresuid, s
 
 use super::{JailError, at};
 
-/// Closes everything but the standard streams.
-pub(super) fn close_descriptors() -> nix::Result<()> {
-    const FIRST: libc::c_uint = 3;
-    // SAFETY: this process has just started: nothing in it owns a descriptor from 3 on but what it inherited.
-    Errno::result(unsafe { libc::close_range(FIRST, libc::c_uint::MAX, 0) }).map(drop)
+/// Closes everything but the standard streams and `keep`.
+pub(super) fn close_descriptors(keep: &[u32]) -> nix::Result<()> {
+    let mut keep = keep.to_vec();
+    keep.sort_unstable();
+    let mut first = 3;
+    for kept in keep.into_iter().chain([u32::MAX]) {
+        if kept > first {
+            let last = if kept == u32::MAX { kept } else { kept - 1 };
+            // SAFETY: this process has just started: nothing in it owns a descriptor from 3 on but what it inherited.
+            Errno::result(unsafe { libc::close_range(first, last, 0) })?;
+        }
+        first = first.max(kept.saturating_add(1));
+    }
+    Ok(())
 }
 
 /// Removes every variable, and wipes where they were: secrets of whoever started this are in there.

@@ -34,7 +34,7 @@ const DEFAULT_BASE: &str = "/srv/jailer";
 /// Starts one microVM in a jail: chroot, namespaces, cgroups, limits, without privileges.
 ///
 /// What follows -- is for the VM (see mote-vmm --help); its paths are those inside of the jail, whose root is
-/// BASE/FILE/ID/root.
+/// BASE/FILE/ID/root or that of --root.
 #[derive(Debug, FromArgs)]
 #[argh(help_triggers("-h", "--help"))]
 pub struct JailOptions {
@@ -53,6 +53,12 @@ pub struct JailOptions {
     /// directory of the jails [default: /srv/jailer]
     #[argh(option, arg_name = "PATH", default = "DEFAULT_BASE.into()")]
     chroot_base_dir: PathBuf,
+    /// the jail's directory itself, whoever it belongs to, instead of BASE/FILE/ID/root; it must be there
+    #[argh(option, arg_name = "PATH")]
+    root: Option<PathBuf>,
+    /// inherited descriptor, a tap's say, to be left open; may be given several times
+    #[argh(option, long = "keep-fd", arg_name = "NUMBER")]
+    keep_fds: Vec<u32>,
     /// network namespace to join, a file like /run/netns/NAME
     #[argh(option, arg_name = "PATH")]
     netns: Option<PathBuf>,
@@ -136,7 +142,7 @@ pub fn enter(options: &JailOptions) -> Result<Next, JailError> {
         return Err(JailError::NotRoot);
     }
     let program = Program::find(options.exec_file.as_deref())?;
-    identity::close_descriptors()
+    identity::close_descriptors(&options.keep_fds)
         .map_err(|error| JailError::Call("close inherited descriptors", error.into()))?;
     identity::clear_environment();
     limits::apply(&options.limits).map_err(|error| JailError::Call("set resource limits", error.into()))?;
@@ -147,11 +153,17 @@ pub fn enter(options: &JailOptions) -> Result<Next, JailError> {
         identity::join_network(path)?;
     }
 
-    let root = options.chroot_base_dir.join(&program.name).join(&options.id).join("root");
-    chroot::make(&root, options.uid, options.gid)?;
+    let root = match &options.root {
+        Some(root) => root.clone(),
+        None => {
+            let root = options.chroot_base_dir.join(&program.name).join(&options.id).join("root");
+            chroot::make(&root, options.uid, options.gid)?;
+            root
+        }
+    };
     let executable = program.copy_into(&root, options.uid, options.gid)?;
     let null = if options.daemonize { Some(identity::open_null()?) } else { None };
-    chroot::enter(&root)?;
+    chroot::enter(&root, options.uid, options.gid)?;
     if let Some(null) = null {
         identity::daemonize(&null).map_err(|error| JailError::Call("leave the session", error.into()))?;
     }
