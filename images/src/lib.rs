@@ -4,6 +4,7 @@
 //! - [`digest`]: the digests that Glance and the store speak (SHA-256 names, MD5 and SHA-512 for the API).
 //! - [`format`]: what a file is by its content, and whether that is what its owner declared.
 //! - [`qcow2`]: raw disks made of qcow2 disks, which are hostile until they were read.
+//! - [`samples`]: small files of the formats, for tests.
 //! - [`kernel`]: whether a file is an x86-64 kernel that the VMM can start.
 //! - [`disk`]: a server's own disk from an image, sharing or skipping what it can.
 //! - [`build`]: guest images made on this machine from Debian packages.
@@ -21,6 +22,7 @@ pub mod kernel;
 mod kernel_payload;
 mod making;
 pub mod qcow2;
+pub mod samples;
 pub mod store;
 
 pub use digest::Digest;

@@ -305,26 +305,9 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::samples::qcow2 as disk;
 
     const LIMIT: u64 = 1 << 30;
-
-    /// A version 3 disk of `clusters` clusters of 64 KiB, of which the first is `7` and the others are zeros.
-    fn disk(clusters: u64) -> Vec<u8> {
-        let mut file = vec![0_u8; 4 << 16];
-        let mut put = |at: usize, bytes: &[u8]| file[at..at + bytes.len()].copy_from_slice(bytes);
-        put(0, b"QFI\xfb");
-        put(4, &3_u32.to_be_bytes());
-        put(20, &16_u32.to_be_bytes());
-        put(24, &(clusters << 16).to_be_bytes());
-        put(36, &1_u32.to_be_bytes());
-        put(40, &(1_u64 << 16).to_be_bytes());
-        put(96, &4_u32.to_be_bytes());
-        put(100, &104_u32.to_be_bytes());
-        put(1 << 16, &(2_u64 << 16).to_be_bytes());
-        put(2 << 16, &(3_u64 << 16).to_be_bytes());
-        file[3 << 16..].fill(7);
-        file
-    }
 
     fn convert(bytes: &[u8]) -> Result<Vec<u8>, Qcow2Error> {
         convert_at_most(bytes, LIMIT)

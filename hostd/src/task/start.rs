@@ -214,7 +214,6 @@ impl Work {
                 kernel_image_path: kernel.unwrap_or_default(),
                 initrd_path: ramdisk,
                 boot_args: boot.command_line.clone(),
-                ..BootSource::default()
             }),
             drives: drives(spec, &dir, root),
             machine_config: MachineConfig {
