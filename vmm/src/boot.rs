@@ -202,7 +202,8 @@ pub fn boot(config: &VmConfig, options: &BootOptions, outcome: &Arc<Outcome>) ->
 
     let mut parts = devices.into_parts(keyboard);
     let topology = Topology { vcpus: machine.vcpu_count, smt: machine.smt };
-    parts.vcpus = vm.create_vcpus(topology, cpu_template(config), &entry)?;
+    let fixed = machine.cpu_template.map(|template| vm.static_template(template)).transpose()?;
+    parts.vcpus = vm.create_vcpus(topology, fixed.as_ref().or_else(|| cpu_template(config)), &entry)?;
     Machine::start(parts, outcome).map_err(BootError::Threads)
 }
 

@@ -7,8 +7,8 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use mote_vmm_api::{
-    Balloon, BootSource, CpuConfig, CpuConfigSource, Drive, DriveFormat, DrivePatch, HugePages, IoEngine,
-    MAX_QUEUE_PAIRS, MAX_VCPUS, MachineConfig, MachineConfigPatch, MemoryHotplug, MmdsConfig,
+    Balloon, BootSource, CpuConfig, CpuConfigSource, CpuTemplate, Drive, DriveFormat, DrivePatch, HugePages,
+    IoEngine, MAX_QUEUE_PAIRS, MAX_VCPUS, MachineConfig, MachineConfigPatch, MemoryHotplug, MmdsConfig,
     NetworkInterface, NetworkInterfacePatch, Pmem, PmemPatch, RateLimiter, Serial, Smbios, VmConfig, Vsock,
 };
 
@@ -238,6 +238,9 @@ pub fn validate(config: VmConfig) -> Result<VmConfig, ConfigError> {
         Some(CpuConfigSource::File(path)) => Some(CpuConfigSource::Template(read_cpu_template(&path)?)),
         source => source,
     };
+    if valid.cpu_config.is_some() {
+        valid.machine_config.cpu_template = None;
+    }
     if let Some(mmds) = config.mmds_config {
         set_mmds(&mut valid, mmds)?;
     }
@@ -264,7 +267,7 @@ pub fn validate(config: VmConfig) -> Result<VmConfig, ConfigError> {
 ///
 /// # Errors
 /// A number is out of range.
-pub fn set_machine(config: &mut VmConfig, machine: MachineConfig) -> Result<(), ConfigError> {
+pub fn set_machine(config: &mut VmConfig, mut machine: MachineConfig) -> Result<(), ConfigError> {
     let vcpus = machine.vcpu_count;
     if vcpus == 0 || vcpus > MAX_VCPUS || machine.smt && vcpus > 1 && vcpus % 2 == 1 {
         return Err(ConfigError::VcpuCount(vcpus));
@@ -283,6 +286,14 @@ pub fn set_machine(config: &mut VmConfig, machine: MachineConfig) -> Result<(), 
             return Err(ConfigError::HugePagesHotplug);
         }
     }
+    // There is one template, and the last one counts, as in Firecracker.
+    match machine.cpu_template {
+        None => machine.cpu_template = config.machine_config.cpu_template,
+        Some(template) => {
+            config.cpu_config = None;
+            machine.cpu_template = Some(template).filter(|template| *template != CpuTemplate::None);
+        }
+    }
     config.machine_config = machine;
     Ok(())
 }
@@ -299,6 +310,7 @@ pub fn patch_machine(config: &mut VmConfig, patch: &MachineConfigPatch) -> Resul
         smt: patch.smt.unwrap_or(old.smt),
         track_dirty_pages: patch.track_dirty_pages.unwrap_or(old.track_dirty_pages),
         huge_pages: patch.huge_pages.unwrap_or(old.huge_pages),
+        cpu_template: patch.cpu_template,
     };
     set_machine(config, machine)
 }
@@ -502,6 +514,12 @@ pub fn set_vsock(config: &mut VmConfig, vsock: Vsock) -> Result<(), ConfigError>
     }
     config.vsock = Some(vsock);
     Ok(())
+}
+
+/// Sets a custom CPU template, which takes the place of a static one.
+pub fn set_cpu_config(config: &mut VmConfig, template: CpuConfig) {
+    config.machine_config.cpu_template = None;
+    config.cpu_config = Some(CpuConfigSource::Template(template));
 }
 
 /// Reads a CPU template.
@@ -808,6 +826,27 @@ mod tests {
         set_mmds(&mut config, mmds).unwrap();
         let several = set_network_interface(&mut config, with(Some(2), None), Origin::Api);
         assert!(matches!(several, Err(ConfigError::MmdsQueuePairs(_))));
+    }
+
+    #[test]
+    fn the_last_cpu_template_counts() {
+        let machine = |cpu_template| MachineConfig { cpu_template, ..MachineConfig::default() };
+        let templates = |config: &VmConfig| (config.machine_config.cpu_template, config.cpu_config.is_some());
+        let mut config = VmConfig::default();
+        set_machine(&mut config, machine(Some(CpuTemplate::T2))).unwrap();
+        set_machine(&mut config, machine(None)).unwrap();
+        assert_eq!(templates(&config), (Some(CpuTemplate::T2), false));
+        set_cpu_config(&mut config, CpuConfig::default());
+        assert_eq!(templates(&config), (None, true));
+        let patch = MachineConfigPatch { cpu_template: Some(CpuTemplate::T2A), ..Default::default() };
+        patch_machine(&mut config, &patch).unwrap();
+        assert_eq!(templates(&config), (Some(CpuTemplate::T2A), false));
+        assert_eq!(validate(config.clone()).unwrap(), config);
+        set_machine(&mut config, machine(Some(CpuTemplate::None))).unwrap();
+        assert_eq!(templates(&config), (None, false));
+        set_cpu_config(&mut config, CpuConfig::default());
+        set_machine(&mut config, machine(Some(CpuTemplate::None))).unwrap();
+        assert_eq!(templates(&config), (None, false));
     }
 
     #[test]

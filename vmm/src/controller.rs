@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use mote_vmm_api::{
     Balloon, BalloonHintingStart, BalloonHintingStatus, BalloonPatch, BalloonStats, BalloonStatsPatch,
-    BootSource, CpuConfig, CpuConfigSource, Drive, DrivePatch, Entropy, FIRECRACKER_API_VERSION,
-    InstanceInfo, InstanceState, Logger, MachineConfig, MachineConfigPatch, MemoryHotplug,
-    MemoryHotplugPatch, MemoryHotplugStatus, Metrics, MmdsConfig, NetworkInterface, NetworkInterfacePatch,
-    Pmem, PmemPatch, Serial, Smbios, SnapshotCreate, SnapshotLoad, Version, VmConfig, Vsock,
+    BootSource, CpuConfig, Drive, DrivePatch, Entropy, FIRECRACKER_API_VERSION, InstanceInfo, InstanceState,
+    Logger, MachineConfig, MachineConfigPatch, MemoryHotplug, MemoryHotplugPatch, MemoryHotplugStatus,
+    Metrics, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Pmem, PmemPatch, Serial, Smbios,
+    SnapshotCreate, SnapshotLoad, Version, VmConfig, Vsock,
 };
 use serde_json::Value;
 
@@ -410,9 +410,7 @@ impl Controller {
             VmmAction::SetBalloon(balloon) => config::set_balloon(config, balloon)?,
             VmmAction::SetMemoryHotplug(hotplug) => config::set_memory_hotplug(config, hotplug)?,
             VmmAction::SetVsock(vsock) => config::set_vsock(config, vsock)?,
-            VmmAction::SetCpuConfig(template) => {
-                config.cpu_config = Some(CpuConfigSource::Template(template))
-            }
+            VmmAction::SetCpuConfig(template) => config::set_cpu_config(config, template),
             VmmAction::SetMmdsConfig(mmds) => config::set_mmds(config, mmds)?,
             VmmAction::SetSerial(serial) => config::set_serial(config, serial)?,
             VmmAction::SetSmbios(smbios) => config::set_smbios(config, smbios)?,

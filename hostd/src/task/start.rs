@@ -249,6 +249,7 @@ pub(super) fn serial(dir: &ServerDir) -> Serial {
         serial_out_path: Some(dir.inside(&dir.console_log())),
         log_limit_bytes: Some(CONSOLE_LOG_LIMIT),
         socket_path: Some(dir.inside(&dir.console_socket())),
+        ..Serial::default()
     }
 }
 

@@ -255,6 +255,34 @@ fn several_queue_pairs_carry_frames_and_a_tap_without_them_is_refused() {
 }
 
 #[test]
+fn a_static_cpu_template_is_for_its_processors_only() {
+    let (monitor, guest) = programs_or_skip!();
+    use mote_vmm_api::CpuTemplate;
+    let info = std::fs::read_to_string("/proc/cpuinfo").expect("/proc/cpuinfo");
+    let is_intel = info.contains("GenuineIntel");
+    let mut config = host::config(&guest, "mote.hello");
+    // For the other vendor: refused on every machine.
+    let other = if is_intel { CpuTemplate::T2A } else { CpuTemplate::T2 };
+    config.machine_config.cpu_template = Some(other);
+    let outcome = run(&monitor, &config);
+    assert_eq!(outcome.code, Some(i32::from(ExitReason::BadConfig.code())), "{}", outcome.log);
+    assert!(
+        outcome.log.contains(&format!("the CPU template {other:?} is for processors of")),
+        "{}",
+        outcome.log
+    );
+    config.machine_config.cpu_template = Some(CpuTemplate::None);
+    let outcome = run(&monitor, &config);
+    assert_eq!(outcome.code, Some(0), "{}", outcome.log);
+    // For this vendor: applied, or not for this model.
+    config.machine_config.cpu_template = Some(if is_intel { CpuTemplate::T2 } else { CpuTemplate::T2A });
+    let outcome = run(&monitor, &config);
+    let refused = outcome.log.contains("is not for the model of this host's processor");
+    let expected = if refused { ExitReason::BadConfig } else { ExitReason::PowerOff };
+    assert_eq!(outcome.code, Some(i32::from(expected.code())), "{}", outcome.log);
+}
+
+#[test]
 fn the_monitor_survives_a_hostile_guest() {
     let (monitor, guest) = programs_or_skip!();
     device_test(&monitor, &guest, "mote.hostile");

@@ -7,6 +7,25 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use serde_json::Value;
 
+/// The static templates of `/machine-config`: what the guest sees is as close as possible to an instance type of EC2. Firecracker
+/// deprecates them. (V1N1 is for arm64.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub enum CpuTemplate {
+    /// As C3; Intel Skylake, Cascade Lake, Ice Lake.
+    C3,
+    /// As T2; the same.
+    T2,
+    /// As T2, the same on Intel Skylake and Cascade Lake.
+    T2S,
+    /// As T2, the same on Intel Cascade Lake and Ice Lake.
+    T2CL,
+    /// As T2; AMD Milan.
+    T2A,
+    /// No template.
+    None,
+}
+
 /// `PUT /cpu-config`: changes of what the guest sees of its processors. Topology, APIC ids and what the boot protocol
 /// sets come on top.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -23,7 +23,7 @@ pub use balloon::{
     Balloon, BalloonHintingStart, BalloonHintingStatus, BalloonPatch, BalloonStats, BalloonStatsPatch,
 };
 pub use cpu_template::{
-    Bitmap, CpuConfig, CpuConfigSource, CpuidLeafModifier, CpuidRegister, CpuidRegisterModifier,
+    Bitmap, CpuConfig, CpuConfigSource, CpuTemplate, CpuidLeafModifier, CpuidRegister, CpuidRegisterModifier,
     KvmCapability, MsrModifier, Number, TextError,
 };
 mod smbios;
@@ -110,6 +110,9 @@ pub struct MachineConfig {
     /// Pages that back guest memory.
     #[serde(default)]
     pub huge_pages: HugePages,
+    /// A static CPU template. Takes the place of a custom one, and `None` ends either; left out, what is set stays.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_template: Option<CpuTemplate>,
 }
 
 /// Which pages back guest memory.
@@ -132,6 +135,7 @@ impl Default for MachineConfig {
             smt: false,
             track_dirty_pages: false,
             huge_pages: HugePages::None,
+            cpu_template: None,
         }
     }
 }
@@ -151,6 +155,8 @@ pub struct MachineConfigPatch {
     pub track_dirty_pages: Option<bool>,
     /// See [`MachineConfig::huge_pages`].
     pub huge_pages: Option<HugePages>,
+    /// See [`MachineConfig::cpu_template`].
+    pub cpu_template: Option<CpuTemplate>,
 }
 
 /// `/boot-source`.
@@ -404,6 +410,9 @@ pub struct Serial {
     /// File the output is appended to (created 0600).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial_out_path: Option<PathBuf>,
+    /// Limit of the output, a token is a byte: what exceeds it is dropped, the guest doesn't wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limiter: Option<TokenBucket>,
     /// *Mote*: when the file would pass this many bytes it is renamed to `<path>.1` (replacing an older one) and
     /// started anew, so that at most twice this much is kept. Default 1 MiB. Needs `serial_out_path`.
     #[serde(default, skip_serializing_if = "Option::is_none")]

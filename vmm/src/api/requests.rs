@@ -1,7 +1,7 @@
 //! Which action a request means, and which answer an action's result is: Firecracker's routes and rules.
 //!
 //! Fields that Firecracker has and this program does not are accepted only with the value that changes nothing
-//! (`"rate_limiter": null`, `"cpu_template": "None"`); otherwise the fault names the field.
+//! (`"socket": null`); otherwise the fault names the field.
 
 use mote_vmm_api::{
     Action, ActionType, BalloonHintingStart, Drive, DrivePatch, MachineConfigPatch, NetworkInterface,
@@ -57,7 +57,6 @@ pub enum RequestError {
 /// What to do instead.
 fn hint(field: &str) -> &'static str {
     match field {
-        "cpu_template" => " and use a custom template (PUT /cpu-config)",
         "reg_modifiers" | "vcpu_features" => " (it is for arm64)",
         _ => "",
     }
@@ -66,11 +65,11 @@ fn hint(field: &str) -> &'static str {
 /// A field of Firecracker's and the value (beside null) that means the same as leaving it out.
 type Neutral = (&'static str, Option<&'static str>);
 
-const MACHINE: &[Neutral] = &[("cpu_template", Some("None"))];
+/// Nothing is missing; fields of ours may be null.
+const MACHINE: &[Neutral] = &[];
 const DRIVE: &[Neutral] = &[("socket", None)];
 /// Fields of ours that may be null.
 const SNAPSHOT_LOAD: &[Neutral] = &[("vsock_override", None)];
-const LIMITED: &[Neutral] = &[("rate_limiter", None)];
 /// What of a CPU template is for another architecture.
 const CPU: &[Neutral] = &[("reg_modifiers", None), ("vcpu_features", None)];
 /// Fields of ours that may be null.
@@ -130,7 +129,6 @@ pub fn parse_config_file(bytes: &[u8]) -> Result<VmConfig, RequestError> {
     };
     each(&mut value, "machine-config", MACHINE)?;
     each(&mut value, "drives", DRIVE)?;
-    each(&mut value, "serial", LIMITED)?;
     if value == before {
         Err(RequestError::Json(error))
     } else {
@@ -246,7 +244,7 @@ const ROUTES: &[Route] = &[
     patch("/pmem/{id}", |request, id| {
         with_id(request, id, &[], |patch: &PmemPatch| &patch.id).map(VmmAction::PatchPmem)
     }),
-    put("/serial", |request, _| body(request, LIMITED).map(VmmAction::SetSerial)),
+    put("/serial", |request, _| body(request, &[]).map(VmmAction::SetSerial)),
     put("/snapshot/create", |request, _| body(request, &[]).map(VmmAction::CreateSnapshot)),
     put("/snapshot/load", |request, _| body(request, SNAPSHOT_LOAD).map(VmmAction::LoadSnapshot)),
     get("/version", |_, _| Ok(VmmAction::GetVersion)),
@@ -500,7 +498,7 @@ mod tests {
         ("Action", "action_type", &[]),
         ("InstanceInfo", "app_name id state vmm_version", &[]),
         ("Logger", "level log_path show_level show_log_origin module", &[]),
-        ("MachineConfig", "cpu_template smt mem_size_mib track_dirty_pages vcpu_count huge_pages", MACHINE),
+        ("MachineConfig", "cpu_template smt mem_size_mib track_dirty_pages vcpu_count huge_pages", &[]),
         ("MemoryBackend", "backend_type backend_path", &[]),
         ("Metrics", "metrics_path emit_id properties", &[]),
         ("MmdsConfig", "version network_interfaces ipv4_address imds_compat", &[]),
@@ -533,7 +531,7 @@ mod tests {
         ("TokenBucket", "one_time_burst refill_time size", &[]),
         ("VmStatePatch", "state", &[]),
         ("Entropy", "rate_limiter", &[]),
-        ("Serial", "serial_out_path rate_limiter", LIMITED),
+        ("Serial", "serial_out_path rate_limiter", &[]),
         ("Version", "firecracker_version", &[]),
         ("Vsock", "guest_cid uds_path vsock_id", &[]),
     ];
@@ -587,9 +585,15 @@ mod tests {
             parse(&request("PUT", "/machine-config", &body))
         };
         assert!(machine(r#""None""#).is_ok());
-        let text =
-            fault("PUT", "/machine-config", r#"{"vcpu_count":1,"mem_size_mib":64,"cpu_template":"T2"}"#);
-        assert!(text.contains("`cpu_template`") && text.contains("PUT /cpu-config"), "{text}");
+        let template = |name| {
+            let body = format!(r#"{{"vcpu_count":1,"mem_size_mib":64,"cpu_template":"{name}"}}"#);
+            parse(&request("PUT", "/machine-config", &body))
+        };
+        for name in ["C3", "T2", "T2S", "T2CL", "T2A", "None"] {
+            assert!(template(name).is_ok(), "{name}");
+        }
+        let text = template("V1N1").unwrap_err().to_string();
+        assert!(text.contains("`V1N1`") && text.contains("`T2CL`"), "{text}");
         assert!(fault("PUT", "/cpu-config", r#"{"vcpu_features":[]}"#).contains("arm64"));
         assert!(parse(&request("PUT", "/cpu-config", r#"{"vcpu_features":null}"#)).is_ok());
         assert!(machine("null").is_ok() && machine(r#""2M""#).is_ok());

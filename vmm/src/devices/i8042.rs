@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::BusDevice;
+use crate::metrics::I8042 as I8042_METRICS;
 use crate::snapshot::{DeviceState, StateError, Stateful};
 
 /// First port, and the length of the range.
@@ -114,7 +115,10 @@ impl I8042 {
     fn command(&mut self, command: u8) {
         self.awaiting = None;
         match command {
-            COMMAND_RESET => (self.reset)(),
+            COMMAND_RESET => {
+                I8042_METRICS.reset_count.add_one();
+                (self.reset)();
+            }
             COMMAND_READ_CONFIG => self.answer_at_once(self.config),
             COMMAND_READ_OUTPUT => self.answer_at_once(self.output_port),
             COMMAND_TEST => self.answer_at_once(0x55),
@@ -143,7 +147,8 @@ impl I8042 {
 impl BusDevice for I8042 {
     fn read(&mut self, offset: u64, data: &mut [u8]) {
         data.fill(0);
-        let [byte] = data else { return };
+        let [byte] = data else { return I8042_METRICS.missed_read_count.add_one() };
+        I8042_METRICS.read_count.add_one();
         match offset {
             DATA => {
                 *byte = self.buffer.pop_front().unwrap_or(0);
@@ -159,7 +164,8 @@ impl BusDevice for I8042 {
     }
 
     fn write(&mut self, offset: u64, data: &[u8]) {
-        let [byte] = *data else { return };
+        let [byte] = *data else { return I8042_METRICS.missed_write_count.add_one() };
+        I8042_METRICS.write_count.add_one();
         match offset {
             DATA => self.data(byte),
             COMMAND => self.command(byte),

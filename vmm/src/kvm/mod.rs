@@ -7,6 +7,7 @@ mod cpuid;
 mod registers;
 mod slots;
 mod state;
+mod static_templates;
 mod template;
 mod vcpu;
 mod wiring;

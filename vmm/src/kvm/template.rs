@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_msr_entry};
 use kvm_ioctls::{Cap, Kvm};
-use mote_vmm_api::{CpuConfig, CpuidLeafModifier, CpuidRegister};
+use mote_vmm_api::{CpuConfig, CpuTemplate, CpuidLeafModifier, CpuidRegister};
 
 use super::state::{MSR_TSC, MSR_TSC_DEADLINE, Processor};
 use super::{KvmError, Topology, Vm};
@@ -25,6 +25,30 @@ pub enum TemplateError {
     /// `kvm_capabilities` with `!`.
     #[error("kvm_capabilities of the CPU template: mote-vmm cannot run without {0}")]
     Needed(u32),
+    /// A static template.
+    #[error(
+        "the CPU template {template:?} is for processors of {wanted:?}, this host has one of {found:?}: leave cpu_template out, or make \
+         a template of your own (PUT /cpu-config)"
+    )]
+    Vendor {
+        /// Which.
+        template: CpuTemplate,
+        /// For whose.
+        wanted: &'static str,
+        /// This host's.
+        found: String,
+    },
+    /// A static template.
+    #[error(
+        "the CPU template {template:?} is not for the model of this host's processor (signature {signature:#x}): leave cpu_template \
+         out, or make a template of your own (PUT /cpu-config)"
+    )]
+    Model {
+        /// Which.
+        template: CpuTemplate,
+        /// Family, model and stepping, as CPUID has them.
+        signature: u32,
+    },
     /// `cpuid_modifiers`.
     #[error(
         "the CPU template changes CPUID leaf {leaf:#x}, subleaf {subleaf:#x}, which this host's KVM does not support"

@@ -200,6 +200,40 @@ group! {
 }
 
 group! {
+    /// The serial port.
+    UartMetrics {
+        /// Reads of a register.
+        read_count,
+        /// Bytes of output.
+        write_count,
+        /// Times that output was written out.
+        flush_count,
+        /// Reads of no register.
+        missed_read_count,
+        /// Writes of no register.
+        missed_write_count,
+        /// Bytes that the limit let not pass.
+        rate_limiter_dropped_bytes,
+    }
+}
+
+group! {
+    /// The keyboard controller.
+    I8042Metrics {
+        /// Reads.
+        read_count,
+        /// Writes.
+        write_count,
+        /// Resets of the machine.
+        reset_count,
+        /// Reads of several bytes.
+        missed_read_count,
+        /// Writes of several bytes.
+        missed_write_count,
+    }
+}
+
+group! {
     /// Signals that the process got for a limit.
     SignalMetrics {
         /// A file was to grow beyond the limit.

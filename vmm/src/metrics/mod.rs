@@ -16,8 +16,8 @@ use serde_json::{Map, Value, json};
 mod devices;
 
 pub use devices::{
-    BalloonMetrics, BlockMetrics, EntropyMetrics, Group, MemoryHotplugMetrics, MmdsMetrics, NetMetrics,
-    PmemMetrics, SignalMetrics, VcpuMetrics, VsockMetrics, device,
+    BalloonMetrics, BlockMetrics, EntropyMetrics, Group, I8042Metrics, MemoryHotplugMetrics, MmdsMetrics,
+    NetMetrics, PmemMetrics, SignalMetrics, UartMetrics, VcpuMetrics, VsockMetrics, device,
 };
 
 /// Time between two lines, as Firecracker has it.
@@ -113,10 +113,14 @@ pub static MMDS: MmdsMetrics = MmdsMetrics::new();
 pub static VCPU: VcpuMetrics = VcpuMetrics::new();
 /// Signals.
 pub static SIGNALS: SignalMetrics = SignalMetrics::new();
+/// The serial port.
+pub static UART: UartMetrics = UartMetrics::new();
+/// The keyboard controller.
+pub static I8042: I8042Metrics = I8042Metrics::new();
 
 /// Groups that there is one of.
-fn single_groups() -> [(&'static str, &'static dyn Group); 3] {
-    [("mmds", &MMDS), ("signals", &SIGNALS), ("vcpu", &VCPU)]
+fn single_groups() -> [(&'static str, &'static dyn Group); 5] {
+    [("i8042", &I8042), ("mmds", &MMDS), ("signals", &SIGNALS), ("uart", &UART), ("vcpu", &VCPU)]
 }
 
 /// How long the last of each operation took, in microseconds; 0 if there was none.

@@ -16,8 +16,9 @@ use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use mote_vmm_api as api;
 use mote_vmm_api::Serial as SerialConfig;
 use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
@@ -29,6 +30,8 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::BusDevice;
 use super::{DeviceError, EventSource};
+use crate::metrics::UART;
+use crate::rate_limiter::RateLimiter;
 use crate::snapshot::{DeviceState, StateError, Stateful};
 
 mod console;
@@ -134,6 +137,8 @@ struct Port {
     uart: Uart<Irq, NoEvents, Collected>,
     /// The interrupt once more, for a UART that is made from a snapshot.
     irq: EventFd,
+    /// Of the output's bytes; `None` where there is no limit, so that nobody asks for the time.
+    limiter: Option<RateLimiter>,
     /// Nothing was ever written.
     silent: bool,
     output: Output,
@@ -290,6 +295,10 @@ impl Port {
         let mut port = Self {
             uart: Uart::new(Irq(line), Collected::default()),
             irq,
+            limiter: config.rate_limiter.map(|bandwidth| {
+                let limits = api::RateLimiter { bandwidth: Some(bandwidth), ops: None };
+                RateLimiter::new(Some(&limits), Instant::now())
+            }),
             silent: true,
             output,
             console,
@@ -318,8 +327,10 @@ impl Port {
 
     fn read(&mut self, offset: u64) -> u8 {
         if offset >= REGISTERS {
+            UART.missed_read_count.add_one();
             return 0;
         }
+        UART.read_count.add_one();
         let value = self.uart.read(offset as u8);
         if offset == DATA && !self.input.is_empty() {
             self.feed();
@@ -329,12 +340,31 @@ impl Port {
 
     fn write(&mut self, offset: u64, value: u8) {
         if offset < REGISTERS {
+            let before = self.uart.writer().0.len();
             // The only failure is an interrupt that can't be raised, and then the guest polls or doesn't.
             let _ = self.uart.write(offset as u8, value);
+            // Not every write to the data register is output: there is the divisor, and loopback.
+            if self.uart.writer().0.len() > before {
+                self.limit(before);
+            }
+        } else {
+            UART.missed_write_count.add_one();
         }
         // Leaving loopback mode makes room.
         if !self.input.is_empty() {
             self.feed();
+        }
+    }
+
+    /// Drops the byte that was just collected behind `before` others, if the limit lets it not pass.
+    fn limit(&mut self, before: usize) {
+        let passed =
+            self.limiter.as_mut().is_none_or(|limiter| limiter.consume(1, 0, Instant::now()).is_ok());
+        if passed {
+            UART.write_count.add_one();
+        } else {
+            self.uart.writer_mut().0.truncate(before);
+            UART.rate_limiter_dropped_bytes.add_one();
         }
     }
 
@@ -384,6 +414,7 @@ impl Port {
         {
             console.send(&collected);
         }
+        UART.flush_count.add_one();
         let blocked = self.output.write(&collected);
         collected.clear();
         // Keeps the allocation.
