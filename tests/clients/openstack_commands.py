@@ -196,6 +196,7 @@ def identity(client):
     client.text("token", "revoke", issued["id"], env=ada)
     client.fails("401", "--os-auth-type", "token", "--os-token", issued["id"], "project", "list", env={
         "OS_USERNAME": "", "OS_PASSWORD": "", "OS_USER_DOMAIN_NAME": ""})
+    limits(client)
     client.text("project", "set", "lab", "--disable")
     client.fails("401", "token", "issue", env=ada)
     client.text("project", "set", "lab", "--enable")
@@ -203,6 +204,23 @@ def identity(client):
     client.fails("No User found", "user", "show", "ada")
     client.text("project", "delete", "lab")
     client.fails("No Project found", "project", "show", "lab")
+
+
+def limits(client):
+    made = client.json("registered", "limit", "create", "gpus", "--service", "nova", "--default-limit", "1")
+    same((made["resource_name"], made["default_limit"]), ("gpus", 1))
+    registered = made["id"]
+    client.fails("409", "registered", "limit", "create", "gpus", "--service", "nova", "--default-limit", "2")
+    client.json("registered", "limit", "set", registered, "--default-limit", "2")
+    same(client.json("registered", "limit", "show", registered)["default_limit"], 2)
+    made = client.json("limit", "create", "gpus", "--service", "nova", "--project", "lab", "--resource-limit", "8")
+    same(made["resource_limit"], 8)
+    client.json("limit", "set", made["id"], "--resource-limit", "9")
+    same(column(client.json("limit", "list", "--project", "lab"), "Resource Limit"), [9])
+    client.fails("403", "registered", "limit", "delete", registered)
+    client.text("limit", "delete", made["id"])
+    client.text("registered", "limit", "delete", registered)
+    same(client.json("registered", "limit", "list"), [])
 
 
 def image(client):
@@ -408,6 +426,10 @@ def server_life(client):
     client.text("server", "set", "web", "--name", "www")
     client.text("server", "set", "www", "--name", "web")
     has(client.text("console", "log", "show", "web"), "simulated guest of server")
+    shown = client.json("console", "url", "show", "--serial", "web")
+    same((shown["protocol"], shown["type"]), ("serial", "serial"))
+    has(shown["url"], "ws://", "/mote/v1/serial-console?token=")
+    client.fails("400", "console", "url", "show", "--novnc", "web")
     same(len(client.json("port", "list", "--server", "web")), 1, "ports")
     client.fails("No Image found", "server", "create", "x", "--image", "none", "--flavor", "m1.nano", "--network", "net")
     client.fails("No Flavor found", "server", "create", "x", "--image", "disk", "--flavor", "none", "--network", "net")

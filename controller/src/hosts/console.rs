@@ -45,6 +45,25 @@ pub(crate) async fn ask(
     wait: Duration,
 ) -> Result<HostReply, ApiError> {
     let project = ctx.require_project()?;
+    let place = place(app, server_id).await?;
+    match ctx.is_admin || place.project_id == project {
+        true => ask_at(app, server_id, &place, kind, wait).await,
+        false => Err(not_found(server_id)),
+    }
+}
+
+/// [`ask`] for whoever may use the server's console.
+pub(super) async fn ask_of(
+    app: &App,
+    server_id: &str,
+    kind: HostRequestKind,
+    wait: Duration,
+) -> Result<HostReply, ApiError> {
+    let place = place(app, server_id).await?;
+    ask_at(app, server_id, &place, kind, wait).await
+}
+
+async fn place(app: &App, server_id: &str) -> Result<Place, ApiError> {
     let place: Option<Place> = sqlx::query_as(
         "SELECT servers.project_id, servers.host_id, hosts.last_seen_us
          FROM servers LEFT JOIN hosts ON hosts.id = servers.host_id WHERE servers.id = $1",
@@ -52,10 +71,17 @@ pub(crate) async fn ask(
     .bind(server_id)
     .fetch_optional(&app.db)
     .await?;
-    let place = place
-        .filter(|place| ctx.is_admin || place.project_id == project)
-        .ok_or_else(|| not_found(server_id))?;
-    let (Some(host), Some(last_seen_us)) = (place.host_id, place.last_seen_us) else {
+    place.ok_or_else(|| not_found(server_id))
+}
+
+async fn ask_at(
+    app: &App,
+    server_id: &str,
+    place: &Place,
+    kind: HostRequestKind,
+    wait: Duration,
+) -> Result<HostReply, ApiError> {
+    let (Some(host), Some(last_seen_us)) = (&place.host_id, place.last_seen_us) else {
         return Err(ApiError::Conflict(format!("Server {server_id} is on no host.")));
     };
     if !is_up(last_seen_us) {

@@ -9,18 +9,20 @@
 //! | `GET`, `PUT /scheduler` | admin | `{policy}` |
 //! | `GET /servers/{id}/console?offset=&wait_ms=` | project | → `{next_offset, data}`, data in base64 |
 //! | `POST /servers/{id}/console` `{data}` | project | → 204 |
+//! | `GET /serial-console?token=` | whoever has the URL | a WebSocket ([`serial`]) |
 //! | `POST /hosts`, `/hosts/{id}/{desired, observed, images, captures, requests}` | hosts | see `mote_host_api` |
 //!
 //! Desired state is never stored as such: [`desired`] computes it from the rows, and a change of those bumps the host's
 //! generation in the same transaction ([`touch`]). [`observed`] is where reports move servers.
 
-use crate::db::Conn;
+use crate::db::{Conn, Db};
 use axum::{
     Router,
     extract::DefaultBodyLimit,
     routing::{get, post, put},
 };
 use mote_host_api::HostId;
+use sqlx::QueryBuilder;
 
 use crate::{app::App, http::error::ApiError};
 
@@ -36,6 +38,7 @@ mod join;
 mod observed;
 mod protocol;
 mod secrets;
+pub(crate) mod serial;
 mod share;
 #[cfg(test)]
 mod tests;
@@ -71,6 +74,7 @@ pub fn router() -> Router<App> {
         .route("/metering/ports", get(traffic::list))
         .route("/scheduler", get(admin::policy).put(admin::set_policy))
         .route("/servers/{id}/console", get(console::read).post(console::write))
+        .route("/serial-console", get(serial::open))
         .merge(crate::events::routes())
 }
 
@@ -84,4 +88,32 @@ pub(crate) async fn touch(tx: &mut Conn, host_id: &str) -> Result<(Touched, i64)
             .await?;
     let id: HostId = host_id.parse().map_err(ApiError::internal)?;
     Ok((Touched(id), generation))
+}
+
+/// Hosts of one statement of [`touch_all`].
+const TOUCHED_AT_ONCE: usize = 32;
+
+/// [`touch`] for hosts that hear of a change, with few statements however many they are.
+pub(crate) async fn touch_all<'a>(
+    tx: &mut Conn,
+    hosts: impl IntoIterator<Item = &'a String>,
+) -> Result<Vec<Touched>, ApiError> {
+    let hosts: Vec<&String> = hosts.into_iter().collect();
+    let mut touched = Vec::with_capacity(hosts.len());
+    for some in hosts.chunks(TOUCHED_AT_ONCE) {
+        // Always the same text, so that it is prepared once: what is left over is filled up with the last.
+        let last = some.last().map(|last| last.as_str()).unwrap_or_default();
+        let ids = some.iter().map(|id| id.as_str()).chain(std::iter::repeat(last)).take(TOUCHED_AT_ONCE);
+        let mut query = QueryBuilder::<Db>::new("UPDATE hosts SET generation = generation + 1 WHERE id IN (");
+        let mut list = query.separated(", ");
+        for id in ids {
+            list.push_bind(id.to_owned());
+        }
+        query.push(")");
+        query.build().execute(&mut *tx).await?;
+        for id in some {
+            touched.push(Touched(id.parse().map_err(ApiError::internal)?));
+        }
+    }
+    Ok(touched)
 }

@@ -1,5 +1,7 @@
 //! The protocol and Mote's own API with a host that is played by the test.
 
+use base64::{Engine, engine::general_purpose::STANDARD};
+use futures_util::{SinkExt, StreamExt};
 use http::Method;
 use jiff::Timestamp;
 use mote_host_api::{
@@ -7,6 +9,10 @@ use mote_host_api::{
     ObservedState, ServerId, ServerState,
 };
 use serde_json::{Value, json};
+use tokio_tungstenite::{
+    connect_async,
+    tungstenite::{self, Message, client::IntoClientRequest},
+};
 
 use super::{
     fake::{FakeHost, inventory, join_body},
@@ -341,4 +347,122 @@ async fn administrators_see_hosts_and_choose_the_policy() {
     let mut conn = test.app.db.acquire().await.unwrap();
     assert_eq!(policy(&mut conn).await.unwrap(), Policy::ByZone);
     assert!(views(&mut conn).await.unwrap().is_empty());
+}
+
+/// Answers a host's questions as a machine would that says back, in capitals, what is typed.
+async fn echoing(test: &TestApp, host: &FakeHost) {
+    let (mut said, mut waiting) = (b"earlier output".to_vec(), Vec::new());
+    loop {
+        let asked = host.call(test, Method::GET, "requests?wait=30", Value::Null).await;
+        let asked: Vec<HostRequest> = match asked.status.as_u16() {
+            200 => serde_json::from_value(asked.json()).unwrap(),
+            _ => Vec::new(),
+        };
+        waiting.extend(asked);
+        let mut unanswered = Vec::new();
+        // What is typed comes first, so that who waits for output gets its answer.
+        waiting
+            .sort_by_key(|request: &HostRequest| matches!(request.kind, HostRequestKind::ConsoleRead { .. }));
+        for request in waiting.drain(..) {
+            let reply = match &request.kind {
+                HostRequestKind::ConsoleWrite { data, .. } => {
+                    said.extend(STANDARD.decode(data).unwrap().to_ascii_uppercase());
+                    HostReply::Done
+                }
+                HostRequestKind::ConsoleRead { offset, wait_ms, .. } => {
+                    let from = usize::try_from(*offset).unwrap().min(said.len());
+                    if from == said.len() && *wait_ms > 0 {
+                        unanswered.push(request);
+                        continue;
+                    }
+                    HostReply::ConsoleRead {
+                        next_offset: said.len() as u64,
+                        data: STANDARD.encode(&said[from..]),
+                    }
+                }
+                other => panic!("{other:?}"),
+            };
+            let path = format!("requests/{}", request.id);
+            host.call(test, Method::POST, &path, serde_json::to_value(reply).unwrap()).await;
+        }
+        waiting = unanswered;
+    }
+}
+
+/// The status that a WebSocket was refused with.
+async fn refused(url: &str) -> u16 {
+    match connect_async(url).await {
+        Err(tungstenite::Error::Http(answer)) => answer.status().as_u16(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_serial_console_is_a_websocket_that_carries_bytes_both_ways() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let public = format!("http://{}", listener.local_addr().unwrap());
+    let url = public.clone();
+    let test = TestApp::with(move |config| config.public_url = url).await;
+    let serving =
+        tokio::spawn(crate::server::serve(listener, None, test.router.clone(), std::future::pending()));
+    let host = FakeHost::join(&test, "h1").await;
+    let (project, token) = test.tenant("t", "member").await;
+    let (_, stranger) = test.tenant("s", "member").await;
+    let network = network(&test, &token).await;
+    let id = server(&test, &host, &project, &network, &"a".repeat(64)).await;
+    let consoles = format!("/compute/v2.1/servers/{id}/remote-consoles");
+    let wish = |protocol: &str, kind: &str| json!({"remote_console": {"protocol": protocol, "type": kind}});
+    test.post_at(&consoles, &token, 6, wish("serial", "serial")).await.expect(409);
+    host.settle(&test).await;
+    test.post_at(&consoles, &stranger, 6, wish("serial", "serial")).await.expect(404);
+    test.post_at(&consoles, &token, 5, wish("serial", "serial")).await.expect(404);
+    for (protocol, kind) in [("vnc", "novnc"), ("serial", "novnc"), ("telnet", "serial")] {
+        test.post_at(&consoles, &token, 6, wish(protocol, kind)).await.expect(400);
+    }
+    let made = test.post_at(&consoles, &token, 6, wish("serial", "serial")).await.expect(200);
+    let url = made["remote_console"]["url"].as_str().unwrap().to_owned();
+    assert!(
+        url.starts_with(&format!("ws{}/mote/v1/serial-console?token=", public.trim_start_matches("http"))),
+        "{url}"
+    );
+    let old = json!({"os-getSerialConsole": {"type": "serial"}});
+    let action = format!("/compute/v2.1/servers/{id}/action");
+    let made = test.post(&action, &token, old.clone()).await.expect(200);
+    assert!(made["console"]["url"].as_str().is_some_and(|other| other.starts_with("ws://") && *other != url));
+    test.post_at(&action, &token, 6, old).await.expect(404);
+
+    let talk = async {
+        let mut request = url.as_str().into_client_request().unwrap();
+        request.headers_mut().insert("sec-websocket-protocol", "binary, base64".parse().unwrap());
+        let (mut socket, answer) = connect_async(request).await.unwrap();
+        assert_eq!(answer.headers()["sec-websocket-protocol"], "binary");
+        // The first answer says where the output ends: only what comes after it is shown.
+        assert!(matches!(socket.next().await.unwrap().unwrap(), Message::Ping(_)));
+        for (typed, said) in [("hello\r", "HELLO\r"), ("\u{1}\u{0}x", "\u{1}\u{0}X")] {
+            socket.send(Message::binary(typed.as_bytes().to_vec())).await.unwrap();
+            let mut heard = Vec::new();
+            while heard.len() < said.len() {
+                if let Message::Binary(bytes) = socket.next().await.unwrap().unwrap() {
+                    heard.extend_from_slice(&bytes);
+                }
+            }
+            assert_eq!(String::from_utf8(heard).unwrap(), said);
+        }
+        socket.close(None).await.unwrap();
+    };
+    tokio::select! {
+        () = echoing(&test, &host) => unreachable!("it never ends"),
+        () = talk => {}
+    }
+    let base = url.split("token=").next().unwrap();
+    assert_eq!(refused(&format!("{base}token=none")).await, 401);
+    assert_eq!(refused(base.trim_end_matches('?')).await, 401);
+    let token_of_url = url.rsplit('=').next().unwrap();
+    let shown = format!("/compute/v2.1/os-console-auth-tokens/{token_of_url}");
+    let found = test.get_at(&shown, &test.admin_token, 31).await.expect(200);
+    assert_eq!((&found["console"]["instance_uuid"], &found["console"]["host"]), (&json!(id), &json!("h1")));
+    sqlx::query("UPDATE console_tokens SET expires_us = 1").execute(&test.app.db).await.unwrap();
+    assert_eq!(refused(&url).await, 401);
+    test.get_at(&shown, &test.admin_token, 31).await.expect(404);
+    serving.abort();
 }

@@ -73,6 +73,17 @@ impl Fields {
         }
     }
 
+    /// Takes a whole number.
+    ///
+    /// # Errors
+    /// 400 if it is of another type.
+    pub fn integer(&mut self, name: &str) -> Result<Option<i64>, ApiError> {
+        match self.0.remove(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => value.as_i64().map(Some).ok_or_else(|| invalid(name, "is not of type integer")),
+        }
+    }
+
     /// Takes a list of texts.
     ///
     /// # Errors

@@ -23,6 +23,7 @@ pub mod domains;
 mod fields;
 pub mod groups;
 pub mod keys;
+pub mod limits;
 pub mod password;
 pub mod principal;
 pub mod projects;
@@ -199,6 +200,7 @@ pub fn router() -> Router<App> {
         .merge(groups::router())
         .merge(application_credentials::router())
         .merge(credentials::router())
+        .merge(limits::router())
 }
 
 /// A new id, 32 hex digits.

@@ -45,14 +45,8 @@ pub async fn image_for_boot(conn: &mut Conn, image_id: &str, ctx: &Ctx) -> Resul
     let image = record::find(conn, image_id, ctx).await?;
     let disk = bytes_of(&image, &["raw", "qcow2", "iso"])?;
     let properties = &image.properties;
-    let kernel = match named(&image, "kernel_id") {
-        Some(id) => Some(part(conn, "kernel_id", id, &["aki"], ctx).await?),
-        None => None,
-    };
-    let ramdisk = match named(&image, "ramdisk_id") {
-        Some(id) => Some(part(conn, "ramdisk_id", id, &["ari"], ctx).await?),
-        None => None,
-    };
+    let kernel = optional_part(conn, &image, "kernel_id", "aki", ctx).await?;
+    let ramdisk = optional_part(conn, &image, "ramdisk_id", "ari", ctx).await?;
     if kernel.is_none() && (ramdisk.is_some() || image.disk_format.as_deref() == Some("iso")) {
         return Err(ApiError::BadRequest(format!(
             "Image {image_id} can't be booted: its property kernel_id, the id of a kernel image, is not set. Only a \
@@ -72,18 +66,15 @@ pub async fn image_for_boot(conn: &mut Conn, image_id: &str, ctx: &Ctx) -> Resul
     })
 }
 
-fn named<'a>(image: &'a Image, property: &str) -> Option<&'a str> {
-    image.properties.get(property).map(String::as_str).filter(|id| !id.is_empty())
-}
-
-/// The image that a property names.
-async fn part(
+/// The image that a property names, if it names one.
+async fn optional_part(
     conn: &mut Conn,
+    image: &Image,
     property: &str,
-    id: &str,
-    disk_formats: &[&str],
+    disk_format: &str,
     ctx: &Ctx,
-) -> Result<ImageBytes, ApiError> {
+) -> Result<Option<ImageBytes>, ApiError> {
+    let Some(id) = image.properties.get(property).filter(|id| !id.is_empty()) else { return Ok(None) };
     let explained = |error: ApiError| match error {
         ApiError::NotFound(text) | ApiError::BadRequest(text) => ApiError::BadRequest(format!(
             "The image can't be booted because of its property {property}: {text}"
@@ -91,7 +82,7 @@ async fn part(
         other => other,
     };
     let image = record::find(conn, id, ctx).await.map_err(explained)?;
-    bytes_of(&image, disk_formats).map_err(explained)
+    bytes_of(&image, &[disk_format]).map(Some).map_err(explained)
 }
 
 fn bytes_of(image: &Image, disk_formats: &[&str]) -> Result<ImageBytes, ApiError> {

@@ -9,6 +9,7 @@ use mote_images::{
     qcow2::{Qcow2, Qcow2Error},
     store::{Store, StoreError, Writer},
 };
+use sqlx::{Database, query::Query};
 use tokio::sync::Semaphore;
 
 use super::{
@@ -16,7 +17,11 @@ use super::{
     data::{Upload, write_error},
     store::{Kept, LocalFile},
 };
-use crate::{app::App, db, http::error::ApiError};
+use crate::{
+    app::App,
+    db::{self, Db},
+    http::error::ApiError,
+};
 
 /// Disks that are converted at the same time: each takes a processor for as long as it takes.
 static CONVERSIONS: Semaphore = Semaphore::const_new(2);
@@ -52,21 +57,15 @@ pub(super) async fn finish(app: &App, upload: &Upload, bytes: Bytes) -> Result<(
         None => None,
     };
     let mut tx = app.begin().await?;
-    let done = sqlx::query(
-        "UPDATE images SET status = 'active', upload_id = NULL, import_state = NULL, size = $3, sha256 = $4, sha512 = $5,
-             md5 = $6, updated_us = $7, raw_sha256 = $8, virtual_size = $9 WHERE id = $1 AND upload_id = $2",
-    )
-    .bind(&upload.image_id)
-    .bind(&upload.upload_id)
-    .bind(number(digest.size)?)
-    .bind(&digest.sha256)
-    .bind(&digest.sha512)
-    .bind(&digest.md5)
-    .bind(db::now_us())
-    .bind(raw.as_ref().map(|raw| raw.sha256.as_str()))
-    .bind(raw.as_ref().map(|raw| number(raw.size)).transpose()?)
-    .execute(&mut *tx)
-    .await?;
+    let sql =
+        "UPDATE images SET status = 'active', upload_id = NULL, import_state = NULL, size = $3, sha256 = $4,
+             sha512 = $5, md5 = $6, updated_us = $7, raw_sha256 = $8, virtual_size = $9
+         WHERE id = $1 AND upload_id = $2";
+    let done = received(sql, upload, &digest)?
+        .bind(raw.as_ref().map(|raw| raw.sha256.as_str()))
+        .bind(raw.as_ref().map(|raw| number(raw.size)).transpose()?)
+        .execute(&mut *tx)
+        .await?;
     tx.commit().await?;
     if done.rows_affected() == 0 {
         let made: Vec<String> = std::iter::once(digest.sha256).chain(raw.map(|raw| raw.sha256)).collect();
@@ -86,19 +85,9 @@ pub(super) async fn stage(app: &App, upload: &Upload, mut writer: Writer) -> Res
     let _turn = app.blob_turn().await?;
     let digest = app.image_store.settle(kept).await?;
     let mut tx = app.begin().await?;
-    let done = sqlx::query(
-        "UPDATE images SET status = 'queued', upload_id = NULL, size = $3, sha256 = $4, sha512 = $5, md5 = $6,
-             updated_us = $7 WHERE id = $1 AND upload_id = $2",
-    )
-    .bind(&upload.image_id)
-    .bind(&upload.upload_id)
-    .bind(number(digest.size)?)
-    .bind(&digest.sha256)
-    .bind(&digest.sha512)
-    .bind(&digest.md5)
-    .bind(db::now_us())
-    .execute(&mut *tx)
-    .await?;
+    let sql = "UPDATE images SET status = 'queued', upload_id = NULL, size = $3, sha256 = $4, sha512 = $5, md5 = $6,
+             updated_us = $7 WHERE id = $1 AND upload_id = $2";
+    let done = received(sql, upload, &digest)?.execute(&mut *tx).await?;
     tx.commit().await?;
     let gone = done.rows_affected() == 0;
     // What was staged before, and these bytes if nobody wants them.
@@ -109,6 +98,23 @@ pub(super) async fn stage(app: &App, upload: &Upload, mut writer: Writer) -> Res
         true => Err(ApiError::Gone(format!("Image {} was deleted during the upload.", upload.image_id))),
         false => Ok(()),
     }
+}
+
+/// A change of the image that is being uploaded: its id and the upload's are $1 and $2, then size, SHA-256, SHA-512, MD5 and
+/// the time.
+fn received<'q>(
+    sql: &'static str,
+    upload: &'q Upload,
+    digest: &'q Digest,
+) -> Result<Query<'q, Db, <Db as Database>::Arguments>, ApiError> {
+    Ok(sqlx::query(sql)
+        .bind(&upload.image_id)
+        .bind(&upload.upload_id)
+        .bind(number(digest.size)?)
+        .bind(&digest.sha256)
+        .bind(&digest.sha512)
+        .bind(&digest.md5)
+        .bind(db::now_us()))
 }
 
 fn number(bytes: u64) -> Result<i64, ApiError> {

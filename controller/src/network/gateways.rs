@@ -129,11 +129,7 @@ pub(crate) async fn heard(
             }
         }
     }
-    let mut touched = Vec::with_capacity(concerned.len());
-    for host in concerned {
-        touched.push(hosts::touch(tx, &host).await?.0);
-    }
-    Ok(touched)
+    hosts::touch_all(tx, &concerned).await
 }
 
 /// The hosts that know of a host: those that share a network with it, and it itself.

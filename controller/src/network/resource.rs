@@ -94,10 +94,7 @@ impl Change {
 
     /// Gives each host that is concerned one new generation, commits, and wakes them.
     pub(super) async fn commit(mut self, app: &App) -> Result<(), ApiError> {
-        let mut touched = Vec::with_capacity(self.concerned.len());
-        for host in &self.concerned {
-            touched.push(hosts::touch(&mut self.tx, host).await?.0);
-        }
+        let touched = hosts::touch_all(&mut self.tx, &self.concerned).await?;
         self.tx.commit().await?;
         app.hub.wake_all(touched);
         Ok(())

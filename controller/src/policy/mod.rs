@@ -37,11 +37,13 @@ pub enum Rule {
     OwnerRead,
     /// A host by its secret, or one that joins by a token to join.
     Host,
+    /// Whoever has the URL of a console.
+    Console,
     /// Whoever has a valid token, and the handler looks further, as the text says.
     Further(&'static str),
 }
 
-use Rule::{Admin, Further, Host, Member, Owner, OwnerRead, Public, Read, Reader, Token};
+use Rule::{Admin, Console, Further, Host, Member, Owner, OwnerRead, Public, Read, Reader, Token};
 
 /// Method, path below the service's, who may. `HEAD` is as `GET`.
 pub type Row = (&'static str, &'static str, Rule);
@@ -71,6 +73,7 @@ impl Rule {
             Owner => "the user itself, or `admin`",
             OwnerRead => "the user itself, `admin`, or `reader` on the system",
             Host => "hosts",
+            Console => "whoever has the console's URL",
             Further(words) => words,
         }
     }
@@ -106,7 +109,7 @@ pub fn check(ctx: &Ctx, method: &Method, matched: &str, path: &str) -> Result<()
         Some(Read) => may_read(ctx),
         Some(Owner) => ctx.is_admin || owns(),
         Some(OwnerRead) => may_read(ctx) || owns(),
-        Some(Host) | None => false,
+        Some(Host | Console) | None => false,
     };
     match allowed {
         true => Ok(()),

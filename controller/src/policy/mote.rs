@@ -2,7 +2,7 @@
 
 use super::{
     Row,
-    Rule::{Admin, Further, Host, Member, Public, Reader},
+    Rule::{Admin, Console, Further, Host, Member, Public, Reader},
 };
 
 /// Whole paths.
@@ -26,6 +26,7 @@ pub(super) const ROWS: &[Row] = &[
     ("GET", "/mote/v1/metering/ports", Admin),
     ("GET", "/mote/v1/scheduler", Admin),
     ("PUT", "/mote/v1/scheduler", Admin),
+    ("GET", "/mote/v1/serial-console", Console),
     ("GET", "/mote/v1/servers/{id}/console", Member),
     ("POST", "/mote/v1/servers/{id}/console", Member),
     ("GET", "/openapi.json", Public),

@@ -7,6 +7,7 @@
 //! | `GET`, `PUT`, `DELETE /servers/{id}` | show, change what is only told, delete |
 //! | `POST /servers/{id}/action` | all that is done to one ([`actions`]) |
 //! | `/servers/{id}/ips`, `/metadata`, … | parts of one ([`parts`], [`tags`], [`interfaces`]) |
+//! | `/servers/{id}/remote-consoles` | the serial console ([`consoles`]) |
 //! | `/servers/{id}/os-instance-actions`, `/diagnostics`, … | what was done to it and what it uses ([`records`]) |
 //!
 //! Handlers write what is wanted; [`super::state`] makes of hosts' reports what is.
@@ -22,6 +23,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 mod actions;
+mod consoles;
 mod create;
 mod details;
 pub(super) mod input;
@@ -64,6 +66,7 @@ pub(super) fn routes() -> Router<App> {
         .merge(tags::routes())
         .merge(interfaces::routes())
         .merge(records::routes())
+        .merge(consoles::routes())
 }
 
 async fn show(

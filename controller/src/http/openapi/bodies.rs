@@ -308,6 +308,7 @@ pub const BODIES: &[(&str, &str, Properties)] = &[
 
 /// Collections with their parameters for pages and order; all also take their own filters.
 pub const QUERIES: &[(&str, Properties)] = &[
+    ("/mote/v1/serial-console", &[("token", Text)]),
     (
         "/image/v2/images",
         &[

@@ -201,18 +201,14 @@ pub(crate) async fn touch_others(tx: &mut Conn, server_id: &str) -> Result<Vec<T
             .bind(server_id)
             .fetch_all(&mut *tx)
             .await?;
-    let mut hosts = BTreeSet::new();
+    let mut concerned = BTreeSet::new();
     for (port, network) in ports {
-        hosts.extend(reach::of_port(tx, &network, &port).await?);
+        concerned.extend(reach::of_port(tx, &network, &port).await?);
     }
     if let Some(own) = own.flatten() {
-        hosts.remove(&own);
+        concerned.remove(&own);
     }
-    let mut touched = Vec::with_capacity(hosts.len());
-    for host in hosts {
-        touched.push(hosts::touch(tx, &host).await?.0);
-    }
-    Ok(touched)
+    hosts::touch_all(tx, &concerned).await
 }
 
 /// Gives a server its NICs, in order; gives the other hosts that hear of them.

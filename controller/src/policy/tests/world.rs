@@ -131,9 +131,18 @@ impl World {
         self.one("/identity/v3/groups", &admin, json!({"group": {"name": "crew"}})).await;
         let service = json!({"service": {"type": "test", "name": "test"}});
         let service = self.one("/identity/v3/services", &admin, service).await;
-        let body = json!({"endpoint": {"interface": "public", "service_id": service, "url": "http://x"}});
+        let body = json!({"endpoint": {"interface": "public", "service_id": &service, "url": "http://x"}});
         self.one("/identity/v3/endpoints", &admin, body).await;
         self.one("/identity/v3/regions", &admin, json!({"region": {"id": "north"}})).await;
+        let body =
+            json!({"registered_limits": [{"service_id": service, "resource_name": "x", "default_limit": 1}]});
+        let made = self.make("/identity/v3/registered_limits", &admin, body).await;
+        let id = made["registered_limits"][0]["id"].as_str().unwrap();
+        self.know("/identity/v3/registered_limits/{id}", id);
+        let limit =
+            json!({"service_id": service, "resource_name": "x", "resource_limit": 2, "project_id": project});
+        let made = self.make("/identity/v3/limits", &admin, json!({"limits": [limit]})).await;
+        self.know("/identity/v3/limits/{id}", made["limits"][0]["id"].as_str().unwrap());
         let body = json!({"credential": {"type": "totp", "blob": "secret of ada"}});
         self.one("/identity/v3/credentials", &token, body).await;
         let users = format!("/identity/v3/users/{user}");
@@ -303,6 +312,7 @@ impl World {
         self.know(&format!("{base}/os-hypervisors/{{id}}"), &self.host.id());
         self.know("{pattern}", "h1");
         self.know("{migration}", "1");
+        self.know("{token}", NOTHING_HEX);
         let body = json!({"aggregate": {"name": "fast"}});
         let made = self.make(&format!("{base}/os-aggregates"), &admin, body).await;
         self.know(&format!("{base}/os-aggregates/{{id}}"), &made["aggregate"]["id"].to_string());
@@ -364,7 +374,7 @@ impl World {
             ["eve", "outside", "{role}", "{implied}", "/identity/v3/roles/{id}", "/identity/v3/regions/{id}"];
         let of = |(pattern, _): &(&String, &String)| {
             !shared.contains(&pattern.as_str())
-                && !["roles", "services", "endpoints"]
+                && !["roles", "services", "endpoints", "registered_limits"]
                     .iter()
                     .any(|kind| pattern.contains(&format!("/v3/{kind}/")))
         };
@@ -448,6 +458,9 @@ impl World {
             ("POST", "/compute/v2.1/servers") => json!({"server": {"name": "x", "flavorRef": "1",
                 "imageRef": self.things["image"], "networks": [{"uuid": self.things["network"]}]}}),
             (_, "/compute/v2.1/servers/{id}") => json!({"server": {"name": "x"}}),
+            (_, "/compute/v2.1/servers/{id}/remote-consoles") => {
+                json!({"remote_console": {"protocol": "serial", "type": "serial"}})
+            }
             (_, "/compute/v2.1/servers/{id}/metadata") => json!({"metadata": {"k": "w"}}),
             (_, "/compute/v2.1/servers/{id}/metadata/{key}") => json!({"meta": {"k": "w"}}),
             (_, "/compute/v2.1/servers/{id}/os-interface") => {
@@ -570,6 +583,7 @@ fn actions(image: &str) -> Vec<Value> {
         json!({"resize": {"flavorRef": "2"}}),
         json!({"changePassword": {"adminPass": "x"}}),
         json!({"os-getConsoleOutput": {}}),
+        json!({"os-getSerialConsole": {"type": "serial"}}),
         json!({"os-resetState": {"state": "active"}}),
     ]);
     actions

@@ -21,6 +21,7 @@ use super::{
         state::{TaskState, VmState},
         versions::Version,
     },
+    consoles,
     input::{invalid, number},
     row::{self, ServerRow},
 };
@@ -145,14 +146,14 @@ async fn note(
 }
 
 /// What a request asks for.
-struct Asked<'a> {
-    app: &'a App,
-    ctx: &'a Ctx,
-    version: Version,
-    id: &'a str,
+pub(super) struct Asked<'a> {
+    pub(super) app: &'a App,
+    pub(super) ctx: &'a Ctx,
+    pub(super) version: Version,
+    pub(super) id: &'a str,
     /// The action's name and what is said with it.
-    name: &'a str,
-    argument: &'a Value,
+    pub(super) name: &'a str,
+    pub(super) argument: &'a Value,
 }
 
 impl Asked<'_> {
@@ -200,6 +201,7 @@ pub(super) async fn act(
         "changePassword" => change_password(&asked).await,
         "os-resetState" => lock::reset_state(&asked).await,
         "os-getConsoleOutput" => console(&asked).await,
+        "os-getSerialConsole" => consoles::get_serial(&asked).await,
         _ => Err(unknown(&name)),
     }
 }
