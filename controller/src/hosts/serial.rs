@@ -152,7 +152,8 @@ pub(super) async fn open(
 async fn shown(app: &App, server_id: ServerId, mut sender: SplitSink<WebSocket, Message>) {
     let (mut offset, mut failures) = (FROM_NOW, 0);
     while failures < MAX_FAILURES {
-        let wait = if offset == FROM_NOW { Duration::ZERO } else { WAIT };
+        let first = offset == FROM_NOW;
+        let wait = if first { Duration::ZERO } else { WAIT };
         let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(0);
         let kind = HostRequestKind::ConsoleRead { server_id, offset, wait_ms };
         let answer = console::ask_of(app, &server_id.to_string(), kind, wait).await;
@@ -164,7 +165,13 @@ async fn shown(app: &App, server_id: ServerId, mut sender: SplitSink<WebSocket, 
             tokio::time::sleep(PAUSE).await;
             continue;
         };
-        (offset, failures) = (next_offset, 0);
+        failures = 0;
+        if next_offset < offset && !first {
+            // The machine was started anew, and with it its output.
+            offset = 0;
+            continue;
+        }
+        offset = next_offset;
         let Ok(bytes) = STANDARD.decode(data) else { break };
         // Without output a ping shows whether the client is still there.
         let message =

@@ -366,12 +366,16 @@ async fn echoing(test: &TestApp, host: &FakeHost) {
         for request in waiting.drain(..) {
             let reply = match &request.kind {
                 HostRequestKind::ConsoleWrite { data, .. } => {
-                    said.extend(STANDARD.decode(data).unwrap().to_ascii_uppercase());
+                    let typed = STANDARD.decode(data).unwrap();
+                    match typed.as_slice() {
+                        b"reboot" => said = b"BOOTED".to_vec(),
+                        typed => said.extend(typed.to_ascii_uppercase()),
+                    }
                     HostReply::Done
                 }
                 HostRequestKind::ConsoleRead { offset, wait_ms, .. } => {
                     let from = usize::try_from(*offset).unwrap().min(said.len());
-                    if from == said.len() && *wait_ms > 0 {
+                    if *offset == said.len() as u64 && *wait_ms > 0 {
                         unanswered.push(request);
                         continue;
                     }
@@ -438,7 +442,7 @@ async fn a_serial_console_is_a_websocket_that_carries_bytes_both_ways() {
         assert_eq!(answer.headers()["sec-websocket-protocol"], "binary");
         // The first answer says where the output ends: only what comes after it is shown.
         assert!(matches!(socket.next().await.unwrap().unwrap(), Message::Ping(_)));
-        for (typed, said) in [("hello\r", "HELLO\r"), ("\u{1}\u{0}x", "\u{1}\u{0}X")] {
+        for (typed, said) in [("hello\r", "HELLO\r"), ("\u{1}\u{0}x", "\u{1}\u{0}X"), ("reboot", "BOOTED")] {
             socket.send(Message::binary(typed.as_bytes().to_vec())).await.unwrap();
             let mut heard = Vec::new();
             while heard.len() < said.len() {

@@ -1,6 +1,6 @@
 //! `/v3/auth`: tokens, and what a user can have tokens for.
 
-use crate::db::Conn;
+use crate::db::{Conn, Db};
 use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
@@ -12,6 +12,7 @@ use axum::{
 use http::{HeaderMap, StatusCode, header};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use sqlx::pool::PoolConnection;
 
 use super::{
     catalog,
@@ -149,14 +150,41 @@ async fn issue(
         Some(wanted) => resolve_scope(&mut conn, wanted).await?.ok_or(ApiError::Unauthorized)?,
         None => default_scope(&mut conn, &authenticated.user_id).await?,
     };
-    let claims = new_claims(&app, authenticated, scope);
+    let with_catalog = !params.flag("nocatalog");
+    issued(&app, conn, authenticated, scope, (StatusCode::CREATED, with_catalog)).await
+}
+
+/// The answer with a token for somebody who proved to be who it is.
+async fn issued(
+    app: &App,
+    mut conn: PoolConnection<Db>,
+    authenticated: Authenticated,
+    scope: Scope,
+    (status, with_catalog): (StatusCode, bool),
+) -> Result<Response, ApiError> {
+    let claims = new_claims(app, authenticated, scope);
     let version = super::version(&mut conn).await?;
     // The same check that each later use makes: enabled, and at least one role there.
     let principal = principal::load(&mut conn, claims, version).await?.ok_or(ApiError::Unauthorized)?;
     drop(conn);
     let token = app.identity.keys.tokens.seal(&principal.claims)?;
-    let body = token_body(&app, &principal, !params.flag("nocatalog")).await?;
-    Ok((StatusCode::CREATED, [("x-subject-token", token)], vary(), Json(body)).into_response())
+    let body = token_body(app, &principal, with_catalog).await?;
+    Ok((status, [("x-subject-token", token)], vary(), Json(body)).into_response())
+}
+
+/// A token for whoever signed a request with an EC2 key pair, in the key pair's project.
+///
+/// # Errors
+/// 401 if the user or the project is disabled, or the user has no role there any more.
+pub(super) async fn issue_by_ec2(
+    app: &App,
+    user_id: String,
+    project_id: String,
+) -> Result<Response, ApiError> {
+    let methods = vec![Method::Ec2Credential];
+    let authenticated = Authenticated { user_id, methods, parent: None, credential: None };
+    let conn = app.db.acquire().await?;
+    issued(app, conn, authenticated, Scope::Project(project_id), (StatusCode::OK, true)).await
 }
 
 /// The project of the application credential, whether it is asked for or nothing is.

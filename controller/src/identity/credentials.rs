@@ -264,6 +264,37 @@ async fn ec2_create(
     Ok((StatusCode::CREATED, Json(json!({"credential": row.ec2_json(&app)?}))))
 }
 
+/// An EC2 key pair, as a signature is checked with it.
+#[derive(Debug)]
+pub(super) struct KeyPair {
+    /// Whose.
+    pub(super) user_id: String,
+    /// Where it gives a token.
+    pub(super) project_id: String,
+    /// Secret.
+    pub(super) secret: String,
+}
+
+/// The key pair of an access key.
+///
+/// # Errors
+/// Of the database.
+pub(super) async fn of_access_key(app: &App, access: &str) -> Result<Option<KeyPair>, ApiError> {
+    let row: Option<CredentialRow> =
+        sqlx::query_as("SELECT * FROM credentials WHERE id = $1 AND type = 'ec2'")
+            .bind(hex::encode(Sha256::digest(access)))
+            .fetch_optional(&app.db)
+            .await?;
+    let Some((row, project_id)) = row.and_then(|row| row.project_id.clone().map(|project| (row, project)))
+    else {
+        return Ok(None);
+    };
+    let blob: Value =
+        serde_json::from_str(&app.identity.keys.unseal(&row.blob)?).map_err(ApiError::internal)?;
+    let secret = blob["secret"].as_str().filter(|secret| !secret.is_empty());
+    Ok(secret.map(|secret| KeyPair { user_id: row.user_id, project_id, secret: secret.to_owned() }))
+}
+
 async fn find_ec2(conn: &mut Conn, user: &str, access: &str) -> Result<CredentialRow, ApiError> {
     sqlx::query_as("SELECT * FROM credentials WHERE id = $1 AND user_id = $2 AND type = 'ec2'")
         .bind(hex::encode(Sha256::digest(access)))

@@ -20,6 +20,7 @@ pub mod bootstrap;
 pub mod catalog;
 pub mod credentials;
 pub mod domains;
+mod ec2;
 mod fields;
 pub mod groups;
 pub mod keys;
@@ -201,6 +202,7 @@ pub fn router() -> Router<App> {
         .merge(application_credentials::router())
         .merge(credentials::router())
         .merge(limits::router())
+        .merge(ec2::router())
 }
 
 /// A new id, 32 hex digits.

@@ -65,6 +65,9 @@ pub enum Method {
     Token,
     /// By an application credential.
     ApplicationCredential,
+    /// By a request that was signed with an EC2 key pair.
+    #[serde(rename = "ec2credential")]
+    Ec2Credential,
 }
 
 /// What a token says.

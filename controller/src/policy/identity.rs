@@ -87,6 +87,11 @@ pub(super) const ROWS: &[Row] = &[
     ("POST", "/v3/users/{user}/credentials/OS-EC2", Owner),
     ("GET", "/v3/users/{user}/credentials/OS-EC2/{id}", OwnerRead),
     ("DELETE", "/v3/users/{user}/credentials/OS-EC2/{id}", Owner),
+    (
+        "POST",
+        "/v3/ec2tokens",
+        Further("`service` or `admin`, with what somebody signed with an EC2 key pair"),
+    ),
     ("GET", "/v3/credentials", Further("one's own; all as read")),
     ("POST", "/v3/credentials", Further("for oneself; for others with the role admin")),
     ("GET", "/v3/credentials/{id}", Further("one's own; all as read")),

@@ -75,6 +75,18 @@ pub const BODIES: &[(&str, &str, Properties)] = &[
         ],
     ),
     (
+        "/identity/v3/ec2tokens",
+        "credentials",
+        &[
+            ("access", Text),
+            ("signature", Text),
+            ("host", Text),
+            ("verb", Text),
+            ("path", Text),
+            ("params", Object),
+        ],
+    ),
+    (
         "/identity/v3/credentials",
         "credential",
         &[("type", Text), ("blob", Text), ("user_id", Text), ("project_id", Perhaps)],

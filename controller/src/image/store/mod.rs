@@ -22,7 +22,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_util::io::ReaderStream;
 
 mod s3;
-mod sign;
+pub(crate) mod sign;
 #[cfg(test)]
 mod tests;
 

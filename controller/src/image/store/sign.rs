@@ -69,7 +69,8 @@ pub fn sha256_hex(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
-fn hmac(key: &[u8], text: &[u8]) -> [u8; 32] {
+/// HMAC-SHA256 (RFC 2104).
+pub(crate) fn hmac(key: &[u8], text: &[u8]) -> [u8; 32] {
     let mut block = [0_u8; BLOCK_BYTES];
     match key.len() > BLOCK_BYTES {
         true => block[..32].copy_from_slice(&Sha256::digest(key)),
