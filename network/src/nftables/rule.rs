@@ -474,7 +474,7 @@ impl<'a> Compiler<'a, '_> {
                 let values: Outcome<Vec<Value>> = items.iter().map(|item| read(key.kind, item)).collect();
                 let id = *self.next_id;
                 *self.next_id += 1;
-                self.rule.sets.push(AnonymousSet { id, kind: key.kind, values: values? });
+                self.rule.sets.push(AnonymousSet { id, kind: key.kind, values: joined(values?) });
                 self.push(Expression::Lookup { set: SetName::Anonymous(id), found });
                 Ok(())
             }
@@ -540,6 +540,25 @@ impl<'a> Compiler<'a, '_> {
             _ => {}
         }
     }
+}
+
+/// Ranges that follow each other become one, as nft does it. Single values stay.
+fn joined(mut values: Vec<Value>) -> Vec<Value> {
+    if !values.iter().any(Value::is_range) {
+        return values;
+    }
+    values.sort_by(|a, b| a.first.cmp(&b.first));
+    let mut all: Vec<Value> = Vec::with_capacity(values.len());
+    for value in values {
+        match all.last_mut() {
+            Some(last) if last.end().is_none_or(|end| value.first <= end) => {
+                last.last = value.last.max(std::mem::take(&mut last.last));
+                last.prefix = None;
+            }
+            _ => all.push(value),
+        }
+    }
+    all
 }
 
 fn unknown(key: &str, word: &str) -> String {
@@ -628,6 +647,15 @@ mod tests {
         assert_eq!(all.len(), 3, "{all:?}");
         // Two words that each take one quick instruction stay apart.
         assert_eq!(compiled("ip saddr 10.0.0.1 ip daddr 10.0.0.2 drop", Family::Inet).len(), 2 + 4 + 1);
+    }
+
+    #[test]
+    fn ranges_of_a_list_that_follow_each_other_become_one() {
+        let rule = compile("ip saddr { 10.2.0.0/15, 10.1.0.0/16, 10.9.0.1 } accept", Family::Inet, &mut 1);
+        let ranges: Vec<_> =
+            rule.unwrap().sets[0].values.iter().map(|v| (v.first.clone(), v.last.clone())).collect();
+        let (first, last) = (vec![10, 1, 0, 0], vec![10, 3, 255, 255]);
+        assert_eq!(ranges, [(first, last), (vec![10, 9, 0, 1], vec![10, 9, 0, 1])]);
     }
 
     #[test]
