@@ -97,13 +97,27 @@ impl Region {
         &self.mapping
     }
 
+    // The small methods here are called for each access to guest memory: unlike those of a generic type they are only inlined
+    // into other parts of the program if they say so.
+    #[inline]
     fn check(&self, offset: MemoryRegionAddress, bytes: usize) -> Result<(), GuestMemoryError> {
         match &self.blocks {
-            Some(blocks) if !blocks.has(offset.0, bytes) => {
-                Err(GuestMemoryError::InvalidGuestAddress(GuestAddress(self.start_addr().0 + offset.0)))
-            }
-            _ => Ok(()),
+            None => Ok(()),
+            Some(blocks) => self.check_blocks(blocks, offset, bytes),
         }
+    }
+
+    #[cold]
+    fn check_blocks(
+        &self,
+        blocks: &Blocks,
+        offset: MemoryRegionAddress,
+        bytes: usize,
+    ) -> Result<(), GuestMemoryError> {
+        if blocks.has(offset.0, bytes) {
+            return Ok(());
+        }
+        Err(GuestMemoryError::InvalidGuestAddress(GuestAddress(self.start_addr().0 + offset.0)))
     }
 
     /// Gives the pages of `range` (whole pages within the region) back to the host: they read as zeros if they are touched again.
@@ -127,6 +141,7 @@ impl Region {
 impl Deref for Region {
     type Target = GuestRegionMmap<()>;
 
+    #[inline]
     fn deref(&self) -> &Self::Target {
         &self.mapping
     }
@@ -135,16 +150,20 @@ impl Deref for Region {
 impl GuestMemoryRegion for Region {
     type B = ();
 
+    #[inline]
     fn len(&self) -> u64 {
         self.mapping.len()
     }
 
+    #[inline]
     fn start_addr(&self) -> GuestAddress {
         self.mapping.start_addr()
     }
 
+    #[inline]
     fn bitmap(&self) -> BS<'_, Self::B> {}
 
+    #[inline]
     fn get_host_address(&self, addr: MemoryRegionAddress) -> Result<*mut u8, GuestMemoryError> {
         self.check(addr, 1)?;
         self.mapping.get_host_address(addr)
@@ -154,6 +173,7 @@ impl GuestMemoryRegion for Region {
         self.mapping.file_offset()
     }
 
+    #[inline]
     fn get_slice(
         &self,
         offset: MemoryRegionAddress,
