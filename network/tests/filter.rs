@@ -19,7 +19,7 @@ use mote_host_api::{
     AddressPair, AddressSetId, AddressSetSpec, BandwidthLimit, Direction, EtherType, FixedIpV6, NetworkSpec,
     PortSpec, Protocol, QosSpec, Remote, SecurityGroupId, SecurityGroupRule, SecurityGroupSpec, SubnetId,
 };
-use mote_network::{Desired, names::tap_name};
+use mote_network::{Desired, names::tap_name, namespace::in_namespace};
 
 fn rule(
     direction: Direction,
@@ -116,6 +116,17 @@ impl Ground {
         self.lab.executor.namespace(self.desired.networks[0].id)
     }
 
+    /// IPv4 and IPv6 packets that the kernel has dropped for want of their other fragments.
+    fn never_whole(&self) -> [u64; 2] {
+        let read = |name: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap();
+        let (v4, v6) = in_namespace(&self.namespace(), || (read("snmp"), read("snmp6"))).unwrap();
+        let mut lines = v4.lines().filter_map(|line| line.strip_prefix("Ip: ")).map(str::split_whitespace);
+        let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+        let (_, v4) = names.zip(values).find(|(name, _)| *name == "ReasmFails").unwrap();
+        let v6 = v6.lines().find_map(|line| line.strip_prefix("Ip6ReasmFails")).unwrap();
+        [v4, v6].map(|count| count.trim().parse().unwrap())
+    }
+
     /// Packets that a port's counters of that name have counted.
     fn counted(&self, family: &str, counter: &str, host: usize) -> u64 {
         let name = format!("{counter}-{}", tap_name(self.desired.networks[0].ports[host].id));
@@ -178,13 +189,20 @@ async fn who_reaches_whom_is_what_the_groups_say() {
     yes_no(ranges, "UDP 600", &|from, to, expected| datagram(from, to, 600, expected));
     yes_no(other, "UDP 601", &|from, to, expected| datagram(from, to, 601, expected));
     assert!(ground.counted("inet", "denied", 2) > 0, "denied packets are counted");
-    // Fragments are put together before they are judged.
-    let big = |host: usize| {
-        let arguments = ["-n", "-q", "-c", "1", "-W", "0.5", "-s", "4000"];
-        let ip = v4(host).to_string();
-        ground.clients[0].run("ping", arguments.into_iter().chain([ip.as_str()])).status.success()
+    // Fragments are put together before they are judged: a ping of three packets.
+    let big = |ip: IpAddr, expected: bool| {
+        let (ip, wait) = (ip.to_string(), if expected { "5" } else { "0.5" });
+        let arguments = ["-n", "-q", "-c", "1", "-W", wait, "-s", "4000", &ip];
+        ground.clients[0].run("ping", arguments).status.success()
     };
-    assert!(big(1) && big(2) && !big(3));
+    for (host, expected) in [(1, true), (2, true), (3, false)] {
+        let before = ground.counted("bridge", "fragments", 0);
+        assert_eq!(big(v4(host), expected), expected, "{host}");
+        assert_eq!(big(v6(host), expected), expected, "{host} by IPv6");
+        // Of each request the packets after the first.
+        assert_eq!(ground.counted("bridge", "fragments", 0) - before, 4, "{host}");
+    }
+    assert_eq!(ground.never_whole(), [0, 0]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -351,14 +369,41 @@ async fn fragments_hide_neither_who_sends_nor_what() {
     let ground = Ground::new(vec![open], vec![], &[&[id], &[id]]).await;
     let (attacker, victim) = (Wire::open(ground.ns(0), "eth0"), Wire::open(ground.ns(1), "eth0"));
     let mac = |host: u8| [0xfa, 0x16, 0x3e, 0, 0, 10 + host];
-    // From another's address it is dropped and counted; without a beginning it waits for one, and nothing arrives.
-    for (from, spoofed) in [(12, true), (10, false)] {
-        let mark = format!("mark{from}mark");
-        let before = ground.counted("bridge", "spoofed", 0);
-        let packet = ipv4([10, 0, 0, from], [10, 0, 0, 11], 17, &udp4((9, 9), mark.as_bytes()));
-        attacker.send(&ethernet(mac(1), mac(0), 0x800, &later_fragment(packet)));
-        assert!(!victim.sees(mark.as_bytes(), false), "{from}");
-        assert_eq!(ground.counted("bridge", "spoofed", 0) > before, spoofed, "{from}");
+    // The kernel waits for a beginning for half a minute, which is long for a test.
+    let waits = ["net/ipv4/ipfrag_time", "net/netfilter/nf_conntrack_frag6_timeout"];
+    let shorten = || waits.map(|name| std::fs::write(format!("/proc/sys/{name}"), "1").unwrap());
+    in_namespace(&ground.namespace(), shorten).unwrap();
+    let v6 = |host: usize| match v6(host) {
+        IpAddr::V6(ip) => ip.octets(),
+        IpAddr::V4(_) => unreachable!(),
+    };
+    let frame = |from: u8, is_v6: bool, mark: &[u8]| {
+        let udp = udp4((9, 9), mark);
+        if is_v6 {
+            // RFC 8200 §4.5: UDP, at 64 bytes of packet 1, the last one.
+            let fragment = [&[17, 0, 0, 64, 0, 0, 0, 1][..], &udp].concat();
+            ethernet(mac(1), mac(0), 0x86dd, &ipv6(v6(usize::from(from) - 10), v6(1), 44, &fragment))
+        } else {
+            let packet = ipv4([10, 0, 0, from], [10, 0, 0, 11], 17, &udp);
+            ethernet(mac(1), mac(0), 0x800, &later_fragment(packet))
+        }
+    };
+    // From another's address it is dropped and counted. Without a beginning it is counted, nothing arrives, and the kernel
+    // counts that it has dropped it.
+    for (from, is_v6, spoofed) in [(12, false, 1), (10, false, 0), (12, true, 1), (10, true, 0)] {
+        let mark = format!("mark{from}{is_v6}mark");
+        let counted = || ["spoofed", "fragments"].map(|counter| ground.counted("bridge", counter, 0));
+        let (before, whole) = (counted(), ground.never_whole());
+        attacker.send(&frame(from, is_v6, mark.as_bytes()));
+        assert!(!victim.sees(mark.as_bytes(), false), "{mark}");
+        assert_eq!(counted(), [before[0] + spoofed, before[1] + 1], "{mark}");
+        let mut expected = whole;
+        expected[usize::from(is_v6)] += 1 - spoofed;
+        let end = Instant::now() + probe::PATIENCE;
+        while ground.never_whole() != expected && Instant::now() < end {
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+        assert_eq!(ground.never_whole(), expected, "{mark}");
     }
 }
 
@@ -384,7 +429,7 @@ async fn guests_reach_nothing_of_the_host_but_its_services() {
     assert!(probe::ping(ground.ns(0), service, true));
     let resolver = SocketAddr::new(service, 53);
     let connect = || std::net::TcpStream::connect_timeout(&resolver, probe::PATIENCE);
-    assert!(mote_network::namespace::in_namespace(ground.ns(0), connect).unwrap().is_ok());
+    assert!(in_namespace(ground.ns(0), connect).unwrap().is_ok());
 }
 
 /// The underlay, the controller, another tenant, the host's own loopback: each by way of the bridge.

@@ -360,6 +360,7 @@ fn port_fragment(family: Family, port: &FilteredPort<'_>) -> Result<Fragment, Sp
     let (mut out, mut into) = limits(port.spec.qos.as_ref())?;
     let (tap, index) = (&port.tap, u32::from(port.index));
     fragment.counter(Family::Bridge, format!("spoofed-{tap}"));
+    fragment.counter(Family::Bridge, format!("fragments-{tap}"));
     fragment.counter(family, format!("denied-{tap}"));
     put_in_maps(&mut fragment, tap);
     out.extend(from_rules(port, &stations));
@@ -420,6 +421,10 @@ fn from_rules(port: &FilteredPort<'_>, stations: &Stations) -> Vec<String> {
         }
     }
     rules.push(format!("ether type arp {drop}"));
+    // Conntrack puts fragments together before they are judged, and one whose beginning never comes gets no further: no
+    // chain after this one sees it.
+    let count = format!("!= 0 counter name fragments-{}", port.tap);
+    rules.push(format!("ip frag-off and 0x1fff {count}"));
     let guard = SERVER_GUARD.map(|rule| rule.replace("{ 134, 137 }", "@advertised").replace("drop", &drop));
     rules.extend(guard);
     rules.push(
@@ -434,6 +439,7 @@ fn from_rules(port: &FilteredPort<'_>, stations: &Stations) -> Vec<String> {
         }
     }
     rules.push(format!("ether type ip {drop}"));
+    rules.push(format!("frag frag-off {count}"));
     let targets = stations.values().flatten();
     rules.extend(targets.filter_map(|range| match range {
         IpNet::V6(range) => {

@@ -60,6 +60,8 @@ pub(super) enum Load {
     Meta(Meta),
     /// With the direction of the tuple: 0 original, 1 reply.
     Ct(Ct, Option<u8>),
+    /// Two bytes of an IPv6 packet's fragment header, wherever it is; nothing matches without one.
+    FragmentOffset,
 }
 
 /// How values are compared (NFT_CMP_…).
@@ -171,6 +173,7 @@ impl Expression {
             Self::Load { what: Load::Payload(_), .. } | Self::WritePayload(..) => "payload",
             Self::Load { what: Load::Meta(_), .. } | Self::SetMeta(_) => "meta",
             Self::Load { what: Load::Ct(..), .. } | Self::SetCt(_) => "ct",
+            Self::Load { what: Load::FragmentOffset, .. } => "exthdr",
             Self::Compare { .. } => "cmp",
             Self::Bitwise { .. } => "bitwise",
             Self::Lookup { .. } => "lookup",
@@ -207,6 +210,13 @@ impl Expression {
                 if let Some(direction) = direction {
                     data.bytes(3, &[*direction]);
                 }
+            }
+            Self::Load { what: Load::FragmentOffset, register } => {
+                data.u32(1, *register);
+                // IPPROTO_FRAGMENT, and where its offset is (RFC 8200 §4.5).
+                data.bytes(2, &[44]);
+                data.u32(3, 2);
+                data.u32(4, 2);
             }
             Self::Compare { how, with } => {
                 data.u32(1, REGISTER);

@@ -318,6 +318,9 @@ impl<'a> Compiler<'a, '_> {
             }
             "ip" => {
                 self.needs_network(Network::V4);
+                if self.takes("frag-off") {
+                    return Ok(Key::payload(Base::Network, 6, Kind::Bits));
+                }
                 Key::payload(Base::Network, if self.is_source(word)? { 12 } else { 16 }, Kind::V4)
             }
             "ip6" => {
@@ -337,6 +340,11 @@ impl<'a> Compiler<'a, '_> {
                 }
             }
             "icmp" | "icmpv6" => self.icmp_key(word)?,
+            "frag" => {
+                self.expect(&["frag-off"])?;
+                self.needs_network_of_frame(Network::V6);
+                Key { load: Load::FragmentOffset, kind: Kind::FragmentOffset }
+            }
             "@th,64,128" => Key::payload(Base::Transport, 8, Kind::Raw),
             other => return Err(format!("{other:?} is unknown")),
         })
@@ -353,15 +361,7 @@ impl<'a> Compiler<'a, '_> {
     fn icmp_key(&mut self, word: &str) -> Outcome<Key> {
         let v6 = word == "icmpv6";
         let network = if v6 { Network::V6 } else { Network::V4 };
-        match self.family {
-            // By the frame, as nft does it.
-            Family::Bridge if self.network != Some(network) => {
-                self.load(Load::Payload(ETHER_TYPE));
-                self.equals(network.ether_type());
-                self.network = Some(network);
-            }
-            _ => self.needs_network(network),
-        }
+        self.needs_network_of_frame(network);
         self.needs_transport(if v6 { ICMPV6 } else { ICMP });
         match self.word()? {
             "type" => {
@@ -418,6 +418,18 @@ impl<'a> Compiler<'a, '_> {
         self.network = Some(network);
     }
 
+    /// In a bridge by the frame, as nft does it for what isn't a part of IP's first header.
+    fn needs_network_of_frame(&mut self, network: Network) {
+        match self.family {
+            Family::Bridge if self.network != Some(network) => {
+                self.load(Load::Payload(ETHER_TYPE));
+                self.equals(network.ether_type());
+                self.network = Some(network);
+            }
+            _ => self.needs_network(network),
+        }
+    }
+
     fn needs_transport(&mut self, protocol: u8) {
         if self.transport != Some(protocol) {
             self.load(Load::Meta(Meta::L4Proto));
@@ -444,6 +456,9 @@ impl<'a> Compiler<'a, '_> {
                 return Err("only pairs of IPv4 addresses are possible".to_owned());
             }
             self.push(Expression::Load { what: other.load, register: SECOND_WORD });
+        }
+        if key.kind == Kind::FragmentOffset {
+            self.push(Expression::Bitwise { mask: vec![0xff, 0xf8], xor: vec![0; 2] });
         }
         if self.takes("and") {
             let mask = read(key.kind, self.word()?)?.first;
@@ -667,6 +682,8 @@ mod tests {
             "ct state != new accept",
             "udp dport != 1-2 drop",
             "vlan id 5 drop",
+            "frag more-fragments 1 drop",
+            "frag frag-off 8192 drop",
             "ip dscp set 64",
             "{ 1 } accept",
             "meta mark 5 accept",

@@ -25,6 +25,10 @@ pub(super) enum Kind {
     CtStatus,
     CtDirection,
     NfProto,
+    /// 16 bits of a packet.
+    Bits,
+    /// Where a fragment begins, in an IPv6 header of its own: 13 bits, then 3 of something else.
+    FragmentOffset,
     /// 128 bits of a packet.
     Raw,
     /// Two IPv4 addresses, the key of a set.
@@ -89,7 +93,7 @@ impl Kind {
             | Self::IcmpCode
             | Self::CtDirection
             | Self::NfProto => 1,
-            Self::EtherType | Self::Port => 2,
+            Self::EtherType | Self::Port | Self::Bits | Self::FragmentOffset => 2,
             Self::V4 | Self::Mark | Self::CtState | Self::CtStatus => 4,
             Self::Mac => 6,
             Self::Pair => 8,
@@ -102,7 +106,7 @@ impl Kind {
         const BITS: u32 = 6;
         match self {
             Self::NfProto => 2,
-            Self::Raw => 4,
+            Self::Raw | Self::Bits | Self::FragmentOffset => 4,
             Self::V4 => 7,
             Self::V6 => 8,
             Self::Mac => 9,
@@ -164,6 +168,17 @@ impl Kind {
                 "ipv6" => super::IPV6,
                 _ => return None,
             }])),
+            Self::Bits => {
+                let number = match text.strip_prefix("0x") {
+                    Some(digits) => u16::from_str_radix(digits, 16),
+                    None => text.parse::<u16>(),
+                };
+                Some(Value::one(number.ok()?.to_be_bytes()))
+            }
+            Self::FragmentOffset => {
+                let eights = text.parse::<u16>().ok().filter(|eights| *eights < 1 << 13)?;
+                Some(Value::one((eights << 3).to_be_bytes()))
+            }
             Self::Raw => {
                 let digits = text.strip_prefix("0x")?;
                 Some(Value::one(u128::from_str_radix(digits, 16).ok()?.to_be_bytes()))
@@ -268,6 +283,8 @@ mod tests {
             (Kind::V4, "10.0.0.0/33"),
             (Kind::Port, "2-1"),
             (Kind::Port, "70000"),
+            (Kind::Bits, "0x10000"),
+            (Kind::FragmentOffset, "8192"),
             (Kind::Interface, "\"a-name-that-is-too-long\""),
             (Kind::Mark, "1"),
             (Kind::CtState, "new,old"),
