@@ -1,5 +1,6 @@
 //! The whole of it at once: two tenants with the same addresses over three hosts, routers, floating IPs, groups, IPv4 and
 //! IPv6. A table says who reaches whom by which protocol; ping and nc check every cell of it before and after each change.
+//! iperf3 shows that the paths carry more than a packet.
 
 #![allow(clippy::unwrap_used, reason = "a test's helpers, too, fail by panicking")]
 
@@ -143,13 +144,13 @@ impl Drop for Ground {
 }
 
 impl Ground {
-    async fn new() -> Self {
+    async fn new(tenants: impl FnOnce(&NetworkSpec) -> Vec<Tenant>) -> Self {
         let mut public = network();
         public.mtu = 1500;
         public.segment = Some(SegmentSpec::Flat { physical_network: "public".to_owned() });
         public.subnets[0].cidr = "203.0.113.0/24".parse().unwrap();
         public.subnets[0].service_ip = [203, 0, 113, 2].into();
-        let tenants = vec![Tenant::new(1, &public), Tenant::new(2, &public)];
+        let tenants = tenants(&public);
         let mut ground =
             Self { cloud: Cloud::new(3), tenants, public, clients: Vec::new(), servers: Vec::new() };
         ground.converge().await;
@@ -168,30 +169,18 @@ impl Ground {
             ground.clients.push(clients);
         }
         ground.converge().await;
-        let names: Vec<String> =
-            ground.clients.iter().flatten().map(|client| client.namespace.clone()).collect();
-        let hosts = ground.cloud.hosts.iter().map(|host| host.namespace.clone());
-        for name in names.into_iter().chain(hosts.collect::<Vec<_>>()) {
-            for (version, port) in [("-4", "80"), ("-4", "81"), ("-6", "80"), ("-6", "81")] {
-                ground.serve(&name, version, port);
-            }
-        }
         ground
     }
 
-    fn serve(&mut self, namespace: &str, version: &str, port: &str) {
-        let mut command = std::process::Command::new("ip");
-        command.args(["netns", "exec", namespace, "nc", version, "-lk", port]);
-        let server = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        self.servers.push(server.unwrap());
-        let listens = || {
-            let sockets = run("ip", ["netns", "exec", namespace, "ss", version, "-Hltn", "sport", "=", port]);
-            !sockets.trim().is_empty()
-        };
-        let end = Instant::now() + probe::PATIENCE;
-        while !listens() {
-            assert!(Instant::now() < end, "nc doesn't listen");
-            std::thread::sleep(Duration::from_millis(10));
+    /// nc, on every port and every host.
+    fn serve_everywhere(&mut self) {
+        let names: Vec<String> =
+            self.clients.iter().flatten().map(|client| client.namespace.clone()).collect();
+        let hosts = self.cloud.hosts.iter().map(|host| host.namespace.clone());
+        for name in names.into_iter().chain(hosts.collect::<Vec<_>>()) {
+            for (version, port) in [("-4", "80"), ("-4", "81"), ("-6", "80"), ("-6", "81")] {
+                self.servers.push(serve(&name, port, &["nc", version, "-lk", port]));
+            }
         }
     }
 
@@ -263,6 +252,62 @@ impl Ground {
     }
 }
 
+/// A server that listens on a port; its version of IP is its second argument.
+fn serve(namespace: &str, port: &str, arguments: &[&str]) -> Child {
+    let mut command = std::process::Command::new("ip");
+    command.args(["netns", "exec", namespace]).args(arguments);
+    let server = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let version = arguments[1];
+    let listens = || {
+        let sockets = run("ip", ["netns", "exec", namespace, "ss", version, "-Hltn", "sport", "=", port]);
+        !sockets.trim().is_empty()
+    };
+    let end = Instant::now() + probe::PATIENCE;
+    while !listens() {
+        assert!(Instant::now() < end, "{arguments:?} doesn't listen");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    server
+}
+
+/// Port that iperf3's server listens on, and one that groups open for its control connection (TCP) but not for UDP.
+const IPERF: u16 = 5201;
+const IPERF_TCP_ONLY: u16 = 5202;
+/// What one transfer carries.
+const TRANSFER: u64 = 512 * 1024;
+/// What of it must be counted: a machine that is busy loses some datagrams.
+const LEAST: u64 = TRANSFER / 4;
+
+/// Bytes that iperf3's server got from its client; none if they could not even begin.
+fn carried(from: &str, to: &str, ip: &str, port: u16, udp: bool, expected: bool) -> Option<u64> {
+    let (port, bytes) = (port.to_string(), TRANSFER.to_string());
+    let version = if ip.contains(':') { "-6" } else { "-4" };
+    // One that serves one client, so that none finds it busy with another that it has given up.
+    let mut server = serve(to, &port, &["iperf3", version, "-s", "-1", "-p", &port]);
+    let seconds = if expected { "20" } else { "2" };
+    let mut client = std::process::Command::new("ip");
+    client.args([
+        "netns", "exec", from, "timeout", seconds, "iperf3", "-J", "-c", ip, "-p", &port, "-n", &bytes,
+    ]);
+    if udp {
+        // Whole datagrams, slowly enough for a machine with much else to do.
+        client.args(["-u", "-b", "20M", "-l", "1200"]);
+    } else {
+        // Of what is sent, the server counts all but what is in buffers at the end.
+        client.args(["-w", "64K"]);
+    }
+    let output = client.output().unwrap();
+    let _ = server.kill();
+    let _ = server.wait();
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+    let end = &report["end"];
+    if udp {
+        let count = |name: &str| end["sum"][name].as_u64();
+        return Some(1200 * (count("packets")? - count("lost_packets")?));
+    }
+    end["sum_received"]["bytes"].as_u64()
+}
+
 /// The protocols by which an address is reached.
 fn reaches(from: &str, ip: &str) -> String {
     let mut text = String::new();
@@ -313,7 +358,8 @@ fn replace(table: &mut BTreeSet<String>, rows: &[(&str, &str)]) {
 async fn who_reaches_whom_is_the_table_before_and_after_each_change() {
     skip_if!(harness::skip_reason().or(harness::skip_without("nft")));
     skip_if!(harness::skip_without("ping").or(harness::skip_without("nc")).or(harness::skip_without("ss")));
-    let mut ground = Ground::new().await;
+    let mut ground = Ground::new(|public| vec![Tenant::new(1, public), Tenant::new(2, public)]).await;
+    ground.serve_everywhere();
     // Web is open for echo and TCP 80; the two inner ones reach each other by everything, and nobody else reaches them.
     let mut expected = of_both(&[
         ("web a", ""),
@@ -389,4 +435,55 @@ async fn who_reaches_whom_is_the_table_before_and_after_each_change() {
     let cut: Vec<String> = cut.iter().map(|name| format!("blue.{name}")).collect();
     replace(&mut expected, &cut.iter().map(|name| (name.as_str(), "")).collect::<Vec<_>>());
     check("without the interface", &ground.table(), &expected);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn iperf3_carries_data_wherever_the_groups_allow_it_and_nowhere_else() {
+    skip_if!(harness::skip_reason().or(harness::skip_without("nft")).or(harness::skip_without("ss")));
+    skip_if!(harness::skip_without("iperf3").or(harness::skip_without("timeout")));
+    let mut open = web();
+    open.extend([IPERF, IPERF_TCP_ONLY].map(|port| (Protocol::Tcp { ports: Some((port, port)) }, None)));
+    open.push((Protocol::Udp { ports: Some((IPERF, IPERF)) }, None));
+    let ground = Ground::new(|public| {
+        let mut tenant = Tenant::new(1, public);
+        let id = tenant.groups[0].id;
+        tenant.groups[0] = SecurityGroupSpec { id, ..group(&open) };
+        // Beside web, on its host.
+        let (network, places) = &mut tenant.networks[0];
+        let mut port = network.ports[1].clone();
+        port.id = PortId::new();
+        port.mac_address = "fa:16:3e:01:01:0c".to_owned();
+        port.fixed_ips[0].ip_address = [10, 0, 1, 12].into();
+        port.fixed_ips_v6[0].ip_address = "fd00:1::12".parse().unwrap();
+        network.ports.push(port);
+        places.push(0);
+        vec![tenant]
+    });
+    let ground = ground.await;
+    let [web, inner, beside, routed] = &ground.clients[0][..] else { panic!() };
+    let (world, web_ips) = (ground.cloud.world.as_str(), ["10.0.1.10", "fd00:1::10"]);
+    let paths: [(&str, &str, &[&str]); 4] = [
+        ("one host", &beside.namespace, &web_ips),
+        ("two hosts", &inner.namespace, &web_ips),
+        ("two hosts and a router", &routed.namespace, &web_ips),
+        ("a floating IP", world, &["203.0.113.15"]),
+    ];
+    for (what, from, ips) in paths {
+        for (ip, udp) in ips.iter().flat_map(|ip| [(ip, false), (ip, true)]) {
+            let bytes = carried(from, &web.namespace, ip, IPERF, udp, true).unwrap_or_default();
+            assert!(bytes >= LEAST, "{what}, {ip}, UDP {udp}: {bytes} of {TRANSFER}");
+        }
+        for ip in ips {
+            let bytes = carried(from, &web.namespace, ip, IPERF_TCP_ONLY, true, false);
+            assert_eq!(bytes.unwrap_or_default(), 0, "{what}, {ip}: UDP of a port that is open for TCP only");
+        }
+    }
+    // Nobody outside of its group reaches the other one, on the same host or another.
+    let closed = [(beside, ["10.0.1.12", "fd00:1::12"]), (inner, ["10.0.1.11", "fd00:1::11"])];
+    for (to, ips) in closed {
+        for (ip, udp) in ips.iter().flat_map(|ip| [(ip, false), (ip, true)]) {
+            let bytes = carried(&web.namespace, &to.namespace, ip, IPERF, udp, false);
+            assert_eq!(bytes.unwrap_or_default(), 0, "web to {ip}, UDP {udp}");
+        }
+    }
 }
