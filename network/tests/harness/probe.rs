@@ -117,12 +117,26 @@ pub fn bytes_per_second(from: &str, to: &str, ip: IpAddr) -> f64 {
     })
 }
 
-/// By ping(8).
+/// By ping(8), again and again if it is expected: a bridge drops what is for a new port until the kernel has noticed that
+/// the port's link has a carrier, which on a busy machine can take longer than a request to get there.
 pub fn ping(from: &str, to: IpAddr, expected: bool) -> bool {
-    let seconds = if expected { "5" } else { "0.3" };
-    let arguments = ["netns", "exec", from, "ping", "-n", "-q", "-c", "1", "-W", seconds, &to.to_string()];
-    let output = std::process::Command::new("ip").args(arguments).output().unwrap();
-    output.status.success()
+    let to = to.to_string();
+    let once = |seconds| {
+        let arguments = ["netns", "exec", from, "ping", "-n", "-q", "-c", "1", "-W", seconds, &to];
+        std::process::Command::new("ip").args(arguments).output().unwrap().status.success()
+    };
+    if !expected {
+        return once("0.3");
+    }
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if once("1") {
+            return true;
+        }
+        if Instant::now() > end {
+            return false;
+        }
+    }
 }
 
 /// A packet socket on a link: sends and sees any frame.
