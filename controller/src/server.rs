@@ -219,4 +219,38 @@ mod tests {
         assert!(matches!(tls(&key, &key), Err(TlsError::Unusable(_) | TlsError::Certificate(..))));
         assert!(matches!(tls(&certificate, &certificate), Err(TlsError::Key(..))));
     }
+
+    #[tokio::test]
+    async fn a_refused_request_does_not_take_the_next_one_of_its_connection_with_it() {
+        let test = crate::testing::TestApp::new().await;
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let server = tokio::spawn(serve(listener, None, test.router.clone(), async {
+            let _ = stopped.await;
+        }));
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head = |length: usize| {
+            format!(
+                "POST /compute/v2.1/servers HTTP/1.1\r\nHost: cloud\r\nX-Auth-Token: no\r\nContent-Length: {length}\r\n\r\n"
+            )
+        };
+        let mut answer = [0_u8; 4096];
+        for _ in 0..2 {
+            // Python's client sends a body apart from its headers, which alone are enough to refuse it.
+            stream.write_all(head(1000).as_bytes()).await.unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            stream.write_all(&[b' '; 1000]).await.unwrap();
+            let length = stream.read(&mut answer).await.unwrap();
+            let said = String::from_utf8_lossy(&answer[..length]).to_lowercase();
+            assert!(said.starts_with("http/1.1 401") && !said.contains("connection: close"), "{said}");
+        }
+        stream.write_all(head(1_000_000).as_bytes()).await.unwrap();
+        let length = stream.read(&mut answer).await.unwrap();
+        let said = String::from_utf8_lossy(&answer[..length]).to_lowercase();
+        assert!(said.starts_with("http/1.1 401") && said.contains("connection: close"), "{said}");
+        stop.send(()).unwrap();
+        drop(stream);
+        server.await.unwrap();
+    }
 }

@@ -1,8 +1,9 @@
-//! More than a hundred commands of the unmodified `openstack` client (tests/clients) against a cloud with simulated hosts,
-//! which needs neither KVM nor root: once with SQLite, once with PostgreSQL.
+//! More than a hundred commands of the unmodified `openstack` client, and the calls of openstacksdk and gophercloud, all in
+//! tests/clients, against a cloud with simulated hosts, which needs neither KVM nor root: once with SQLite, once with
+//! PostgreSQL.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -12,24 +13,44 @@ use mote_tests::{
     programs,
 };
 
-/// Fewest commands that must have been run.
-const COMMANDS: u32 = 150;
+/// A script, and the fewest commands or checks that it must have run.
+type Script = (&'static str, u32);
+const COMMANDS: Script = ("openstack_commands.py", 150);
+const SDK: Script = ("sdk.py", 170);
 
 #[test]
 fn commands_of_the_openstack_client_do_what_they_say() {
-    let Some(python) = client() else { return };
-    commands(&python, None);
+    on_sqlite(COMMANDS);
 }
 
 #[test]
 fn commands_of_the_openstack_client_do_what_they_say_on_postgresql() {
+    on_postgresql(COMMANDS);
+}
+
+#[test]
+fn programs_that_use_openstacksdk_or_gophercloud_get_what_they_expect() {
+    on_sqlite(SDK);
+}
+
+#[test]
+fn programs_that_use_openstacksdk_or_gophercloud_get_what_they_expect_on_postgresql() {
+    on_postgresql(SDK);
+}
+
+fn on_sqlite(script: Script) {
+    let Some(python) = client() else { return };
+    run(&python, script, None);
+}
+
+fn on_postgresql(script: Script) {
     let Some(python) = client() else { return };
     if let Some(reason) = postgres::why_none() {
         eprintln!("SKIPPED: {reason}");
         return;
     }
     let server = Server::start().expect("PostgreSQL starts");
-    commands(&python, Some(&server.url("postgres")));
+    run(&python, script, Some(&server.url("postgres")));
 }
 
 /// The Python of the client's virtual environment.
@@ -41,13 +62,12 @@ fn client() -> Option<PathBuf> {
     Some(program?.with_file_name("python"))
 }
 
-fn commands(python: &PathBuf, database: Option<&str>) {
+fn run(python: &Path, (script, least): Script, database: Option<&str>) {
     let cloud = Cloud::start_on(database, "127.0.0.1", &["--simulated-hosts", "2"]).expect("a cloud starts");
     let credentials = cloud.credentials().expect("there is an openrc file");
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/clients/openstack_commands.py");
     let home = tempfile::tempdir().expect("a directory can be made");
     let output = Command::new(python)
-        .arg(script)
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(script))
         .arg(programs::guest())
         .stdin(Stdio::null())
         .env_clear()
@@ -66,6 +86,6 @@ fn commands(python: &PathBuf, database: Option<&str>) {
     assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
     println!("{said}");
     let last = said.lines().last().unwrap_or_default();
-    let commands = last.split(' ').next().and_then(|count| count.parse::<u32>().ok());
-    assert!(commands.is_some_and(|count| count >= COMMANDS), "{last}");
+    let count = last.split(' ').next().and_then(|count| count.parse::<u32>().ok());
+    assert!(count.is_some_and(|count| count >= least), "{last}");
 }

@@ -50,6 +50,9 @@ pub enum ApiError {
     /// 410: was there once.
     #[error("{0}")]
     Gone(String),
+    /// 412: not as the request's own condition (`If-Match`) has it.
+    #[error("{0}")]
+    PreconditionFailed(String),
     /// 413: body larger than the limit.
     #[error("{0}")]
     TooLarge(String),
@@ -103,6 +106,7 @@ impl ApiError {
             Self::Timeout(_) => StatusCode::REQUEST_TIMEOUT,
             Self::Conflict(_) => StatusCode::CONFLICT,
             Self::Gone(_) => StatusCode::GONE,
+            Self::PreconditionFailed(_) => StatusCode::PRECONDITION_FAILED,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMedia(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::RangeNotSatisfiable(_) => StatusCode::RANGE_NOT_SATISFIABLE,
@@ -277,7 +281,6 @@ fn nova_fault(status: StatusCode) -> &'static str {
         403 => "forbidden",
         404 => "itemNotFound",
         405 => "badMethod",
-        406 => "notAcceptable",
         409 => "conflictingRequest",
         413 | 429 => "overLimit",
         415 => "badMediaType",
@@ -297,6 +300,7 @@ fn neutron_type(error: &ApiError) -> &'static str {
         ApiError::MethodNotAllowed(_) => "HTTPMethodNotAllowed",
         ApiError::Conflict(_) => "HTTPConflict",
         ApiError::OverQuota(_) => "OverQuota",
+        ApiError::PreconditionFailed(_) => "HTTPPreconditionFailed",
         ApiError::TooLarge(_) => "HTTPRequestEntityTooLarge",
         ApiError::UnsupportedMedia(_) => "HTTPUnsupportedMediaType",
         ApiError::Unavailable(_) => "HTTPServiceUnavailable",

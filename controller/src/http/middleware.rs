@@ -8,12 +8,13 @@ use std::{
 
 use axum::{
     Router,
+    body::{Body, HttpBody as _, to_bytes},
     extract::{DefaultBodyLimit, Request, State},
     middleware::{Next, from_fn, from_fn_with_state},
     response::{IntoResponse, Response},
 };
 use futures_util::FutureExt;
-use http::{HeaderName, HeaderValue, Uri, uri::PathAndQuery};
+use http::{HeaderName, HeaderValue, Uri, Version, header, uri::PathAndQuery};
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -26,6 +27,9 @@ use crate::{app::App, server::Peer};
 
 /// Longest time for a request, except the transfer of image bytes (which has its own limits): twice the longest long poll.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Largest body that is read before a handler sees the request.
+const READ_AHEAD: usize = 16 << 10;
 
 /// How much of a path is logged.
 const MAX_LOGGED_PATH: usize = 256;
@@ -42,6 +46,7 @@ struct OwnTimeLimit;
 pub fn wrap(router: Router, app: App) -> Router {
     let inner = router
         .layer(DefaultBodyLimit::max(MAX_JSON_BYTES))
+        .layer(from_fn(read_ahead))
         .layer(from_fn(guard))
         .layer(from_fn_with_state(app.clone(), limit_log_ins))
         .layer(from_fn_with_state(app, observe));
@@ -165,6 +170,33 @@ async fn guard(request: Request, next: Next) -> Response {
         Ok(Err(_)) => ApiError::internal("a handler panicked").into_response(),
         Err(_) => ApiError::Timeout(format!("The request took longer than {} s.", REQUEST_TIMEOUT.as_secs()))
             .into_response(),
+    }
+}
+
+/// Reads small bodies first. A connection whose request's body was not read to its end is closed after the answer, and an
+/// answer does not say so: a client that sends its headers and then a body, and is refused for the headers alone, would lose
+/// the request that it sends next. After the refusal of a larger body the answer says that the connection ends.
+async fn read_ahead(request: Request, next: Next) -> Response {
+    let own_limit = request.extensions().get::<OwnTimeLimit>().is_some();
+    let size = request.body().size_hint().exact();
+    match size {
+        Some(0) => next.run(request).await,
+        Some(size) if size <= READ_AHEAD as u64 && !own_limit => {
+            let (head, body) = request.into_parts();
+            match to_bytes(body, READ_AHEAD).await {
+                Ok(bytes) => next.run(Request::from_parts(head, Body::from(bytes))).await,
+                Err(_) => ApiError::BadRequest("The body could not be read.".into()).into_response(),
+            }
+        }
+        _ => {
+            let has_connection = request.version() <= Version::HTTP_11;
+            let mut response = next.run(request).await;
+            if has_connection && (response.status().is_client_error() || response.status().is_server_error())
+            {
+                response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            response
+        }
     }
 }
 

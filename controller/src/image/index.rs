@@ -22,6 +22,8 @@ const MAX_LIMIT: u64 = 1000;
 const MAX_IN: usize = 1000;
 /// Most keys to sort by.
 const MAX_SORT_KEYS: usize = 5;
+/// What `visibility` may be in a list.
+const VISIBILITIES: [&str; 5] = ["all", "community", "private", "public", "shared"];
 /// Parameters that are not filters.
 const PAGING: [&str; 7] = ["limit", "marker", "sort", "sort_key", "sort_dir", "member_status", "tag"];
 
@@ -79,7 +81,12 @@ fn push_visible(query: &mut Query, ctx: &Ctx, params: &Params) -> Result<(), Api
         let text = "member_status must be one of accepted, pending, rejected, all.";
         return Err(ApiError::BadRequest(text.into()));
     }
-    let visibility = params.get("visibility");
+    // An empty one chooses nothing, as in Glance.
+    let visibility = params.get("visibility").filter(|visibility| !visibility.is_empty());
+    if let Some(wrong) = visibility.filter(|visibility| !VISIBILITIES.contains(visibility)) {
+        let wrong: String = wrong.chars().take(64).collect();
+        return Err(ApiError::BadRequest(format!("Invalid visibility value: {wrong}")));
+    }
     if ctx.is_admin {
         query.push("TRUE");
         return Ok(());
@@ -105,7 +112,7 @@ fn push_filters(query: &mut Query, params: &Params) -> Result<(), ApiError> {
     let mut hidden_asked = false;
     for (name, value) in params.iter().filter(|(name, _)| !PAGING.contains(name)) {
         match name {
-            "visibility" if value == "all" => {}
+            "visibility" if matches!(value, "all" | "") => {}
             "visibility" | "status" | "name" | "id" | "container_format" | "disk_format" => {
                 push_equal_or_in(query, text_column(name), value)?;
             }

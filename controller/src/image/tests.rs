@@ -366,6 +366,8 @@ async fn lists_are_filtered_sorted_and_paged() {
     assert_eq!(names("?name=in:b,c&sort=name:asc".into()).await, "bc");
     assert_eq!(names("?tag=tag-b".into()).await, "b");
     assert_eq!(names("?letter=c".into()).await, "c");
+    assert_eq!(names("?letter=c&visibility=".into()).await, "c");
+    test.get(&format!("{IMAGES}?visibility=secret"), token).await.expect(400);
     assert_eq!(names("?status=active".into()).await, "");
     assert_eq!(names(format!("?id=in:{},{}&sort=created_at:asc", ids[0], ids[2])).await, "bc");
     assert_eq!(names("?sort_key=name&sort_dir=desc".into()).await, "cbaa");

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::http::{context::Ctx, error::ApiError};
 
 /// Alias, name, description, date of the last change in Neutron.
-const EXTENSIONS: [(&str, &str, &str, &str); 49] = [
+const EXTENSIONS: [(&str, &str, &str, &str); 50] = [
     ("address-group", "Address group", "Support address group", "2020-07-15T10:00:00-00:00"),
     ("agent", "agent", "The agent management extension.", "2013-02-03T10:00:00-00:00"),
     (
@@ -234,6 +234,12 @@ const EXTENSIONS: [(&str, &str, &str, &str); 49] = [
         "Sorting support",
         "Extension that indicates that sorting is enabled.",
         "2016-06-12T00:00:00-00:00",
+    ),
+    (
+        "revision-if-match",
+        "If-Match constraints based on revision_number",
+        "Extension indicating that If-Match based on revision_number is supported.",
+        "2016-12-11T00:00:00-00:00",
     ),
     (
         "standard-attr-description",

@@ -49,6 +49,7 @@ pub(crate) mod quotas;
 mod rbac;
 mod reach;
 mod resource;
+mod revision;
 mod routers;
 pub(crate) mod security_group_rules;
 mod security_groups;

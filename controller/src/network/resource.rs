@@ -19,6 +19,7 @@ use super::{
     attributes::{Attributes, New, invalid_input},
     base,
     listing::{Collection, Query},
+    revision::IfMatch,
 };
 use crate::{
     app::App,
@@ -231,19 +232,25 @@ async fn create_one<R: Resource>(change: &mut Change, mut body: Attributes) -> R
 async fn update_of<R: Resource>(
     app: App,
     scope: Scope,
-    id: String,
+    (id, revision): (String, IfMatch),
     body: Value,
 ) -> Result<Json<Value>, ApiError> {
     let body = Attributes::open(body, R::NAME)?;
     let mut change = Change::begin(&app, scope).await?;
+    revision.check::<R>(&mut change, &id).await?;
     R::update(&mut change, &id, body).await?;
     let document = document::<R>(&mut change.tx, &change.scope, &id, &Query::default()).await?;
     change.commit(&app).await?;
     Ok(Json(json!({ R::NAME: document })))
 }
 
-async fn delete_of<R: Resource>(app: App, scope: Scope, id: String) -> Result<StatusCode, ApiError> {
+async fn delete_of<R: Resource>(
+    app: App,
+    scope: Scope,
+    (id, revision): (String, IfMatch),
+) -> Result<StatusCode, ApiError> {
     let mut change = Change::begin(&app, scope).await?;
+    revision.check::<R>(&mut change, &id).await?;
     R::delete(&mut change, &id).await?;
     forget_tags(&mut change.tx, &id).await?;
     change.commit(&app).await?;
@@ -279,13 +286,19 @@ async fn update<R: Resource>(
     State(app): State<App>,
     ctx: Ctx,
     Path(id): Id,
+    revision: IfMatch,
     JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<Value>, ApiError> {
-    update_of::<R>(app, Scope::writing(&ctx)?, id, body).await
+    update_of::<R>(app, Scope::writing(&ctx)?, (id, revision), body).await
 }
 
-async fn delete<R: Resource>(State(app): State<App>, ctx: Ctx, Path(id): Id) -> Result<StatusCode, ApiError> {
-    delete_of::<R>(app, Scope::writing(&ctx)?, id).await
+async fn delete<R: Resource>(
+    State(app): State<App>,
+    ctx: Ctx,
+    Path(id): Id,
+    revision: IfMatch,
+) -> Result<StatusCode, ApiError> {
+    delete_of::<R>(app, Scope::writing(&ctx)?, (id, revision)).await
 }
 
 type Ids = Path<(String, String)>;
@@ -321,17 +334,19 @@ async fn update_below<R: Resource>(
     State(app): State<App>,
     ctx: Ctx,
     Path((parent, id)): Ids,
+    revision: IfMatch,
     JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<Value>, ApiError> {
-    update_of::<R>(app, Scope::writing(&ctx)?.below(parent), id, body).await
+    update_of::<R>(app, Scope::writing(&ctx)?.below(parent), (id, revision), body).await
 }
 
 async fn delete_below<R: Resource>(
     State(app): State<App>,
     ctx: Ctx,
     Path((parent, id)): Ids,
+    revision: IfMatch,
 ) -> Result<StatusCode, ApiError> {
-    delete_of::<R>(app, Scope::writing(&ctx)?.below(parent), id).await
+    delete_of::<R>(app, Scope::writing(&ctx)?.below(parent), (id, revision)).await
 }
 
 fn check_tag(tag: &str) -> Result<(), ApiError> {

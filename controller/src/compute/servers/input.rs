@@ -373,10 +373,10 @@ fn image(fields: &mut Fields) -> Result<Option<String>, ApiError> {
         && device.take("boot_index").is_none_or(|index| number(&index) == Some(0))
         && device.take("delete_on_termination").is_none_or(|delete| delete == true)
         && booted.is_some();
-    device.finish()?;
     if !disk {
         return Err(refused("is not the one local disk made of an image that goes with its server"));
     }
+    device.finish()?;
     match image.is_some() && image != booted {
         true => Err(refused("names another image than imageRef")),
         false => Ok(booted),

@@ -174,7 +174,7 @@ fn operation(method: &str, path: &str) -> Value {
 }
 
 /// Errors that all services have.
-const ERRORS: [(&str, &str); 14] = [
+const ERRORS: [(&str, &str); 15] = [
     ("400", "The request makes no sense; the text says why"),
     ("401", "No valid token, or a wrong password"),
     ("403", "Not allowed"),
@@ -184,6 +184,7 @@ const ERRORS: [(&str, &str); 14] = [
     ("408", "The body did not arrive in time"),
     ("409", "Not in the present state"),
     ("410", "Was deleted meanwhile"),
+    ("412", "Not of the revision that the request named"),
     ("413", "The body is too large, or there are too many"),
     ("415", "The body is of another type"),
     ("429", "Too often"),
@@ -202,7 +203,8 @@ fn responses(method: &str, path: &str, error_schema: &str) -> Value {
         done.iter().map(|status| ((*status).to_owned(), json!({"description": "Done"}))).collect();
     for (status, _) in ERRORS {
         let elsewhere = (status == "501" && !path.starts_with("/compute"))
-            || (status == "410" && !path.starts_with("/image"));
+            || (status == "410" && !path.starts_with("/image"))
+            || (status == "412" && !(path.starts_with("/network") && ["put", "delete"].contains(&method)));
         if !elsewhere {
             let name = format!("#/components/responses/{error_schema}{status}");
             responses.insert(status.into(), json!({ "$ref": name }));

@@ -256,3 +256,45 @@ async fn address_groups_hold_ranges_for_rules() {
     ada.delete(&format!("security-group-rules/{rule}")).await.expect(204);
     ada.delete(&path).await.expect(204);
 }
+
+/// The status and type of a change that names a revision.
+async fn with_revision(client: &Client<'_>, method: Method, path: &str, text: &str, body: &str) -> Answer {
+    let request = http::Request::builder()
+        .method(method)
+        .uri(format!("{BASE}/{path}"))
+        .header("x-auth-token", &client.token)
+        .header("content-type", "application/json")
+        .header("if-match", text);
+    client.test.send(request.body(axum::body::Body::from(body.to_owned())).unwrap()).await
+}
+
+#[tokio::test]
+async fn a_change_that_names_a_revision_is_refused_once_the_resource_has_another() {
+    let test = TestApp::new().await;
+    let ada = Client::tenant(&test, "ada").await;
+    let eve = Client::tenant(&test, "eve").await;
+    let web = ada.make("security-groups", "security_group", json!({"name": "web"})).await;
+    let path = format!("security-groups/{}", id(&web));
+    let body = r#"{"security_group": {"description": "seen"}}"#;
+    let seen = "revision_number=1";
+    let changed = with_revision(&ada, Method::PUT, &path, seen, body).await.expect(200);
+    assert_eq!(changed["security_group"]["revision_number"], 2);
+    for (method, body) in
+        [(Method::PUT, r#"{"security_group": {"description": "late"}}"#), (Method::DELETE, "")]
+    {
+        let answer = with_revision(&ada, method, &path, seen, body).await;
+        let message = refused(answer, 412, "RevisionNumberConstraintFailed");
+        assert_eq!(message, "Constrained to 1, but current revision is 2");
+    }
+    assert_eq!(ada.get(&path).await.expect(200)["security_group"]["description"], "seen");
+    for wrong in ["1", "revision_number=", "revision_number=x", "\"etag\"", "*"] {
+        refused(with_revision(&ada, Method::PUT, &path, wrong, body).await, 400, "HTTPBadRequest");
+    }
+    // Who may not see it learns nothing of its revision.
+    for revision in [1, 2] {
+        let text = format!("revision_number={revision}");
+        refused(with_revision(&eve, Method::DELETE, &path, &text, "").await, 404, "SecurityGroupNotFound");
+    }
+    with_revision(&ada, Method::DELETE, &path, "revision_number=2", "").await.expect(204);
+    refused(ada.get(&path).await, 404, "SecurityGroupNotFound");
+}
