@@ -68,7 +68,8 @@ impl VmmProcesses {
         command
             .args(["jail", "--id", &launch.id.to_string(), "--uid", &user, "--gid", &user, "--root"])
             .arg(dir.vm())
-            .args(["--netns", &format!("/proc/{}/fd/{}", std::process::id(), self.network.as_raw_fd())])
+            // By an inherited descriptor, so that it is there even if this process has gone meanwhile.
+            .args(["--netns", &format!("/proc/self/fd/{}", self.network.as_raw_fd())])
             .args(launch.taps.iter().flat_map(|tap| ["--keep-fd".to_owned(), tap.as_raw_fd().to_string()]))
             .arg("--")
             .arg("--api-sock")
@@ -81,10 +82,11 @@ impl VmmProcesses {
         let log = open_log(&dir)?;
         let spawn = |source| VmmError::Spawn { program: self.program.clone(), source };
         command.stdout(log.try_clone().map_err(spawn)?).stderr(log);
-        let taps: Vec<RawFd> = launch.taps.iter().map(AsRawFd::as_raw_fd).collect();
+        let network = self.network.as_raw_fd();
+        let inherited: Vec<RawFd> = launch.taps.iter().map(AsRawFd::as_raw_fd).chain([network]).collect();
         // SAFETY: `detach` only makes system calls and reads memory that was allocated before the fork, so it is
         // async-signal-safe as pre_exec demands.
-        unsafe { command.pre_exec(move || detach(&taps)) };
+        unsafe { command.pre_exec(move || detach(&inherited)) };
         let child = command.spawn().map_err(spawn)?;
         let pid = child.id();
         // The child is waited for by pidfd (`Vmms::ended`), or by init when this process has gone.
@@ -208,8 +210,8 @@ impl Vmms for VmmProcesses {
     }
 }
 
-/// In the child, after the fork: a session of its own, and of all descriptors above the standard ones only the taps.
-fn detach(taps: &[RawFd]) -> io::Result<()> {
+/// In the child, after the fork: a session of its own, and of all descriptors above the standard ones only these.
+fn detach(inherited: &[RawFd]) -> io::Result<()> {
     // SAFETY: setsid, close_range and fcntl take integers only. All are async-signal-safe system calls.
     unsafe {
         if libc::setsid() == -1 {
@@ -218,8 +220,8 @@ fn detach(taps: &[RawFd]) -> io::Result<()> {
         // Rust opens everything close-on-exec; this is for libraries that don't. Fails before Linux 5.11: then it is
         // left at that.
         libc::syscall(libc::SYS_close_range, 3_u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
-        for tap in taps {
-            if libc::fcntl(*tap, libc::F_SETFD, 0) == -1 {
+        for fd in inherited {
+            if libc::fcntl(*fd, libc::F_SETFD, 0) == -1 {
                 return Err(io::Error::last_os_error());
             }
         }

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //!   as root                                                                       as --uid and --gid
-//!   close descriptors, clear the environment                                      start the VM in this process,
-//!   limits ─► cgroups ─► network namespace ─► directory, devices ─► mount         or replace it by --exec-file
+//!   network namespace ─► close descriptors, clear the environment ─►              start the VM in this process,
+//!   limits ─► cgroups ─► directory, devices ─► mount                              or replace it by --exec-file
 //!   namespace, pivot_root ─► session, /dev/null ─► pid namespace ─► privileges ─►
 //! ```
 //!
@@ -142,6 +142,10 @@ pub fn enter(options: &JailOptions) -> Result<Next, JailError> {
         return Err(JailError::NotRoot);
     }
     let program = Program::find(options.exec_file.as_deref())?;
+    // The path may be that of an inherited descriptor.
+    if let Some(path) = &options.netns {
+        identity::join_network(path)?;
+    }
     identity::close_descriptors(&options.keep_fds)
         .map_err(|error| JailError::Call("close inherited descriptors", error.into()))?;
     identity::clear_environment();
@@ -149,9 +153,6 @@ pub fn enter(options: &JailOptions) -> Result<Next, JailError> {
 
     let parent = options.parent_cgroup.clone().unwrap_or_else(|| PathBuf::from(&program.name));
     cgroup::enter(options.cgroup_version, &parent, &options.id, &options.cgroups)?;
-    if let Some(path) = &options.netns {
-        identity::join_network(path)?;
-    }
 
     let root = match &options.root {
         Some(root) => root.clone(),
