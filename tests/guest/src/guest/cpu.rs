@@ -296,8 +296,16 @@ fn timer_and_tsc() -> (u32, u64) {
     attempts.into_iter().min_by_key(|(took, _)| *took).map_or((0, 0), |(_, both)| both)
 }
 
-/// Compares the TSC with the local APIC's timer.
+/// Compares the TSC with the local APIC's timer, three times, and takes the middle: one of them may have met a snapshot,
+/// which doesn't stop and start both at the same moment.
 pub fn calibrate() {
+    let mut measured = [measure_tsc(), measure_tsc(), measure_tsc()];
+    measured.sort_unstable();
+    TSC_PER_MS.store(measured[1], Ordering::Relaxed);
+}
+
+/// Ticks of the TSC in a millisecond of the local APIC's timer.
+fn measure_tsc() -> u64 {
     mmio_write(LAPIC_TIMER_DIVIDE, 0xbu32);
     mmio_write(LAPIC_TIMER, 1u32 << 16);
     mmio_write(LAPIC_TIMER_INITIAL, u32::MAX);
@@ -307,9 +315,9 @@ pub fn calibrate() {
         let (current, at) = timer_and_tsc();
         (elapsed, to) = (start.wrapping_sub(current), at);
     }
-    let ticks = to - from;
+    let ticks = to.saturating_sub(from);
     mmio_write(LAPIC_TIMER_INITIAL, 0u32);
-    TSC_PER_MS.store(ticks * u64::from(1_000 * LAPIC_TIMER_PER_US) / u64::from(elapsed), Ordering::Relaxed);
+    ticks * u64::from(1_000 * LAPIC_TIMER_PER_US) / u64::from(elapsed)
 }
 
 /// Ticks of the TSC in a millisecond. [`calibrate`] comes first.
