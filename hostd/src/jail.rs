@@ -47,17 +47,13 @@ pub fn user_of(id: ServerId) -> u32 {
 /// [`FileError`].
 pub fn make_directories(id: ServerId, dir: &ServerDir) -> Result<(), FileError> {
     files::create_private_dir(dir.path())?;
-    let make = |path: &Path, mode| -> io::Result<()> {
-        match fs::create_dir(path) {
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            result => result.and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode))),
-        }
+    let vm = dir.vm();
+    let made = match fs::create_dir(&vm) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result.and_then(|()| fs::set_permissions(&vm, Permissions::from_mode(0o755))),
     };
-    let (vm, run) = (dir.vm(), dir.vm_run());
-    make(&vm, 0o755).map_err(|source| FileError::CreateDir { path: vm, source })?;
-    make(&run, 0o700)
-        .and_then(|()| give(&run, id))
-        .map_err(|source| FileError::CreateDir { path: run, source })
+    made.map_err(|source| FileError::CreateDir { path: vm, source })?;
+    make_writable(id, &dir.vm_run())
 }
 
 /// Makes a directory of the jail that the VMM may write to.
