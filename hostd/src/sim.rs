@@ -19,8 +19,8 @@ use std::{
 use futures_util::future::BoxFuture;
 use jiff::Timestamp;
 use mote_host_api::{
-    BootSpec, DesiredPower, DiskSpec, FixedIp, ImageSpec, InstanceMetadata, NetworkId, NetworkSpec, PortId,
-    PortSpec, RestartPolicy, ServerId, ServerSpec, SubnetId, Traffic,
+    BootSpec, DesiredPower, DeviceSpec, DiskSpec, FixedIp, ImageSpec, InstanceMetadata, NetworkId,
+    NetworkSpec, PortId, PortSpec, RestartPolicy, ServerId, ServerSpec, SubnetId, Traffic,
 };
 use mote_network::NetworkKey;
 use mote_vmm_api::{ExitReason, ExitReport};
@@ -493,6 +493,7 @@ pub fn server_spec(ports: &[PortId]) -> ServerSpec {
             user_data: None,
             launch_index: 0,
         },
+        devices: DeviceSpec::default(),
     }
 }
 

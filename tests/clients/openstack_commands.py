@@ -361,6 +361,7 @@ def flavors_and_keys(client):
     same(client.json("flavor", "show", "tall")["properties"], {"a": "b"})
     client.text("flavor", "set", "tall", "--property", "c=d")
     same(client.json("flavor", "show", "tall")["properties"], {"a": "b", "c": "d"})
+    client.fails("quota:disk_total_bytes_sec", "flavor", "set", "tall", "--property", "quota:disk_read_bytes_sec=1000")
     client.text("flavor", "unset", "tall", "--property", "a")
     same(client.json("flavor", "show", "tall")["properties"], {"c": "d"})
     client.text("flavor", "set", "tall", "--description", "taller")

@@ -614,11 +614,11 @@ def flavors(check, conn, terraform):
     page = terraform.get("compute", "/flavors/detail?limit=1")
     check.same("gophercloud: flavors_links", [link["rel"] for link in page["flavors_links"]], ["next"])
     flavor = conn.compute.find_flavor("sdk-0", get_extra_specs=True)
-    conn.compute.create_flavor_extra_specs(flavor, {"quota:rate": "7"})
+    conn.compute.create_flavor_extra_specs(flavor, {"quota:disk_total_iops_sec": "7"})
     answer = terraform.get("compute", f"/flavors/{flavor.id}/os-extra_specs")
-    check.same("Terraform: extra specs", answer, {"extra_specs": {"quota:rate": "7"}})
+    check.same("Terraform: extra specs", answer, {"extra_specs": {"quota:disk_total_iops_sec": "7"}})
     shown = terraform.get("compute", f"/flavors/{flavor.id}", version="2.61")["flavor"]
-    check.same("extra specs are in a flavor since 2.61", shown["extra_specs"], {"quota:rate": "7"})
+    check.same("extra specs are in a flavor since 2.61", shown["extra_specs"], {"quota:disk_total_iops_sec": "7"})
     for number in range(4):
         conn.delete_flavor(f"sdk-{number}")
     answer = terraform.ask("GET", "compute", f"/flavors/{flavor.id}")

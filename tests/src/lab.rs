@@ -117,7 +117,15 @@ impl Drop for Lab {
 
 /// The Debian image that `mote-image build-debian` made in a directory.
 pub fn debian_dir() -> Option<PathBuf> {
-    let dir = std::env::var_os("MOTE_DEBIAN")
-        .map_or_else(|| Path::new("/var/cache/mote/images/debian").to_owned(), PathBuf::from);
+    image_dir("MOTE_DEBIAN", "/var/cache/mote/images/debian")
+}
+
+/// The Debian image with cloud-init that `mote-image build-debian --cloud-init` made in a directory.
+pub fn cloud_init_dir() -> Option<PathBuf> {
+    image_dir("MOTE_DEBIAN_CLOUD_INIT", "/var/cache/mote/images/debian-cloud-init")
+}
+
+fn image_dir(variable: &str, otherwise: &str) -> Option<PathBuf> {
+    let dir = std::env::var_os(variable).map_or_else(|| Path::new(otherwise).to_owned(), PathBuf::from);
     dir.join("image.json").exists().then_some(dir)
 }

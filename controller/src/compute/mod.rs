@@ -6,6 +6,7 @@ use crate::app::App;
 
 mod aggregates;
 pub(crate) mod defaults;
+pub(crate) mod extra_specs;
 #[cfg(test)]
 mod fixtures;
 pub(crate) mod flavors;

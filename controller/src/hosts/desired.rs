@@ -26,6 +26,7 @@ use tokio::time::{Instant, timeout_at};
 use super::{join, secrets::Speaker};
 use crate::{
     app::App,
+    compute::extra_specs,
     http::{error::ApiError, query::Params},
     network::desired as networks,
 };
@@ -158,6 +159,7 @@ struct ServerRow {
     disk_kept: Option<i64>,
     rescue: Option<String>,
     config_drive: Option<i64>,
+    flavor_extra_specs: String,
 }
 
 impl ServerRow {
@@ -195,6 +197,7 @@ impl ServerRow {
                 user_data: self.user_data,
                 launch_index: number(self.launch_index)?,
             },
+            devices: extra_specs::devices(&json(&self.flavor_extra_specs)?),
         })
     }
 }

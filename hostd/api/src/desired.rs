@@ -203,6 +203,36 @@ pub struct ServerSpec {
     pub restart_policy: RestartPolicy,
     /// What the metadata service tells the guest.
     pub metadata: InstanceMetadata,
+    /// What its flavor says of its devices; counts from the next start on.
+    #[serde(default)]
+    pub devices: DeviceSpec,
+}
+
+/// What a flavor says of the devices of a server.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DeviceSpec {
+    /// It has no random number generator.
+    pub without_random: bool,
+    /// Bytes of the random number generator.
+    pub random_bytes: Option<Bucket>,
+    /// Bytes read and written, of each of its disks.
+    pub disk_bytes: Option<Bucket>,
+    /// Requests of each of its disks.
+    pub disk_operations: Option<Bucket>,
+    /// Bytes that each of its ports receives.
+    pub received_bytes: Option<Bucket>,
+    /// Bytes that each of its ports sends.
+    pub sent_bytes: Option<Bucket>,
+}
+
+/// A token bucket; it starts full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bucket {
+    /// What it holds.
+    pub tokens: u64,
+    /// Milliseconds in which an empty one becomes full.
+    pub refill_ms: u64,
 }
 
 /// A disk of a server. Disks are numbered, and a number never comes back with other content: a new number is a new disk.

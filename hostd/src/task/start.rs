@@ -6,10 +6,11 @@ use std::{
     time::Duration,
 };
 
-use mote_host_api::{NetworkId, PortSpec, ServerId, ServerSpec};
+use mote_host_api::{Bucket, NetworkId, PortSpec, ServerId, ServerSpec};
 use mote_images::kernel::{KernelError, check_kernel};
 use mote_vmm_api::{
-    BootSource, CacheType, Drive, Entropy, MachineConfig, NetworkInterface, Serial, Smbios, VmConfig,
+    BootSource, CacheType, Drive, Entropy, MachineConfig, NetworkInterface, RateLimiter, Serial, Smbios,
+    TokenBucket, VmConfig,
 };
 
 use super::{TaskError, TaskEvent, Wanted, Work, prepare::boot};
@@ -205,6 +206,8 @@ impl Work {
                 guest_mac: Some(port.mac_address.clone()),
                 tap_fd: Some(tap.as_raw_fd()),
                 mtu: Some(*mtu),
+                rx_rate_limiter: limiter(spec.devices.received_bytes, None),
+                tx_rate_limiter: limiter(spec.devices.sent_bytes, None),
                 ..NetworkInterface::default()
             }
         };
@@ -222,7 +225,8 @@ impl Work {
                 ..MachineConfig::default()
             },
             network_interfaces: wanted.ports.iter().zip(taps).enumerate().map(interface).collect(),
-            entropy: Some(Entropy::default()),
+            entropy: (!spec.devices.without_random)
+                .then(|| Entropy { rate_limiter: limiter(spec.devices.random_bytes, None) }),
             serial: Some(serial(&dir)),
             smbios: Some(smbios(self.record.id)),
             ..VmConfig::default()
@@ -266,6 +270,9 @@ fn drives(spec: &ServerSpec, dir: &ServerDir, root: bool) -> Vec<Drive> {
         is_read_only: true,
         ..drive(CONFIG_DRIVE, dir.inside(&dir.config_drive(number)), false)
     }));
+    for drive in &mut drives {
+        drive.rate_limiter = limiter(spec.devices.disk_bytes, spec.devices.disk_operations);
+    }
     drives
 }
 
@@ -277,6 +284,16 @@ fn drive(id: &str, path_on_host: PathBuf, is_root_device: bool) -> Drive {
         cache_type: CacheType::Writeback,
         ..Drive::default()
     }
+}
+
+fn limiter(bytes: Option<Bucket>, operations: Option<Bucket>) -> Option<RateLimiter> {
+    let bucket = |bucket: Bucket| TokenBucket {
+        size: bucket.tokens,
+        one_time_burst: None,
+        refill_time: bucket.refill_ms,
+    };
+    let limiter = RateLimiter { bandwidth: bytes.map(bucket), ops: operations.map(bucket) };
+    (limiter != RateLimiter::default()).then_some(limiter)
 }
 
 fn names_root(command_line: Option<&str>) -> bool {
@@ -295,6 +312,20 @@ fn check_bootable(kernel: &Path) -> Result<(), TaskError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_drive_gets_the_limits_of_the_flavor() {
+        let mut spec = crate::sim::server_spec(&[]);
+        let directory = crate::paths::StateDir::new("/state").server(spec.id);
+        assert!(drives(&spec, &directory, true).iter().all(|drive| drive.rate_limiter.is_none()));
+        spec.devices.disk_operations = Some(Bucket { tokens: 5, refill_ms: 100 });
+        let limited = drives(&spec, &directory, true);
+        let ops = Some(TokenBucket { size: 5, one_time_burst: None, refill_time: 100 });
+        assert_eq!(limited.len(), 2);
+        for drive in limited {
+            assert_eq!(drive.rate_limiter, Some(RateLimiter { bandwidth: None, ops }));
+        }
+    }
 
     #[test]
     fn a_command_line_that_names_its_root_gets_no_second_one() {

@@ -43,6 +43,20 @@ async fn a_server_is_promised_with_its_place_and_address_and_shown_as_building()
 }
 
 #[tokio::test]
+async fn the_flavors_limits_reach_the_host() {
+    let cloud = Cloud::new().await;
+    let wish = cloud.wish("slow");
+    let flavor = wish["server"]["flavorRef"].as_str().unwrap();
+    let path = format!("/compute/v2.1/flavors/{flavor}/os-extra_specs");
+    let specs = json!({"extra_specs": {"quota:disk_total_iops_sec": "100", "hw_rng:allowed": "false"}});
+    cloud.test.post(&path, &cloud.test.admin_token, specs).await.expect(200);
+    cloud.test.post(SERVERS, &cloud.token, wish).await.expect(202);
+    let devices = cloud.spec().await.devices;
+    assert_eq!(devices.disk_operations, Some(mote_host_api::Bucket { tokens: 10, refill_ms: 100 }));
+    assert!(devices.without_random);
+}
+
+#[tokio::test]
 async fn what_makes_no_sense_is_refused_with_the_field_and_leaves_nothing() {
     let cloud = Cloud::new().await;
     for (field, value, part) in [
