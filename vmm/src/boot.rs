@@ -1,6 +1,7 @@
 //! How a machine starts, top to bottom: [`boot`].
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -15,7 +16,7 @@ use crate::acpi::{self, AcpiError};
 use crate::boot_timer::BootTimer;
 use crate::config;
 use crate::devices::bus::{BusDevice, BusError};
-use crate::devices::controls::Controls;
+use crate::devices::controls::{Controls, DriveControl};
 use crate::devices::generation::{self, GenerationError};
 use crate::devices::i8042::I8042;
 use crate::devices::pci::PciBus;
@@ -32,6 +33,7 @@ use crate::devices::virtio::net::Net;
 use crate::devices::virtio::pci::{PciTransport, REGISTERS_SIZE};
 use crate::devices::virtio::pmem::{self, Pmem, PmemError, PmemFile};
 use crate::devices::virtio::rng::Rng;
+use crate::devices::virtio::vhost::block::VhostUserBlock;
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::{DeviceError, EventSource};
 use crate::disk_boot::{self, DiskBootError};
@@ -189,7 +191,7 @@ pub fn boot(config: &VmConfig, options: &BootOptions, outcome: &Arc<Outcome>) ->
         Some(_) => Transport::Pci,
         None => Transport::Mmio(&devices.virtio),
     };
-    let root = if source.boot_from_disk { None } else { root_arguments(config) };
+    let root = if source.boot_from_disk { None } else { root_arguments(config, devices.root_is_read_only) };
     let command_line = command_line(loaded.arguments.as_deref(), root.as_deref(), transport);
     let platform =
         acpi::Platform { vcpus: machine.vcpu_count, virtio: &devices.virtio, pci: devices.pci.is_some() };
@@ -263,6 +265,8 @@ pub(crate) struct Devices<'a> {
     pub(crate) mmds: Option<SharedMmds>,
     /// Those with mmio registers.
     virtio: Vec<acpi::VirtioDevice>,
+    /// The backend of the root drive says so.
+    root_is_read_only: bool,
     controls: Controls,
     event_sources: Vec<Box<dyn EventSource>>,
     /// What is stopped by a pause and goes into snapshots. Every device with state that a guest can see is here.
@@ -280,6 +284,7 @@ impl<'a> Devices<'a> {
             slots: BTreeMap::new(),
             mmds: None,
             virtio: Vec::new(),
+            root_is_read_only: false,
             controls: Controls::default(),
             event_sources: Vec::new(),
             stateful: Vec::new(),
@@ -476,6 +481,9 @@ impl<'a> Devices<'a> {
     /// A drive.
     pub(crate) fn attach_drive(&mut self, drive: &Drive) -> Result<(), BootError> {
         let name = drive_name(&drive.drive_id);
+        if let Some(socket) = &drive.socket {
+            return self.attach_vhost_user(drive, socket, name);
+        }
         let mut control = None;
         let open = || Block::open(drive).inspect(|block| control = Some(block.control()));
         self.virtio_device(name.clone(), open)?;
@@ -485,7 +493,21 @@ impl<'a> Devices<'a> {
             let failed = |source| BootError::Device { device: name, source };
             self.event_sources.push(Box::new(closer.map_err(failed)?));
         }
-        self.controls.drives.insert(drive.drive_id.clone(), control);
+        self.controls.drives.insert(drive.drive_id.clone(), DriveControl::Own(control));
+        Ok(())
+    }
+
+    /// A drive that another process serves.
+    fn attach_vhost_user(&mut self, drive: &Drive, socket: &Path, name: String) -> Result<(), BootError> {
+        let mut opened = None;
+        self.virtio_device(name, || {
+            let block = VhostUserBlock::open(drive, socket)?;
+            opened = Some((block.control(), block.is_read_only()));
+            Ok(block)
+        })?;
+        let Some((control, read_only)) = opened else { return Ok(()) };
+        self.root_is_read_only |= drive.is_root_device && read_only;
+        self.controls.drives.insert(drive.drive_id.clone(), DriveControl::VhostUser(control));
         Ok(())
     }
 
@@ -615,11 +637,11 @@ pub(crate) struct Added {
     pub(crate) event_sources: Vec<Box<dyn EventSource>>,
 }
 
-/// What the command line says of the root device, if there is one.
-fn root_arguments(config: &VmConfig) -> Option<String> {
+/// What the command line says of the root device, if there is one. `read_only` is what a drive says that isn't configured so.
+fn root_arguments(config: &VmConfig, read_only: bool) -> Option<String> {
     let mode = |read_only| if read_only { "ro" } else { "rw" };
     if let Some(drive) = config.drives.iter().find(|drive| drive.is_root_device) {
-        let mode = mode(drive.is_read_only);
+        let mode = mode(drive.is_read_only || read_only);
         return Some(match &drive.partuuid {
             Some(partition) => format!("root=PARTUUID={partition} {mode}"),
             None => format!("root=/dev/vda {mode}"),
@@ -693,15 +715,15 @@ mod tests {
             is_read_only,
             ..Drive::default()
         };
-        root_arguments(&VmConfig { drives: vec![drive], ..VmConfig::default() })
+        root_arguments(&VmConfig { drives: vec![drive], ..VmConfig::default() }, false)
     }
 
     #[test]
     fn a_persistent_memory_device_is_named_by_its_place() {
         let pmem = |root_device, read_only| PmemConfig { root_device, read_only, ..PmemConfig::default() };
         let config = VmConfig { pmem: vec![pmem(false, false), pmem(true, true)], ..VmConfig::default() };
-        assert_eq!(root_arguments(&config).as_deref(), Some("root=/dev/pmem1 ro"));
-        assert_eq!(root_arguments(&VmConfig::default()), None);
+        assert_eq!(root_arguments(&config, false).as_deref(), Some("root=/dev/pmem1 ro"));
+        assert_eq!(root_arguments(&VmConfig::default(), false), None);
     }
 
     #[test]

@@ -100,6 +100,23 @@ pub enum ConfigError {
     /// Backing files of nothing, or too many.
     #[error("backing_files of drive {0:?} need format Qcow2, and there may be {MAX_BACKING_FILES} of them")]
     BackingFiles(String),
+    /// Neither of both.
+    #[error("drive {0:?} needs path_on_host (a file or block device), or the socket of a vhost-user backend")]
+    NoBackend(String),
+    /// What is the backend's.
+    #[error(
+        "drive {0:?} has a socket: leave out path_on_host, rate_limiter, io_engine, format and backing_files, which are its \
+         backend's"
+    )]
+    SocketAndMore(String),
+    /// A path that no socket can have.
+    #[error("socket of drive {0:?} is no Unix socket: start the vhost-user backend before")]
+    NoSocket(String),
+    /// Whoever serves queues elsewhere has all memory, and memory that isn't plugged must not be touched.
+    #[error(
+        "memory-hotplug does not go with a drive that has a socket (vhost-user): its backend could touch memory that is not plugged"
+    )]
+    VhostHotplug,
     /// A number of queues.
     #[error("num_queues of drive {0:?} must be between 1 and {MAX_VCPUS}")]
     Queues(String),
@@ -368,12 +385,40 @@ pub fn set_drive(config: &mut VmConfig, drive: Drive) -> Result<(), ConfigError>
     if drive.num_queues.is_some_and(|queues| queues == 0 || queues > MAX_VCPUS) {
         return Err(ConfigError::Queues(drive.drive_id));
     }
-    check_file("path_on_host", &drive.path_on_host)?;
+    if drive.socket.is_some() {
+        check_vhost_user(config, &drive)?;
+    } else if drive.path_on_host.as_os_str().is_empty() {
+        return Err(ConfigError::NoBackend(drive.drive_id));
+    } else {
+        check_file("path_on_host", &drive.path_on_host)?;
+    }
     for backing in &drive.backing_files {
         check_file("backing_files", &backing.path_on_host)?;
     }
     replace_or_add(&mut config.drives, drive, |drive| &drive.drive_id);
     Ok(())
+}
+
+/// What a drive that another process serves must not have.
+fn check_vhost_user(config: &VmConfig, drive: &Drive) -> Result<(), ConfigError> {
+    let Drive { path_on_host, rate_limiter, io_engine, format, backing_files, .. } = drive;
+    let alone = path_on_host.as_os_str().is_empty()
+        && rate_limiter.is_none()
+        && *io_engine == IoEngine::Sync
+        && *format == DriveFormat::Raw
+        && backing_files.is_empty();
+    if !alone {
+        return Err(ConfigError::SocketAndMore(drive.drive_id.clone()));
+    }
+    if config.memory_hotplug.is_some() {
+        return Err(ConfigError::VhostHotplug);
+    }
+    let kind = drive.socket.as_deref().and_then(|path| std::fs::metadata(path).ok());
+    if kind.is_some_and(|found| found.file_type().is_socket()) {
+        Ok(())
+    } else {
+        Err(ConfigError::NoSocket(drive.drive_id.clone()))
+    }
 }
 
 /// Takes over a change of a running machine's drive, for who asks for the configuration.
@@ -496,6 +541,9 @@ pub fn set_memory_hotplug(config: &mut VmConfig, hotplug: MemoryHotplug) -> Resu
     }
     if config.machine_config.huge_pages == HugePages::TwoMib {
         return Err(ConfigError::HugePagesHotplug);
+    }
+    if config.drives.iter().any(|drive| drive.socket.is_some()) {
+        return Err(ConfigError::VhostHotplug);
     }
     config.memory_hotplug = Some(hotplug);
     Ok(())

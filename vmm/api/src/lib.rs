@@ -244,14 +244,19 @@ pub struct Drive {
     /// 1–64 characters, letters, digits and `_`; equals the id in the path. Also the serial number the guest reads
     /// (first 20 bytes, virtio 1.2 §5.2.6 `VIRTIO_BLK_T_GET_ID`).
     pub drive_id: String,
-    /// File or block device.
+    /// File or block device. Required unless `socket`, and left out with it.
+    #[serde(default, skip_serializing_if = "is_empty")]
     pub path_on_host: PathBuf,
+    /// Unix socket of a vhost-user backend that serves the drive. `path_on_host`, `rate_limiter`, `io_engine`, `format` and
+    /// `backing_files` are left out with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
     /// Adds `root=/dev/vda ro|rw` to the command line, or `root=PARTUUID=…`.
     pub is_root_device: bool,
     /// The partition to name as root.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partuuid: Option<String>,
-    /// Opened and offered read-only.
+    /// Opened and offered read-only. With `socket` (*Mote*): the backend must be read-only; one that is needs no word of it.
     #[serde(default)]
     pub is_read_only: bool,
     /// What a flush does.

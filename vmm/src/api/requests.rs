@@ -1,7 +1,7 @@
 //! Which action a request means, and which answer an action's result is: Firecracker's routes and rules.
 //!
 //! Fields that Firecracker has and this program does not are accepted only with the value that changes nothing
-//! (`"socket": null`); otherwise the fault names the field.
+//! (`"vcpu_features": null`); otherwise the fault names the field.
 
 use mote_vmm_api::{
     Action, ActionType, BalloonHintingStart, Drive, DrivePatch, MachineConfigPatch, NetworkInterface,
@@ -67,7 +67,7 @@ type Neutral = (&'static str, Option<&'static str>);
 
 /// Nothing is missing; fields of ours may be null.
 const MACHINE: &[Neutral] = &[];
-const DRIVE: &[Neutral] = &[("socket", None)];
+const DRIVE: &[Neutral] = &[];
 /// Fields of ours that may be null.
 const SNAPSHOT_LOAD: &[Neutral] = &[("vsock_override", None)];
 /// What of a CPU template is for another architecture.
@@ -75,7 +75,7 @@ const CPU: &[Neutral] = &[("reg_modifiers", None), ("vcpu_features", None)];
 /// Fields of ours that may be null.
 const CONFIG: &[Neutral] = &[("memory-hotplug", None), ("pmem", None)];
 /// Fields of ours that Firecracker allows to be null.
-const NULLABLE: [&str; 3] = ["is_read_only", "io_engine", "huge_pages"];
+const NULLABLE: [&str; 4] = ["is_read_only", "io_engine", "huge_pages", "path_on_host"];
 
 /// Removes the neutral fields of `value`; the others are refused.
 fn strip(value: &mut Value, fields: &[Neutral]) -> Result<(), RequestError> {
@@ -565,8 +565,11 @@ mod tests {
         {
             assert!(drive(field).is_ok(), "{field}");
         }
-        let error = drive(r#""socket":"/s""#).unwrap_err().to_string();
-        assert!(error.contains("`socket`"), "{error}");
+        let served = r#"{"drive_id":"a","socket":"/s","is_root_device":true,"path_on_host":null}"#;
+        let served = parse(&request("PUT", "/drives/a", served)).unwrap();
+        assert!(
+            matches!(served, VmmAction::SetDrive(drive) if drive.socket.as_deref() == Some("/s".as_ref()))
+        );
         assert!(drive(r#""socket":null,"io_engine":"Async""#).is_ok());
         let error = drive(r#""io_engine":"Threads""#).unwrap_err().to_string();
         assert!(error.contains("`Threads`"), "{error}");

@@ -54,6 +54,9 @@ pub enum DeviceError {
     /// Persistent memory.
     #[error(transparent)]
     Pmem(#[from] virtio::pmem::PmemError),
+    /// A drive that another process serves.
+    #[error(transparent)]
+    VhostUser(#[from] virtio::vhost::block::VhostUserError),
     /// Sockets.
     #[error(transparent)]
     Vsock(#[from] virtio::vsock::VsockError),

@@ -30,6 +30,11 @@ pub enum DiskBootError {
     /// No root device.
     #[error("boot_from_disk needs a drive with is_root_device (PUT /drives/{{id}})")]
     NoRoot,
+    /// Its content is another process's.
+    #[error(
+        "boot_from_disk cannot read drive {0:?}, which has a socket: name a kernel (kernel_image_path), or give path_on_host"
+    )]
+    VhostUser(String),
     /// The drive's files can't be opened.
     #[error("cannot open the root drive {drive_id} to boot from it")]
     Open {
@@ -123,6 +128,9 @@ impl Disk for Vec<u8> {
 /// See [`DiskBootError`].
 pub fn read(drives: &[Drive], limit: u64) -> Result<Found, DiskBootError> {
     let drive = drives.iter().find(|drive| drive.is_root_device).ok_or(DiskBootError::NoRoot)?;
+    if drive.socket.is_some() {
+        return Err(DiskBootError::VhostUser(drive.drive_id.clone()));
+    }
     let opened = Image::open(&drive.path_on_host, true, drive.format, &drive.backing_files);
     let failed = |source| DiskBootError::Open { drive_id: drive.drive_id.clone(), source };
     reader::read(Box::new(opened.map_err(DeviceError::from).map_err(failed)?), limit)

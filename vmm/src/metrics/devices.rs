@@ -68,6 +68,24 @@ group! {
 }
 
 group! {
+    /// A drive that another process serves. Times are added up.
+    VhostUserBlockMetrics {
+        /// Times that the queues could not be handed over.
+        activate_fails,
+        /// Times that the configuration could not be read again.
+        cfg_fails,
+        /// Microseconds of connecting.
+        init_time_us,
+        /// Microseconds of handing over the queues.
+        activate_time_us,
+        /// Microseconds of reading the configuration again.
+        config_change_time_us,
+        /// Times that the backend went away.
+        disconnects,
+    }
+}
+
+group! {
     /// A network interface.
     NetMetrics {
         /// Bytes of frames to the guest.

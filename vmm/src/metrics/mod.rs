@@ -17,7 +17,8 @@ mod devices;
 
 pub use devices::{
     BalloonMetrics, BlockMetrics, EntropyMetrics, Group, I8042Metrics, MemoryHotplugMetrics, MmdsMetrics,
-    NetMetrics, PmemMetrics, SignalMetrics, UartMetrics, VcpuMetrics, VsockMetrics, device,
+    NetMetrics, PmemMetrics, SignalMetrics, UartMetrics, VcpuMetrics, VhostUserBlockMetrics, VsockMetrics,
+    device,
 };
 
 /// Time between two lines, as Firecracker has it.
@@ -378,6 +379,7 @@ mod tests {
         let entropy = device::<EntropyMetrics>("entropy", None);
         let hotplug = device::<MemoryHotplugMetrics>("memory_hotplug", None);
         let pmem = ids.map(|id| device::<PmemMetrics>("pmem", Some(id)));
+        let served = ids.map(|id| device::<VhostUserBlockMetrics>("vhost_user_block", Some(id)));
         blocks[0].read_bytes.add(5);
         blocks[1].read_bytes.add(7);
         nets[1].tx_bytes_count.add(9);
@@ -397,7 +399,7 @@ mod tests {
         families.sort_unstable();
         families.dedup();
         assert_eq!(families.len(), count, "a family is there once");
-        drop((blocks, nets, vsock, balloon, entropy, pmem, hotplug));
+        drop((blocks, nets, vsock, balloon, entropy, pmem, hotplug, served));
         assert!(growth().get("vsock").is_none(), "devices that are gone are not told of");
     }
 

@@ -178,7 +178,7 @@ const IO_URING: Group = Group {
 };
 
 const NETWORK: Group = Group {
-    reason: "taps and sockets that are open already, and connections of vsock",
+    reason: "taps and sockets that are open already, connections of vsock, and backends (vhost-user) of drives",
     calls: &[
         (SYS_accept4, All),
         (SYS_connect, All),

@@ -6,6 +6,7 @@
 //! | `mote.test` | drives every device with drivers from virtio-drivers, reports `ok NAME` or `FAIL NAME: why` |
 //! | `mote.hostile` | breaks every rule of the transport and the rings, then checks that the devices still work |
 //! | `mote.bench=block` | measures a device, see `bench` |
+//! | `mote.backend` | reads a block device, waits until it needs a reset, resets it until it can be read again |
 //! | `mote.serve` | DHCP, ping, metadata, a page on port 80 |
 //! | `mote.memory_hotplug` | plugs and unplugs memory as the host asks |
 //! | `mote.mmds=A.B.C.D/P` | with that address: the metadata service of the monitor, with tokens |
@@ -15,6 +16,7 @@
 
 extern crate alloc;
 
+mod backend;
 mod bench;
 mod boot;
 mod cpu;
@@ -79,6 +81,7 @@ fn run(boot: &Boot) {
             Some("cf9") => power::reset_cf9(),
             _ => power::reset(),
         },
+        () if line.has("mote.backend") => backend::run(boot),
         () if line.has("mote.generation") => generation::run(boot),
         () if line.has("mote.hotplug") => hotplug::run(boot),
         () if line.has("mote.memory_hotplug") => plug::run(boot),

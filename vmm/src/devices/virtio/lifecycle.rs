@@ -18,7 +18,7 @@ use vm_memory::GuestAddress;
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::queue::{Progress, VirtQueue};
-use super::{Activation, COMMON_FEATURES, F_EVENT_IDX, F_VERSION_1, Interrupt, VirtioDevice};
+use super::{Activation, F_EVENT_IDX, F_VERSION_1, Interrupt, VirtioDevice};
 use crate::devices::{DeviceError, report};
 use crate::memory::GuestMemory;
 use crate::seccomp;
@@ -170,7 +170,7 @@ impl Lifecycle {
 
     /// Every feature on offer.
     pub fn offered_features(&self) -> u64 {
-        self.device().features() | COMMON_FEATURES
+        self.device().features() | self.device().common_features()
     }
 
     /// Sets half of the features the driver wants; ignored once they are agreed on (virtio 1.2 §3.1.1).

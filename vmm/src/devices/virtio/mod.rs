@@ -7,9 +7,12 @@
 //! | [`queue`], [`buffers`] | a running virtqueue, and guest buffers as I/O vectors (with `block`'s io_uring the only unsafe part of the data path) |
 //! | [`worker`], [`polling`] | a device's thread, and how long it looks for work before it sleeps |
 //! | [`balloon`], [`block`], [`mem`], [`net`], [`pmem`], [`rng`], [`vsock`] | the devices |
+//! | [`vhost`] | devices whose queues another process or the kernel serves |
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use vmm_sys_util::eventfd::EventFd;
 
 use super::DeviceError;
 use crate::memory::GuestMemory;
@@ -29,6 +32,7 @@ pub mod queue;
 pub mod rng;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod testing;
+pub mod vhost;
 pub mod vsock;
 pub mod worker;
 
@@ -75,8 +79,13 @@ pub trait VirtioDevice: Send {
         self.queue_max_sizes().len()
     }
 
-    /// The device's own features; the transport adds [`COMMON_FEATURES`].
+    /// The device's own features; [`VirtioDevice::common_features`] come on top.
     fn features(&self) -> u64;
+
+    /// Which of [`COMMON_FEATURES`] there are: all, unless it isn't this program that serves the queues.
+    fn common_features(&self) -> u64 {
+        COMMON_FEATURES
+    }
 
     /// Reads the configuration space; what lies past its end reads as zeros.
     fn read_config(&self, offset: u64, data: &mut [u8]);
@@ -156,6 +165,11 @@ pub trait InterruptLine: Send + Sync {
     fn used_buffers(&self, queue: u16);
     /// The configuration space or the device status changed.
     fn config_changed(&self);
+    /// What to write to instead of [`InterruptLine::used_buffers`] of this queue, if there is such a thing. It stays so as long
+    /// as the driver leaves the queue's interrupt as it is.
+    fn direct(&self, _queue: u16) -> Option<Arc<EventFd>> {
+        None
+    }
 }
 
 /// A device's way to its driver: interrupts, and the one bit of the device status that a device sets by itself.
@@ -173,6 +187,12 @@ impl Interrupt {
     /// Buffers of this queue were used and the driver wants to know.
     pub fn used_buffers(&self, queue: u16) {
         self.line.used_buffers(queue);
+    }
+
+    /// An eventfd to write to instead of [`Interrupt::used_buffers`] of this queue, for who isn't this process; none where more
+    /// than a write is needed.
+    pub fn direct(&self, queue: u16) -> Option<Arc<EventFd>> {
+        self.line.direct(queue)
     }
 
     /// The configuration space changed.

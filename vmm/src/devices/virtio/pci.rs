@@ -151,6 +151,14 @@ impl InterruptLine for Arc<PciLine> {
             self.send(&self.config_vector);
         }
     }
+
+    fn direct(&self, queue: u16) -> Option<Arc<EventFd>> {
+        if !self.msix_enabled.load(Ordering::Acquire) {
+            return None;
+        }
+        let vector = self.queue_vectors.get(usize::from(queue))?.load(Ordering::Acquire);
+        self.events.get(usize::from(vector)).cloned()
+    }
 }
 
 /// A virtio device on the PCI bus.

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU32, Ordering, fence};
 
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, Permissions};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, Permissions};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::Interrupt;
@@ -120,6 +120,21 @@ impl Progress {
     }
 }
 
+/// Where a queue's rings are, for somebody else who serves them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rings {
+    /// Number of descriptors.
+    pub size: u16,
+    /// Guest physical address of the descriptor table.
+    pub desc_table: u64,
+    /// Of the available ring.
+    pub avail_ring: u64,
+    /// Of the used ring.
+    pub used_ring: u64,
+    /// The next available index.
+    pub next_avail: u16,
+}
+
 /// A queue in use by its device.
 pub struct VirtQueue {
     queue: Queue,
@@ -166,6 +181,41 @@ impl VirtQueue {
     /// The eventfd that becomes readable when the driver notifies; -1 if the device serves inline.
     pub fn notifier_fd(&self) -> RawFd {
         self.notifier.as_ref().map_or(-1, |notifier| notifier.as_raw_fd())
+    }
+
+    /// The eventfd itself, for somebody else who serves the queue.
+    pub const fn notifier(&self) -> Option<&Arc<EventFd>> {
+        self.notifier.as_ref()
+    }
+
+    /// Its number among the device's queues.
+    pub const fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Where its rings are.
+    pub fn rings(&self) -> Rings {
+        Rings {
+            size: self.queue.size(),
+            desc_table: self.queue.desc_table(),
+            avail_ring: self.queue.avail_ring(),
+            used_ring: self.queue.used_ring(),
+            next_avail: self.queue.next_avail(),
+        }
+    }
+
+    /// The address in this process of a place in guest memory.
+    pub fn host_address(&self, guest: u64) -> Option<u64> {
+        self.mem.get_host_address(GuestAddress(guest)).ok().map(|address| address as u64)
+    }
+
+    /// Somebody else has served the queue, and left it with this next available index.
+    pub fn left_at(&mut self, next_avail: u16) {
+        self.queue.set_next_avail(next_avail);
+        // Can't fail: the ring was checked to be memory. How far it was used it says itself.
+        if let Ok(used) = self.queue.used_idx(&self.mem, Ordering::Acquire) {
+            self.queue.set_next_used(used.0);
+        }
     }
 
     /// Number of descriptors.

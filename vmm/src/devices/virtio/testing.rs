@@ -61,7 +61,12 @@ struct Ring {
 
 impl Driver {
     pub fn new(device: Box<dyn VirtioDevice>) -> Self {
-        let (mem, irq) = (memory(), EventFd::new(EFD_NONBLOCK).unwrap());
+        Self::with_memory(device, memory())
+    }
+
+    /// At least [`MEMORY_BYTES`] of memory.
+    pub fn with_memory(device: Box<dyn VirtioDevice>, mem: GuestMemory) -> Self {
+        let irq = EventFd::new(EFD_NONBLOCK).unwrap();
         let rings = vec![Ring::default(); device.queue_max_sizes().len()];
         let transport = MmioTransport::new(device, mem.clone(), irq.try_clone().unwrap()).unwrap();
         Self { mem, transport, irq, rings }
