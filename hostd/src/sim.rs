@@ -219,11 +219,14 @@ impl World {
         self.lock().short_lived = reason;
     }
 
-    /// A guest's first line on its console.
+    /// A guest's first lines on its console.
     fn say_hello(&self, id: ServerId) {
         let path = self.state.server(id).console_log();
         // The directory may be gone, as for a real VMM.
-        let _ = std::fs::write(path, format!("simulated guest of server {id}\n"));
+        let text = format!(
+            "simulated boot\nsimulated devices: none\nsimulated network: none\nsimulated guest of server {id}\n"
+        );
+        let _ = std::fs::write(path, text);
     }
 
     fn write_report(&self, id: ServerId, reason: ExitReason) {
@@ -492,6 +495,7 @@ pub fn server_spec(ports: &[PortId]) -> ServerSpec {
             meta: BTreeMap::new(),
             user_data: None,
             launch_index: 0,
+            vendor_data: None,
         },
         devices: DeviceSpec::default(),
     }

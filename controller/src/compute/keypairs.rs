@@ -1,4 +1,4 @@
-//! Key pairs of users: public keys only. Mote makes no private keys for anybody.
+//! Key pairs of users: public keys only. A private key that is made here is told once and kept nowhere.
 
 use crate::db::Conn;
 use axum::{
@@ -11,9 +11,11 @@ use http::StatusCode;
 use md5::{Digest, Md5};
 use serde::Deserialize;
 use serde_json::{Value, json};
+use sha2::Sha256;
 use sqlx::FromRow;
 
 use super::{
+    openssh,
     quotas::{self, Resource},
     versions::Version,
 };
@@ -43,6 +45,12 @@ pub(crate) struct KeyPair {
 }
 
 impl KeyPair {
+    /// Nova shows the number of a row. There are none here: it is made of what names the key pair, as a number of 31 bits.
+    fn number(&self) -> u32 {
+        let digest = Sha256::digest(format!("{}/{}", self.user_id, self.name));
+        u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]) >> 1
+    }
+
     fn brief(&self, version: Version) -> Value {
         let mut document =
             json!({"name": self.name, "public_key": self.public_key, "fingerprint": self.fingerprint});
@@ -237,10 +245,9 @@ async fn create(
         return Err(bad("type: only ssh keys are supported."));
     }
     let user = owner(&ctx, version, new.user_id.as_deref())?;
-    let Some(public_key) = new.public_key else {
-        return Err(bad(
-            "Mote makes no private keys: make a key pair with ssh-keygen and import its public_key (openstack keypair create --public-key FILE NAME).",
-        ));
+    let (public_key, private_key) = match new.public_key {
+        Some(public_key) => (public_key, None),
+        None => openssh::generate(&new.name).map(|(public, private)| (public, Some(private)))?,
     };
     let (public_key, fingerprint) = parse(&public_key)?;
     let mut tx = app.begin().await?;
@@ -271,6 +278,9 @@ async fn create(
     tx.commit().await?;
     let mut document = row.brief(version);
     document["user_id"] = json!(row.user_id);
+    if let Some(private_key) = private_key {
+        document["private_key"] = json!(private_key);
+    }
     let status = if version.has(2) { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(json!({"keypair": document}))))
 }
@@ -287,6 +297,7 @@ async fn show(
     let row = row.ok_or_else(|| not_found(user, &name))?;
     let mut document = row.brief(version);
     document["user_id"] = json!(row.user_id);
+    document["id"] = json!(row.number());
     document["created_at"] = json!(rfc3339_us(row.created_us).trim_end_matches('Z'));
     document["deleted"] = json!(false);
     document["deleted_at"] = Value::Null;
@@ -362,10 +373,23 @@ mod tests {
         test.post(URL, &test.admin_token, json!({"keypair": {"name": "k", "public_key": two}}))
             .await
             .expect(400);
-        let none = test.post(URL, &test.admin_token, json!({"keypair": {"name": "k"}})).await.expect(400);
-        assert!(none["badRequest"]["message"].as_str().unwrap().contains("import"), "{none}");
         let body = json!({"keypair": {"name": "a/b", "public_key": ed25519()}});
         test.post(URL, &test.admin_token, body).await.expect(400);
+    }
+
+    #[tokio::test]
+    async fn without_a_public_key_one_is_made_and_its_private_half_is_told_once() {
+        let test = TestApp::new().await;
+        let body = json!({"keypair": {"name": "k"}});
+        let made = test.post(URL, &test.admin_token, body).await.expect(200)["keypair"].take();
+        assert!(made["private_key"].as_str().unwrap().starts_with("-----BEGIN OPENSSH PRIVATE KEY-----"));
+        let shown = test.get(&format!("{URL}/k"), &test.admin_token).await.expect(200)["keypair"].take();
+        assert_eq!(
+            (&shown["public_key"], &shown["fingerprint"]),
+            (&made["public_key"], &made["fingerprint"])
+        );
+        assert!(shown["private_key"].is_null());
+        assert!(shown["id"].as_u64().is_some());
     }
 
     #[tokio::test]

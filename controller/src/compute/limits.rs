@@ -6,10 +6,12 @@ use serde_json::{Value, json};
 use super::{
     quotas::{self, Resource},
     servers::input,
+    versions::Version,
 };
 use crate::{
     app::App,
     http::{context::Ctx, error::ApiError, query::Params},
+    image::attributes,
 };
 
 /// The routes.
@@ -17,7 +19,12 @@ pub(super) fn routes() -> Router<App> {
     Router::new().route("/limits", get(show))
 }
 
-async fn show(State(app): State<App>, ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
+async fn show(
+    State(app): State<App>,
+    ctx: Ctx,
+    version: Version,
+    params: Params,
+) -> Result<Json<Value>, ApiError> {
     let project = match params.get("tenant_id") {
         Some(project) => project,
         None => ctx.require_project()?,
@@ -25,7 +32,7 @@ async fn show(State(app): State<App>, ctx: Ctx, params: Params) -> Result<Json<V
     quotas::may_see(&ctx, project)?;
     let mut db = app.db.acquire().await?;
     let used = quotas::used(&mut db, project).await?;
-    Ok(Json(json!({"limits": {"rate": [], "absolute": {
+    let mut limits = json!({
         "maxTotalInstances": quotas::limit(&mut db, project, Resource::Instances).await?,
         "maxTotalCores": quotas::limit(&mut db, project, Resource::Cores).await?,
         "maxTotalRAMSize": quotas::limit(&mut db, project, Resource::Ram).await?,
@@ -37,7 +44,29 @@ async fn show(State(app): State<App>, ctx: Ctx, params: Params) -> Result<Json<V
         "totalInstancesUsed": used.instances,
         "totalCoresUsed": used.cores,
         "totalRAMUsed": used.ram,
-    }}})))
+    });
+    // What other services limit, and files that nothing takes: shown as long as Nova showed them.
+    if !version.has(36) {
+        for name in ["maxTotalFloatingIps", "maxSecurityGroups", "maxSecurityGroupRules"] {
+            limits[name] = json!(-1);
+        }
+        for (name, table) in
+            [("totalFloatingIpsUsed", "floating_ips"), ("totalSecurityGroupsUsed", "security_groups")]
+        {
+            let count = format!("SELECT COUNT(*) FROM {table} WHERE project_id = $1");
+            let count: i64 =
+                sqlx::query_scalar(sqlx::AssertSqlSafe(count)).bind(project).fetch_one(&mut *db).await?;
+            limits[name] = json!(count);
+        }
+    }
+    if !version.has(39) {
+        limits["maxImageMeta"] = json!(attributes::MAX_PROPERTIES);
+    }
+    if !version.has(57) {
+        limits["maxPersonality"] = json!(0);
+        limits["maxPersonalitySize"] = json!(0);
+    }
+    Ok(Json(json!({"limits": {"rate": [], "absolute": limits}})))
 }
 
 #[cfg(test)]

@@ -11,17 +11,21 @@ pub(crate) mod extra_specs;
 mod fixtures;
 pub(crate) mod flavors;
 mod hypervisors;
+mod images;
 pub(crate) mod keypairs;
 mod limits;
 pub(crate) mod migrations;
+mod openssh;
 pub(crate) mod quotas;
 mod server_groups;
-mod servers;
+pub(crate) mod servers;
 mod services;
 pub(crate) mod state;
 mod usage;
 mod versions;
 mod zones;
+
+pub(crate) use versions::HEADERS as MICROVERSION_HEADERS;
 
 /// The routes.
 pub fn router() -> Router<App> {
@@ -37,6 +41,7 @@ pub fn router() -> Router<App> {
         .merge(migrations::routes())
         .merge(hypervisors::routes())
         .merge(services::routes())
+        .merge(images::routes())
         .merge(usage::routes());
     Router::new().merge(versions::routes()).nest("/v2.1", v2_1).layer(from_fn(versions::negotiate))
 }

@@ -13,6 +13,7 @@ use http::StatusCode;
 use serde_json::{Map, Value, json};
 use sqlx::FromRow;
 
+use super::{servers::input, versions::Version};
 use crate::{
     app::App,
     http::{context::Ctx, error::ApiError, json::JsonBody},
@@ -142,6 +143,22 @@ pub(super) fn may_see(ctx: &Ctx, project: &str) -> Result<(), ApiError> {
     }
 }
 
+/// What is shown and can't be changed: the items of a server's metadata, and as long as Nova has them what the network
+/// service limits, and files that nothing takes.
+fn fixed(version: Version) -> impl Iterator<Item = (&'static str, i64)> {
+    let others = [
+        ("metadata_items", i64::try_from(input::MAX_METADATA).unwrap_or(MAX_LIMIT), u16::MAX),
+        ("floating_ips", -1, 36),
+        ("fixed_ips", -1, 36),
+        ("security_groups", -1, 36),
+        ("security_group_rules", -1, 36),
+        ("injected_files", 0, 57),
+        ("injected_file_content_bytes", 0, 57),
+        ("injected_file_path_bytes", 0, 57),
+    ];
+    others.into_iter().filter(move |(_, _, until)| !version.has(*until)).map(|(name, limit, _)| (name, limit))
+}
+
 async fn limits(conn: &mut Conn, project: &str) -> Result<Map<String, Value>, ApiError> {
     let mut limits = Map::new();
     for resource in Resource::ALL {
@@ -153,20 +170,23 @@ async fn limits(conn: &mut Conn, project: &str) -> Result<Map<String, Value>, Ap
 async fn show(
     State(app): State<App>,
     ctx: Ctx,
+    version: Version,
     Path(project): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     may_see(&ctx, &project)?;
     let mut quota = limits(&mut *app.db.acquire().await?, &project).await?;
+    quota.extend(fixed(version).map(|(name, limit)| (name.into(), limit.into())));
     quota.insert("id".into(), project.into());
     Ok(Json(json!({"quota_set": quota})))
 }
 
-async fn defaults(ctx: Ctx, Path(project): Path<String>) -> Result<Json<Value>, ApiError> {
+async fn defaults(ctx: Ctx, version: Version, Path(project): Path<String>) -> Result<Json<Value>, ApiError> {
     may_see(&ctx, &project)?;
     let mut quota: Map<String, Value> = Resource::ALL
         .into_iter()
         .map(|resource| (resource.name().into(), resource.default_limit().into()))
         .collect();
+    quota.extend(fixed(version).map(|(name, limit)| (name.into(), limit.into())));
     quota.insert("id".into(), project.into());
     Ok(Json(json!({"quota_set": quota})))
 }
@@ -174,6 +194,7 @@ async fn defaults(ctx: Ctx, Path(project): Path<String>) -> Result<Json<Value>, 
 async fn detail(
     State(app): State<App>,
     ctx: Ctx,
+    version: Version,
     Path(project): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     may_see(&ctx, &project)?;
@@ -184,6 +205,9 @@ async fn detail(
         let limit = limit(&mut db, &project, resource).await?;
         let value = json!({"limit": limit, "in_use": used.of(resource), "reserved": 0});
         quota.insert(resource.name().into(), value);
+    }
+    for (name, limit) in fixed(version) {
+        quota.insert(name.into(), json!({"limit": limit, "in_use": 0, "reserved": 0}));
     }
     quota.insert("id".into(), project.into());
     Ok(Json(json!({"quota_set": quota})))
@@ -205,7 +229,7 @@ pub(super) async fn require_known_project(conn: &mut Conn, project: &str) -> Res
 }
 
 /// What an update sets.
-fn wanted(body: Value) -> Result<(Vec<(Resource, i64)>, bool), ApiError> {
+fn wanted(body: Value, version: Version) -> Result<(Vec<(Resource, i64)>, bool), ApiError> {
     let Value::Object(mut body) = body else {
         return Err(ApiError::BadRequest("The body must be an object with quota_set.".into()));
     };
@@ -228,6 +252,14 @@ fn wanted(body: Value) -> Result<(Vec<(Resource, i64)>, bool), ApiError> {
         })?;
         limits.push((resource, limit));
     }
+    for (name, limit) in fixed(version) {
+        if let Some(value) = quota.remove(name)
+            && value != limit
+            && value.as_str() != Some(limit.to_string().as_str())
+        {
+            return Err(ApiError::BadRequest(format!("{name}: is {limit} and can't be changed.")));
+        }
+    }
     if let Some(name) = quota.keys().chain(body.keys()).next() {
         return Err(ApiError::BadRequest(format!("{name}: Mote has no such quota.")));
     }
@@ -237,11 +269,12 @@ fn wanted(body: Value) -> Result<(Vec<(Resource, i64)>, bool), ApiError> {
 async fn update(
     State(app): State<App>,
     ctx: Ctx,
+    version: Version,
     Path(project): Path<String>,
     JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<Value>, ApiError> {
     ctx.require_admin()?;
-    let (limits_wanted, force) = wanted(body)?;
+    let (limits_wanted, force) = wanted(body, version)?;
     let mut tx = app.begin().await?;
     require_known_project(&mut tx, &project).await?;
     let used = used(&mut tx, &project).await?;
@@ -263,7 +296,8 @@ async fn update(
         .execute(&mut *tx)
         .await?;
     }
-    let quota = limits(&mut tx, &project).await?;
+    let mut quota = limits(&mut tx, &project).await?;
+    quota.extend(fixed(version).map(|(name, limit)| (name.into(), limit.into())));
     tx.commit().await?;
     Ok(Json(json!({"quota_set": quota})))
 }
@@ -302,7 +336,9 @@ mod tests {
         let quota = test.get(&path, &token).await.expect(200);
         let expected = json!({
             "id": project, "instances": 10, "cores": 20, "ram": 51200, "key_pairs": 100, "server_groups": 10,
-            "server_group_members": 10,
+            "server_group_members": 10, "metadata_items": 128, "floating_ips": -1, "fixed_ips": -1,
+            "security_groups": -1, "security_group_rules": -1, "injected_files": 0,
+            "injected_file_content_bytes": 0, "injected_file_path_bytes": 0,
         });
         assert_eq!(quota["quota_set"], expected);
         let change = json!({"quota_set": {"instances": 3, "cores": "-1", "force": false}});

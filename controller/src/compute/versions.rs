@@ -19,6 +19,8 @@ const MIN: Version = Version(1);
 const MAX: Version = Version(90);
 const GENERAL: &str = "openstack-api-version";
 const LEGACY: &str = "x-openstack-nova-api-version";
+/// The headers that ask for a microversion.
+pub(crate) const HEADERS: [&str; 2] = [GENERAL, LEGACY];
 
 /// The microversion of a request: `Version(90)` is 2.90. As an argument of a handler it is the one that was negotiated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,7 +49,7 @@ impl<S: Sync> FromRequestParts<S> for Version {
 
 /// Routes below `/compute`; they need no token.
 pub(super) fn routes() -> Router<App> {
-    Router::new().route("/", get(versions)).route("/v2.1", get(version))
+    Router::new().route("/", get(versions)).route("/v2", get(older)).route("/v2.1", get(version))
 }
 
 fn v2_1(config: &Config) -> Value {
@@ -61,8 +63,27 @@ fn v2_1(config: &Config) -> Value {
     })
 }
 
+/// The API without microversions; what is below it is what 2.1 has, see `http::middleware`.
+fn v2(config: &Config) -> Value {
+    json!({
+        "id": "v2.0",
+        "status": "SUPPORTED",
+        "version": "",
+        "min_version": "",
+        "updated": "2011-01-21T11:33:21Z",
+        "links": [{"rel": "self", "href": format!("{}/compute/v2/", config.public_url)}],
+    })
+}
+
 async fn versions(State(app): State<App>) -> Json<Value> {
-    Json(json!({"versions": [v2_1(&app.config)]}))
+    Json(json!({"versions": [v2(&app.config), v2_1(&app.config)]}))
+}
+
+async fn older(State(app): State<App>) -> Json<Value> {
+    let mut version = v2(&app.config);
+    version["media-types"] =
+        json!([{"base": "application/json", "type": "application/vnd.openstack.compute+json;version=2"}]);
+    Json(json!({"version": version}))
 }
 
 async fn version(State(app): State<App>) -> Json<Value> {
@@ -75,7 +96,7 @@ async fn version(State(app): State<App>) -> Json<Value> {
 /// Finds out which microversion is wanted, refuses those that aren't there, and says in every answer which one it is.
 pub(super) async fn negotiate(mut request: Request, next: Next) -> Response {
     let path = request.extensions().get::<OriginalUri>().map_or(request.uri().path(), |uri| uri.0.path());
-    let is_document = matches!(path.trim_end_matches('/'), "/compute" | "/compute/v2.1");
+    let is_document = matches!(path.trim_end_matches('/'), "/compute" | "/compute/v2" | "/compute/v2.1");
     let wanted = if is_document { Ok(MIN) } else { wanted(request.headers()) };
     let (mut response, version) = match wanted {
         Ok(version) => {
@@ -142,7 +163,8 @@ mod tests {
         let test = TestApp::new().await;
         for path in ["/compute", "/compute/"] {
             let list = test.get(path, "").await.expect(200);
-            assert_eq!(list["versions"][0]["version"], MAX.to_string());
+            assert_eq!(list["versions"][0]["id"], "v2.0");
+            assert_eq!(list["versions"][1]["version"], MAX.to_string());
         }
         for path in ["/compute/v2.1", "/compute/v2.1/"] {
             let one = test.get(path, "").await.expect(200);

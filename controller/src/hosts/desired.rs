@@ -26,7 +26,10 @@ use tokio::time::{Instant, timeout_at};
 use super::{join, secrets::Speaker};
 use crate::{
     app::App,
-    compute::extra_specs,
+    compute::{
+        extra_specs,
+        servers::guest::{DiskConfig, vendor_data},
+    },
     http::{error::ApiError, query::Params},
     network::desired as networks,
 };
@@ -160,6 +163,8 @@ struct ServerRow {
     rescue: Option<String>,
     config_drive: Option<i64>,
     flavor_extra_specs: String,
+    disk_config: String,
+    admin_password_hash: Option<String>,
 }
 
 impl ServerRow {
@@ -196,6 +201,10 @@ impl ServerRow {
                 meta: json::<BTreeMap<String, String>>(&self.metadata)?,
                 user_data: self.user_data,
                 launch_index: number(self.launch_index)?,
+                vendor_data: vendor_data(
+                    DiskConfig::from_word(&self.disk_config),
+                    self.admin_password_hash.as_deref(),
+                ),
             },
             devices: extra_specs::devices(&json(&self.flavor_extra_specs)?),
         })

@@ -23,7 +23,7 @@ use super::{
     json::MAX_JSON_BYTES,
     limits::owner_of,
 };
-use crate::{app::App, server::Peer};
+use crate::{app::App, compute, server::Peer};
 
 /// Longest time for a request, except the transfer of image bytes (which has its own limits): twice the longest long poll.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
@@ -56,6 +56,11 @@ pub fn wrap(router: Router, app: App) -> Router {
 
 /// Removes slashes at the end and doubled at the start: clients join URLs in both ways, and mean the same.
 async fn normalise(mut request: Request, next: Next) -> Response {
+    if request.uri().path().trim_start_matches('/').starts_with("compute/v2/") {
+        for name in compute::MICROVERSION_HEADERS {
+            request.headers_mut().remove(name);
+        }
+    }
     if let Some(uri) = normalised(request.uri()) {
         *request.uri_mut() = uri;
     }
@@ -64,7 +69,15 @@ async fn normalise(mut request: Request, next: Next) -> Response {
 
 fn normalised(uri: &Uri) -> Option<Uri> {
     let path = uri.path();
-    let trimmed = format!("/{}", path.trim_matches('/'));
+    // An image without an id is one that isn't there, and no list.
+    if path == "/image/v2/images/" {
+        return None;
+    }
+    let mut trimmed = format!("/{}", path.trim_matches('/'));
+    // The compute API before microversions is the first of them.
+    if let Some(rest) = trimmed.strip_prefix("/compute/v2/") {
+        trimmed = format!("/compute/v2.1/{rest}");
+    }
     if trimmed == path {
         return None;
     }

@@ -72,6 +72,12 @@ impl Params {
     }
 }
 
+impl FromIterator<(String, String)> for Params {
+    fn from_iter<I: IntoIterator<Item = (String, String)>>(params: I) -> Self {
+        Self(params.into_iter().collect())
+    }
+}
+
 /// Percent-encoding of all but RFC 3986's unreserved characters.
 pub(crate) fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());

@@ -72,7 +72,8 @@ impl CredentialRow {
             "name": self.name,
             "description": self.description,
             "unrestricted": self.unrestricted,
-            "expires_at": self.expires_us.map(db::rfc3339_us),
+            // Keystone writes this one without a zone.
+            "expires_at": self.expires_us.map(|us| db::rfc3339_us(us).trim_end_matches('Z').to_owned()),
             "system": null,
             "roles": roles,
             "links": {"self": format!("{}/identity/v3/{path}", app.config.public_url)},

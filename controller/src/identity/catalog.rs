@@ -118,6 +118,20 @@ impl EndpointRow {
         fields.nothing_else()
     }
 
+    /// Who names the region as older clients do means one that is made by being named, as in Keystone.
+    async fn make_region(&self, conn: &mut Conn) -> Result<(), ApiError> {
+        let Some(region) =
+            self.region_id.as_ref().filter(|id| !id.is_empty() && id.len() <= super::fields::MAX_NAME_CHARS)
+        else {
+            return Ok(());
+        };
+        sqlx::query("INSERT INTO regions (id, description) VALUES ($1, '') ON CONFLICT DO NOTHING")
+            .bind(region)
+            .execute(conn)
+            .await?;
+        Ok(())
+    }
+
     async fn check(&self, conn: &mut Conn) -> Result<(), ApiError> {
         find_service(conn, &self.service_id).await?;
         match &self.region_id {
@@ -316,8 +330,12 @@ async fn create_endpoint(
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let (service_id, interface, url) = (String::new(), String::new(), String::new());
     let mut row = EndpointRow { id: new_id(), service_id, region_id: None, interface, url, enabled: true };
+    let older = body["endpoint"]["region"].is_string();
     row.apply(Fields::of(body, "endpoint")?)?;
     let mut tx = super::begin(&app).await?;
+    if older {
+        row.make_region(&mut tx).await?;
+    }
     row.check(&mut tx).await?;
     sqlx::query(
         "INSERT INTO endpoints (id, service_id, region_id, interface, url, enabled)

@@ -81,7 +81,7 @@ async fn create(
     let mut fields = Fields::of(body, "domain")?;
     let row = DomainRow {
         id: new_id(),
-        name: fields.name()?.ok_or_else(|| ApiError::BadRequest("A domain needs a name.".into()))?,
+        name: fields.short_name()?.ok_or_else(|| ApiError::BadRequest("A domain needs a name.".into()))?,
         description: fields.text("description")?.unwrap_or_default(),
         enabled: fields.boolean("enabled")?.unwrap_or(true),
     };
@@ -124,7 +124,7 @@ async fn update(
     let mut fields = Fields::of(body, "domain")?;
     let mut tx = begin(&app).await?;
     let mut row = find(&mut tx, &id).await?;
-    row.name = fields.name()?.unwrap_or(row.name);
+    row.name = fields.short_name()?.unwrap_or(row.name);
     row.description = fields.text("description")?.unwrap_or(row.description);
     row.enabled = fields.boolean("enabled")?.unwrap_or(row.enabled);
     fields.no_options()?;

@@ -6,6 +6,8 @@ use crate::http::error::ApiError;
 
 /// Longest name, as Keystone's columns.
 pub const MAX_NAME_CHARS: usize = 255;
+/// Longest name of a project or domain.
+const MAX_SHORT_NAME_CHARS: usize = 64;
 /// Longest free text.
 const MAX_TEXT_BYTES: usize = 64 << 10;
 
@@ -52,10 +54,22 @@ impl Fields {
     /// # Errors
     /// 400 otherwise.
     pub fn name(&mut self) -> Result<Option<String>, ApiError> {
+        self.name_up_to(MAX_NAME_CHARS)
+    }
+
+    /// Takes the name of a project or domain, which has at most 64 characters.
+    ///
+    /// # Errors
+    /// 400 otherwise.
+    pub fn short_name(&mut self) -> Result<Option<String>, ApiError> {
+        self.name_up_to(MAX_SHORT_NAME_CHARS)
+    }
+
+    fn name_up_to(&mut self, most: usize) -> Result<Option<String>, ApiError> {
         let name = self.text("name")?;
         match &name {
-            Some(text) if text.trim().is_empty() || text.chars().count() > MAX_NAME_CHARS => {
-                Err(invalid("name", "must have 1 to 255 characters"))
+            Some(text) if text.trim().is_empty() || text.chars().count() > most => {
+                Err(invalid("name", &format!("must have 1 to {most} characters")))
             }
             _ => Ok(name),
         }

@@ -69,7 +69,7 @@ impl ProjectRow {
 
     /// Takes from the fields what may be changed.
     fn apply(&mut self, mut fields: Fields) -> Result<(), ApiError> {
-        if let Some(name) = fields.name()? {
+        if let Some(name) = fields.short_name()? {
             self.name = name;
         }
         if let Some(description) = fields.nullable_text("description")? {

@@ -8,7 +8,7 @@ use super::record::{Image, Status};
 use crate::http::{context::Ctx, error::ApiError};
 
 /// Most properties of an image (Glance's `image_property_quota`).
-const MAX_PROPERTIES: usize = 128;
+pub(crate) const MAX_PROPERTIES: usize = 128;
 /// Most tags of an image (Glance's `image_tag_quota`).
 const MAX_TAGS: usize = 128;
 /// Longest name of an image, a property or a tag, in characters.
@@ -38,6 +38,8 @@ const READ_ONLY: [&str; 15] = [
 ];
 /// Names that no property may have (Glance's `_reserved_properties`).
 const RESERVED: [&str; 5] = ["deleted", "deleted_at", "is_public", "members", "properties"];
+/// Properties with it are Glance's own.
+const OWN_PREFIX: &str = "os_glance_";
 /// What Mote takes as `disk_format`.
 pub const DISK_FORMATS: [&str; 5] = ["raw", "qcow2", "iso", "aki", "ari"];
 /// What Mote takes as `container_format`.
@@ -86,7 +88,7 @@ pub fn set(image: &mut Image, name: &str, value: &Value, ctx: &Ctx) -> Result<()
         _ if READ_ONLY.contains(&name) => {
             return Err(ApiError::Forbidden(format!("Attribute '{name}' is read-only.")));
         }
-        _ if RESERVED.contains(&name) => {
+        _ if RESERVED.contains(&name) || name.starts_with(OWN_PREFIX) => {
             return Err(ApiError::Forbidden(format!("Attribute '{name}' is reserved.")));
         }
         _ => set_property(image, name, value)?,

@@ -17,7 +17,7 @@ use crate::{
 /// Images on a page if the client doesn't say (Glance's `limit_param_default`).
 const DEFAULT_LIMIT: u64 = 25;
 /// Most images on a page (Glance's `api_limit_max`).
-const MAX_LIMIT: u64 = 1000;
+pub(crate) const MAX_LIMIT: u64 = 1000;
 /// Most values of `in:`.
 const MAX_IN: usize = 1000;
 /// Most keys to sort by.
@@ -47,23 +47,7 @@ struct Key {
 /// # Errors
 /// 400 for impossible parameters.
 pub async fn index(State(app): State<App>, ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
-    let limit = params.number("limit")?.unwrap_or(DEFAULT_LIMIT).min(MAX_LIMIT);
-    let keys = sort_keys(&params)?;
-    let mut conn = app.db.acquire().await?;
-    let mut query = Query::new("SELECT i.* FROM images i WHERE ");
-    push_visible(&mut query, &ctx, &params)?;
-    push_filters(&mut query, &params)?;
-    if let Some(marker) = params.get("marker") {
-        let marker = record::find(&mut conn, marker, &ctx)
-            .await
-            .map_err(|_| ApiError::BadRequest(format!("Invalid marker: {}", not_found(marker))))?;
-        push_after(&mut conn, &mut query, &keys, &marker).await?;
-    }
-    push_order(&mut query, &keys);
-    query.push(" LIMIT ").push_bind(i64::try_from(limit + 1).unwrap_or(i64::MAX));
-    let mut images = record::fetch(&mut conn, query).await?;
-    let more = images.len() as u64 > limit;
-    images.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+    let (images, more) = page(&app, &ctx, &params, DEFAULT_LIMIT).await?;
     let mut body = json!({
         "images": images.iter().map(Image::json).collect::<Vec<_>>(),
         "first": params.link("/v2/images", None),
@@ -73,6 +57,36 @@ pub async fn index(State(app): State<App>, ctx: Ctx, params: Params) -> Result<J
         body["next"] = json!(params.link("/v2/images", Some(&last.id)));
     }
     Ok(Json(body))
+}
+
+/// A page, and whether there are more after it.
+///
+/// # Errors
+/// As [`index`].
+pub(crate) async fn page(
+    app: &App,
+    ctx: &Ctx,
+    params: &Params,
+    default_limit: u64,
+) -> Result<(Vec<Image>, bool), ApiError> {
+    let limit = params.number("limit")?.unwrap_or(default_limit).min(MAX_LIMIT);
+    let keys = sort_keys(params)?;
+    let mut conn = app.db.acquire().await?;
+    let mut query = Query::new("SELECT i.* FROM images i WHERE ");
+    push_visible(&mut query, ctx, params)?;
+    push_filters(&mut query, params)?;
+    if let Some(marker) = params.get("marker") {
+        let marker = record::find(&mut conn, marker, ctx)
+            .await
+            .map_err(|_| ApiError::BadRequest(format!("Invalid marker: {}", not_found(marker))))?;
+        push_after(&mut conn, &mut query, &keys, &marker).await?;
+    }
+    push_order(&mut query, &keys);
+    query.push(" LIMIT ").push_bind(i64::try_from(limit + 1).unwrap_or(i64::MAX));
+    let mut images = record::fetch(&mut conn, query).await?;
+    let more = images.len() as u64 > limit;
+    images.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+    Ok((images, more))
 }
 
 fn push_visible(query: &mut Query, ctx: &Ctx, params: &Params) -> Result<(), ApiError> {

@@ -16,7 +16,7 @@
 //! is that ([`content`]). Hosts read raw disks only: of a qcow2 disk one is made once, here, and kept beside it. Bytes can
 //! also be staged, or downloaded by the controller, and then imported ([`import`]).
 
-mod attributes;
+pub(crate) mod attributes;
 pub mod blobs;
 pub mod boot;
 mod content;
@@ -24,12 +24,12 @@ pub(crate) mod data;
 mod import;
 #[cfg(test)]
 mod import_tests;
-mod index;
+pub(crate) mod index;
 mod info;
 mod members;
 mod patch;
-mod record;
-mod routes;
+pub(crate) mod record;
+pub(crate) mod routes;
 pub(crate) mod snapshot;
 pub mod store;
 mod tasks;

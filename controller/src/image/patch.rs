@@ -1,4 +1,5 @@
-//! `application/openstack-images-v2.1-json-patch`: the operations add, replace and remove on one attribute each.
+//! `application/openstack-images-v2.1-json-patch`: the operations add, replace and remove on one attribute each; and the
+//! older `v2.0`, whose operations are `{"replace": "/name", "value": …}`.
 
 use serde::Deserialize;
 use serde_json::Value;
@@ -8,6 +9,8 @@ use crate::http::{context::Ctx, error::ApiError};
 
 /// The media type.
 pub const MEDIA_TYPE: &str = "application/openstack-images-v2.1-json-patch";
+/// The older one.
+pub const OLD_MEDIA_TYPE: &str = "application/openstack-images-v2.0-json-patch";
 /// Most operations in a request.
 const MAX_OPERATIONS: usize = 1024;
 
@@ -18,6 +21,34 @@ pub struct Operation {
     path: String,
     #[serde(default, deserialize_with = "present")]
     value: Option<Value>,
+}
+
+/// An operation as the older media type writes it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OldOperation {
+    add: Option<String>,
+    replace: Option<String>,
+    remove: Option<String>,
+    #[serde(default, deserialize_with = "present")]
+    value: Option<Value>,
+}
+
+impl TryFrom<OldOperation> for Operation {
+    type Error = ApiError;
+
+    fn try_from(old: OldOperation) -> Result<Self, ApiError> {
+        let (op, path) = match (old.add, old.replace, old.remove) {
+            (Some(path), None, None) => (Op::Add, path),
+            (None, Some(path), None) => (Op::Replace, path),
+            (None, None, Some(path)) => (Op::Remove, path),
+            _ => {
+                let text = "Operations must contain exactly one of: \"add\", \"replace\", \"remove\".";
+                return Err(ApiError::BadRequest(text.into()));
+            }
+        };
+        Ok(Self { op, path, value: old.value })
+    }
 }
 
 /// Tells `"value": null` from no value.
@@ -167,5 +198,16 @@ mod tests {
             let error = patched(json!([operation])).unwrap_err();
             assert_eq!(error.status(crate::http::error::Service::Image), status, "{operation} {error}");
         }
+    }
+
+    #[test]
+    fn the_older_media_type_names_its_operation_by_a_key() {
+        let of = |value: Value| serde_json::from_value::<OldOperation>(value).map(Operation::try_from);
+        let operation = of(json!({"replace": "/name", "value": null})).unwrap().unwrap();
+        assert_eq!(operation, Operation { op: Op::Replace, path: "/name".into(), value: Some(Value::Null) });
+        assert!(of(json!({"remove": "/a"})).unwrap().is_ok());
+        assert!(of(json!({"add": "/a", "remove": "/a", "value": 1})).unwrap().is_err());
+        assert!(of(json!({"value": 1})).unwrap().is_err());
+        assert!(of(json!({"op": "add", "path": "/a", "value": 1})).is_err());
     }
 }

@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 use super::{
     attributes, blobs, import,
-    patch::{self, Operation},
+    patch::{self, OldOperation, Operation},
     record::{self, Image, Status},
     require_owner,
 };
@@ -118,10 +118,16 @@ pub async fn update(
     headers: HeaderMap,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, ApiError> {
-    if headers.get(header::CONTENT_TYPE).is_none_or(|value| value != patch::MEDIA_TYPE) {
+    let kind = headers.get(header::CONTENT_TYPE);
+    let is = |media_type: &str| kind.is_some_and(|value| value == media_type);
+    let operations: Vec<Operation> = if is(patch::MEDIA_TYPE) {
+        json::parse(&body.map_err(json::body_error)?)?
+    } else if is(patch::OLD_MEDIA_TYPE) {
+        let operations: Vec<OldOperation> = json::parse(&body.map_err(json::body_error)?)?;
+        operations.into_iter().map(Operation::try_from).collect::<Result<_, _>>()?
+    } else {
         return Err(ApiError::UnsupportedMedia(format!("The body must be of type {}.", patch::MEDIA_TYPE)));
-    }
-    let operations: Vec<Operation> = json::parse(&body.map_err(json::body_error)?)?;
+    };
     let mut tx = app.begin().await?;
     let mut image = record::find(&mut tx, &id, &ctx).await?;
     require_owner(&image, &ctx)?;
@@ -158,7 +164,7 @@ pub async fn delete(
     Ok(StatusCode::NO_CONTENT)
 }
 
-/// `POST /v2/images/{id}/actions/{deactivate,reactivate}`, by administrators.
+/// `POST /v2/images/{id}/actions/{deactivate,reactivate}`, by the owner's members and administrators.
 ///
 /// # Errors
 /// 403 if the image has no bytes.
@@ -167,14 +173,14 @@ pub async fn act(
     ctx: Ctx,
     Path((id, action)): Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
+    let mut tx = app.begin().await?;
+    let mut image = record::find(&mut tx, &id, &ctx).await?;
     let status = match action.as_str() {
         "deactivate" => Status::Deactivated,
         "reactivate" => Status::Active,
         _ => return Err(ApiError::NotFound("There is no such action.".into())),
     };
-    let mut tx = app.begin().await?;
-    let mut image = record::find(&mut tx, &id, &ctx).await?;
-    ctx.require_admin()?;
+    require_owner(&image, &ctx)?;
     if !matches!(image.status, Status::Active | Status::Deactivated) {
         let text = format!("Not allowed to {action} image in status '{}'", image.status.as_str());
         return Err(ApiError::Forbidden(text));

@@ -75,13 +75,12 @@ pub(crate) async fn create(
         created_us: now,
         updated_us: now,
     };
-    let own = [
-        ("image_type", "snapshot"),
-        ("base_image_ref", origin.image_id),
-        ("instance_uuid", origin.server_id),
-        ("user_id", &ctx.user_id),
-    ];
-    for (property, value) in metadata.iter().map(|(name, value)| (name.as_str(), value.as_str())).chain(own) {
+    // Its user may call it something else.
+    let kind = [("image_type", "snapshot")];
+    let own =
+        [("base_image_ref", origin.image_id), ("instance_uuid", origin.server_id), ("user_id", &ctx.user_id)];
+    let asked = metadata.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    for (property, value) in kind.into_iter().chain(asked).chain(own) {
         if attributes::is_base(property) {
             return Err(ApiError::BadRequest(format!(
                 "metadata: an image can't be given a property {property}."

@@ -419,8 +419,9 @@ async fn a_deactivated_image_gives_its_bytes_only_to_administrators() {
         let test = &test;
         async move { test.post(&path, &token, Value::Null).await }
     };
-    act(token.clone(), "deactivate").await.expect(403);
-    act(test.admin_token.clone(), "deactivate").await.expect(204);
+    let (_, stranger) = test.tenant("t2", "member").await;
+    act(stranger, "deactivate").await.expect(404);
+    act(token.clone(), "deactivate").await.expect(204);
     test.get(&format!("{path}/file"), &token).await.expect(403);
     assert_eq!(test.get(&format!("{path}/file"), &test.admin_token).await.bytes, b"bytes");
     act(test.admin_token.clone(), "reactivate").await.expect(204);

@@ -222,7 +222,8 @@ impl Rule {
                 Some(text) => Some(rule.prefix(&text)?),
                 None => None,
             };
-        rule.remote_group_id = body.nullable_id("remote_group_id")?.flatten();
+        // Neutron looks it up whatever it looks like: what isn't an id is a group that isn't there.
+        rule.remote_group_id = body.nullable("remote_group_id")?.flatten();
         rule.remote_address_group_id = body.nullable_id("remote_address_group_id")?.flatten();
         let remotes = [&rule.remote_ip_prefix, &rule.remote_group_id, &rule.remote_address_group_id];
         match remotes.into_iter().flatten().count() > 1 {

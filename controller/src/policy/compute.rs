@@ -7,11 +7,14 @@ use super::{
 
 const FLAVORS: Rule =
     Further("every valid token; a flavor that isn't public: projects with access to it, and `admin`");
+const IMAGES: Rule =
+    Further("every valid token: images that are public, the project's, or shared with it; all: `admin`");
 const KEYS: Rule = Further("one's own; those of others: `admin`");
 
 /// Below `/compute`. Some actions on servers need `admin` (`os-resetState`, and `unlock` of what an admin has locked).
 pub(super) const ROWS: &[Row] = &[
     ("GET", "/", Public),
+    ("GET", "/v2", Public),
     ("GET", "/v2.1", Public),
     ("GET", "/v2.1/flavors", FLAVORS),
     ("POST", "/v2.1/flavors", Admin),
@@ -26,6 +29,11 @@ pub(super) const ROWS: &[Row] = &[
     ("PUT", "/v2.1/flavors/{id}/os-extra_specs/{key}", Admin),
     ("DELETE", "/v2.1/flavors/{id}/os-extra_specs/{key}", Admin),
     ("GET", "/v2.1/flavors/{id}/os-flavor-access", Admin),
+    ("GET", "/v2.1/images", IMAGES),
+    ("GET", "/v2.1/images/detail", IMAGES),
+    ("GET", "/v2.1/images/{id}", IMAGES),
+    ("DELETE", "/v2.1/images/{id}", Member),
+    ("GET", "/v2.1/images/{id}/metadata", IMAGES),
     ("GET", "/v2.1/limits", PROJECT),
     ("GET", "/v2.1/os-aggregates", Admin),
     ("POST", "/v2.1/os-aggregates", Admin),

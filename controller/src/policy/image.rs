@@ -16,7 +16,7 @@ pub(super) const ROWS: &[Row] = &[
     ("GET", "/v2/images/{id}", IMAGES),
     ("PATCH", "/v2/images/{id}", Member),
     ("DELETE", "/v2/images/{id}", Member),
-    ("POST", "/v2/images/{id}/actions/{action}", Admin),
+    ("POST", "/v2/images/{id}/actions/{action}", Member),
     ("GET", "/v2/images/{id}/file", IMAGES),
     ("PUT", "/v2/images/{id}/file", Member),
     ("POST", "/v2/images/{id}/import", Member),

@@ -346,4 +346,7 @@ pub struct InstanceMetadata {
     pub user_data: Option<String>,
     /// 0-based index among the servers of one create request.
     pub launch_index: u32,
+    /// A cloud-config for cloud-init's first boot, beside the user's own data.
+    #[serde(default)]
+    pub vendor_data: Option<String>,
 }

@@ -302,6 +302,7 @@ pub fn metadata_of(networks: &[NetworkSpec]) -> HashMap<ServerId, InstanceMetada
                 // "#!/bin/sh\n"
                 user_data: Some("IyEvYmluL3NoCg==".to_owned()),
                 launch_index: 0,
+                vendor_data: None,
             };
             (port.server_id, metadata)
         })

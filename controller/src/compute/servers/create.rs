@@ -62,6 +62,8 @@ struct Plan<'a> {
     /// The flavor's, JSON.
     extra_specs: String,
     company: Company,
+    /// Of all servers of the request.
+    reservation_id: String,
 }
 
 /// The handler.
@@ -100,11 +102,14 @@ pub(super) async fn create(
     let id = first.ok_or_else(|| ApiError::internal("a request for no server passed the checks"))?;
     tx.commit().await?;
     app.hub.wake_all(touched);
+    if wanted.return_reservation_id {
+        let answer = json!({"reservation_id": plan.reservation_id});
+        return Ok((StatusCode::ACCEPTED, [(header::LOCATION, view::url(&app, &id))], Json(answer)));
+    }
     let (links, location) = (view::links(&app, &id), view::url(&app, &id));
     let server = json!({
-        "id": id, "links": links, "OS-DCF:diskConfig": "MANUAL",
+        "id": id, "links": links, "OS-DCF:diskConfig": wanted.disk_config.word(),
         "security_groups": group_names(&wanted.security_groups),
-        "adminPass": password()?,
     });
     Ok((StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(json!({"server": server}))))
 }
@@ -115,11 +120,6 @@ fn group_names(asked: &[String]) -> Value {
         [] => json!([{"name": "default"}]),
         names => names.iter().map(|name| json!({ "name": name })).collect(),
     }
-}
-
-/// A password that nothing is protected by: Nova's clients expect one in the answer.
-pub(super) fn password() -> Result<String, ApiError> {
-    Ok(hex::encode(random::<8>()?))
 }
 
 /// Bytes of the kernel's random numbers.
@@ -140,12 +140,7 @@ async fn prepare<'a>(tx: &mut Conn, ctx: &'a Ctx, wanted: &'a Wanted) -> Result<
     check_place(tx, ctx, &wanted.place).await?;
     let public_key = match &wanted.key_name {
         None => None,
-        Some(name) => {
-            let found = keypairs::find(tx, &ctx.user_id, name).await?;
-            let refused =
-                || ApiError::BadRequest(format!("Invalid key_name provided: there is no key pair {name:?}."));
-            Some(found.ok_or_else(refused)?.public_key)
-        }
+        Some(name) => Some(public_key(tx, ctx, name).await?),
     };
     let amount = |stored: i64| u64::try_from(stored).unwrap_or(0);
     let extra_specs = flavors::extra_specs(tx, &flavor.id).await?;
@@ -175,7 +170,16 @@ async fn prepare<'a>(tx: &mut Conn, ctx: &'a Ctx, wanted: &'a Wanted) -> Result<
         request,
         security_groups: nics::group_ids(tx, ctx, &wanted.security_groups).await?,
         company: Company::default(),
+        reservation_id: format!("r-{}", hex::encode(random::<4>()?)),
     })
+}
+
+/// The public key of the asker's key pair of that name.
+pub(super) async fn public_key(tx: &mut Conn, ctx: &Ctx, name: &str) -> Result<String, ApiError> {
+    let found = keypairs::find(tx, &ctx.user_id, name).await?;
+    let refused =
+        || ApiError::BadRequest(format!("Invalid key_name provided: there is no key pair {name:?}."));
+    Ok(found.ok_or_else(refused)?.public_key)
 }
 
 /// The flavor that a request names.
@@ -275,6 +279,8 @@ async fn nic_wishes(tx: &mut Conn, project: &str, nics: &Nics) -> Result<Vec<Nic
         Nics::None => Ok(Vec::new()),
         Nics::These(wishes) => Ok(wishes.clone()),
         Nics::Auto => Ok(vec![only_network(tx, project).await?]),
+        Nics::Any if networks::usable(tx, project).await?.is_empty() => Ok(Vec::new()),
+        Nics::Any => Ok(vec![only_network(tx, project).await?]),
     }
 }
 
@@ -368,9 +374,9 @@ async fn insert(
              disk_gib, disk_claim_gib, image_id, boot, key_name, public_key, user_data, metadata, restart_policy,
              launch_index, availability_zone, host_id, desired_power, run_generation, changed_generation, vm_state,
              task_state, fault_code, fault_message, fault_us, created_us, updated_us, description, flavor_extra_specs,
-             config_drive)
+             config_drive, access_ipv4, access_ipv6, disk_config, admin_password_hash, reservation_id)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
-             'running', 1, $22, $23, $24, $25, $26, $27, $28, $28, $29, $30, $31)",
+             'running', 1, $22, $23, $24, $25, $26, $27, $28, $28, $29, $30, $31, $32, $33, $34, $35, $36)",
     )
     .bind(&one.id)
     .bind(plan.project)
@@ -403,6 +409,11 @@ async fn insert(
     .bind(plan.wanted.description.as_ref().unwrap_or(&one.name))
     .bind(&plan.extra_specs)
     .bind(plan.wanted.config_drive.then_some(1_i64))
+    .bind(plan.wanted.access.ipv4.as_deref().unwrap_or_default())
+    .bind(plan.wanted.access.ipv6.as_deref().unwrap_or_default())
+    .bind(plan.wanted.disk_config.word())
+    .bind(&plan.wanted.admin_password_hash)
+    .bind(&plan.reservation_id)
     .execute(&mut *tx)
     .await?;
     if let Some((_, zone)) = host {

@@ -6,7 +6,10 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use serde_json::{Map, Value};
 use uuid::Uuid;
 
-use super::super::versions::Version;
+use super::{
+    super::versions::Version,
+    guest::{DiskConfig, password_hash},
+};
 use crate::{http::error::ApiError, network::ports::server::NicWish};
 
 /// Most servers of one request, whatever the quota.
@@ -38,6 +41,8 @@ pub(super) const RESTART_POLICY: &str = "mote:restart_policy";
 pub(super) enum Nics {
     /// One on the only network of the project.
     Auto,
+    /// As `Auto`, but none where the project has no network.
+    Any,
     /// None.
     None,
     /// These.
@@ -82,6 +87,14 @@ pub(in super::super) struct Wanted {
     pub(in super::super) different_host: Vec<String>,
     pub(in super::super) min_count: u64,
     pub(in super::super) max_count: u64,
+    /// By which addresses its owner says that it is reached.
+    pub(super) access: Access,
+    /// Whether the guest grows its root file system.
+    pub(super) disk_config: DiskConfig,
+    /// What its first boot sets as password.
+    pub(super) admin_password_hash: Option<String>,
+    /// The answer shall name the request instead of the first server.
+    pub(super) return_reservation_id: bool,
 }
 
 /// What happens when a server's VMM dies, as its metadata says; the word is that of
@@ -245,11 +258,18 @@ pub(super) fn parse(mut body: Value, version: Version) -> Result<Wanted, ApiErro
         group: hints.group,
         same_host: hints.same_host,
         different_host: hints.different_host,
+        return_reservation_id: match fields.take("return_reservation_id") {
+            None => false,
+            Some(Value::Bool(wanted)) => wanted,
+            Some(other) => return Err(invalid("return_reservation_id", &other, "is neither true nor false")),
+        },
         min_count,
         max_count,
         security_groups: security_groups(&mut fields)?,
+        access: Access::take(&mut fields)?,
+        disk_config: DiskConfig::take(&mut fields)?.unwrap_or(DiskConfig::Auto),
+        admin_password_hash: password_hash(&mut fields)?,
     };
-    fields.only("OS-DCF:diskConfig", &["MANUAL".into()])?;
     if !version.has(57) {
         fields.only("personality", &[Value::Array(Vec::new())])?;
     }
@@ -258,6 +278,32 @@ pub(super) fn parse(mut body: Value, version: Version) -> Result<Wanted, ApiErro
     }
     fields.finish()?;
     Ok(wanted)
+}
+
+/// `accessIPv4` and `accessIPv6`: by which addresses its owner says that a server is reached. What is not named is `None`, an
+/// empty text takes one away.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Access {
+    pub(super) ipv4: Option<String>,
+    pub(super) ipv6: Option<String>,
+}
+
+impl Access {
+    /// As a request has them.
+    pub(super) fn take(fields: &mut Fields) -> Result<Self, ApiError> {
+        let mut address = |name: &str, fits: fn(&IpAddr) -> bool| {
+            let Some(text) = fields.string(name)? else { return Ok(None) };
+            match text.parse::<IpAddr>() {
+                Ok(ip) if fits(&ip) => Ok(Some(ip.to_string())),
+                _ if text.is_empty() => Ok(Some(text)),
+                _ => Err(invalid(name, &text.into(), "is no such address")),
+            }
+        };
+        Ok(Self {
+            ipv4: address("accessIPv4", IpAddr::is_ipv4)?,
+            ipv6: address("accessIPv6", IpAddr::is_ipv6)?,
+        })
+    }
 }
 
 /// `config_drive`, with the words for yes and no that Nova takes; nothing means no.
@@ -401,7 +447,8 @@ fn nics(fields: &mut Fields, version: Version) -> Result<Nics, ApiError> {
     }
     let list = fields.list("networks")?;
     if list.is_empty() {
-        return Ok(Nics::Auto);
+        // Before 2.37 a project without a network gets a server without a NIC.
+        return Ok(Nics::Any);
     }
     if list.len() > MAX_NICS {
         return Err(ApiError::BadRequest(format!("networks: a server can have {MAX_NICS} NICs at most.")));
@@ -474,7 +521,7 @@ pub(super) fn metadata(value: Option<Value>) -> Result<BTreeMap<String, String>,
 /// Whether a server may have so many items.
 pub(super) fn check_count(items: &BTreeMap<String, String>) -> Result<(), ApiError> {
     match items.len() > MAX_METADATA {
-        true => Err(ApiError::BadRequest(format!("metadata: more than {MAX_METADATA} items."))),
+        true => Err(ApiError::OverQuota(format!("Maximum number of metadata items exceeds {MAX_METADATA}."))),
         false => Ok(()),
     }
 }

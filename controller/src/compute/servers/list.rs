@@ -35,21 +35,14 @@ const SINCE: [(&str, u16); 6] = [
     ("locked", 73),
 ];
 /// Filters of Nova's that choose nothing here: to ignore them would show servers that were not asked for.
-const NOT_HERE: [&str; 11] = [
+const NOT_HERE: [&str; 7] =
+    ["ip6", "kernel_id", "ramdisk_id", "root_device_name", "soft_deleted", "terminated_at", "created_at"];
+/// Parameters that choose servers or pages here.
+const KNOWN: [&str; 31] = [
+    "reservation_id",
     "access_ip_v4",
     "access_ip_v6",
     "auto_disk_config",
-    "ip6",
-    "kernel_id",
-    "ramdisk_id",
-    "reservation_id",
-    "root_device_name",
-    "soft_deleted",
-    "terminated_at",
-    "created_at",
-];
-/// Parameters that choose servers or pages here.
-const KNOWN: [&str; 27] = [
     "all_tenants",
     "name",
     "status",
@@ -309,6 +302,10 @@ impl Wish<'_> {
             ("host", "hosts.name"),
             ("node", "hosts.name"),
             ("hostname", "servers.hostname"),
+            ("access_ip_v4", "servers.access_ipv4"),
+            ("access_ip_v6", "servers.access_ipv6"),
+            ("auto_disk_config", "servers.disk_config"),
+            ("reservation_id", "servers.reservation_id"),
         ] {
             let Some(value) = self.params.get(name) else { continue };
             if matches!(name, "host" | "node") && !self.ctx.is_admin {

@@ -26,6 +26,7 @@ mod actions;
 mod consoles;
 mod create;
 mod details;
+pub(crate) mod guest;
 pub(super) mod input;
 mod interfaces;
 mod list;
@@ -51,7 +52,8 @@ use crate::{
     network::ports::server,
 };
 use details::Details;
-use input::Fields;
+use guest::DiskConfig;
+use input::{Access, Fields};
 use row::ServerRow;
 use view::Form;
 
@@ -77,7 +79,7 @@ async fn show(
 ) -> Result<Response, ApiError> {
     let mut db = app.db.acquire().await?;
     let row = row::visible(&mut db, &ctx, &id).await?;
-    whole(&app, &mut db, &ctx, version, &row).await
+    whole(&app, &mut db, &ctx, (version, Form::Single), &row).await
 }
 
 /// Whether there is such a server that the asker may see.
@@ -98,14 +100,14 @@ async fn whole(
     app: &App,
     db: &mut Conn,
     ctx: &Ctx,
-    version: Version,
+    form: (Version, Form),
     row: &ServerRow,
 ) -> Result<Response, ApiError> {
     let details = Details::of(db, &row.id).await?;
-    answer(&Whole { server: view::document(app, ctx, (version, Form::Single), row, &details)? })
+    answer(&Whole { server: view::document(app, ctx, form, row, &details)? })
 }
 
-/// A new display name, description (2.19) or host name (2.90). A new name leaves the guest's host name as it is.
+/// A new display name, description (2.19) or host name (2.90); addresses by which it is reached, and its disk's configuration. A new name leaves the guest's host name as it is.
 async fn update(
     State(app): State<App>,
     ctx: Ctx,
@@ -120,22 +122,23 @@ async fn update(
     let described = version.has(19) && fields.contains("description");
     let description = if described { input::description(&mut fields)? } else { None };
     let hostname = if version.has(90) { input::hostname(&mut fields)? } else { None };
-    fields.only("OS-DCF:diskConfig", &["MANUAL".into()])?;
+    let (access, disk_config) = (Access::take(&mut fields)?, DiskConfig::take(&mut fields)?);
     fields.finish()?;
-    if name.is_none() && hostname.is_none() && !described {
-        return Err(ApiError::BadRequest("Invalid input: 'name' is a required property.".into()));
-    }
     let mut tx = app.begin().await?;
     let row = row::visible(&mut tx, &ctx, &id).await?;
     sqlx::query(
         "UPDATE servers SET name = COALESCE($2, name), description = $3, hostname = COALESCE($4, hostname),
-             updated_us = $5 WHERE id = $1",
+             updated_us = $5, access_ipv4 = COALESCE($6, access_ipv4), access_ipv6 = COALESCE($7, access_ipv6),
+             disk_config = COALESCE($8, disk_config) WHERE id = $1",
     )
     .bind(&row.id)
     .bind(name)
     .bind(if described { &description } else { &row.description })
     .bind(hostname)
     .bind(now_us())
+    .bind(access.ipv4)
+    .bind(access.ipv6)
+    .bind(disk_config.map(DiskConfig::word))
     .execute(&mut *tx)
     .await?;
     let touched = match &row.host_id {
@@ -143,7 +146,7 @@ async fn update(
         None => None,
     };
     let row = row::visible(&mut tx, &ctx, &id).await?;
-    let document = whole(&app, &mut tx, &ctx, version, &row).await?;
+    let document = whole(&app, &mut tx, &ctx, (version, Form::Updated), &row).await?;
     tx.commit().await?;
     app.hub.wake_all(touched);
     Ok(document)

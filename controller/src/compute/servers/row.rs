@@ -7,9 +7,12 @@ use mote_host_api::{BootSpec, DesiredPower, RescueSpec};
 use serde_json::json;
 use sqlx::{FromRow, QueryBuilder};
 
-use super::super::{
-    flavors::Flavor,
-    state::{TaskState, VmState, power_from_word, status},
+use super::{
+    super::{
+        flavors::Flavor,
+        state::{TaskState, VmState, power_from_word, status},
+    },
+    guest::DiskConfig,
 };
 use crate::{
     events::{self, NewEvent},
@@ -65,6 +68,10 @@ pub(super) struct ServerRow {
     pub(super) created_us: i64,
     pub(super) updated_us: i64,
     pub(super) launched_us: Option<i64>,
+    pub(super) access_ipv4: String,
+    pub(super) access_ipv6: String,
+    disk_config: String,
+    pub(super) reservation_id: Option<String>,
 }
 
 /// The statement that reads [`ServerRow`]s, with these in place of its three large columns.
@@ -80,7 +87,8 @@ macro_rules! select {
                 hosts.name AS host_name, hosts.enabled AS host_enabled, hosts.last_seen_us AS host_seen_us,
                 servers.deleting, servers.vm_state, servers.task_state, servers.fault_code,
                 servers.fault_message, servers.fault_us, servers.created_us, servers.updated_us,
-                servers.launched_us, ",
+                servers.launched_us, servers.access_ipv4, servers.access_ipv6, servers.disk_config,
+                servers.reservation_id, ",
             $boot,
             " AS boot, ",
             $rescue,
@@ -126,6 +134,11 @@ impl ServerRow {
             (Some(false), Some(_)) => "MAINTENANCE",
             _ => "",
         }
+    }
+
+    /// `OS-DCF:diskConfig`.
+    pub(super) fn disk_config(&self) -> DiskConfig {
+        DiskConfig::from_word(&self.disk_config)
     }
 
     /// Whether it has a config drive.

@@ -145,7 +145,7 @@ enum FlavorView<'a> {
 #[derive(Debug, Serialize)]
 struct Fault<'a> {
     code: i64,
-    message: Option<&'a str>,
+    message: &'a str,
     created: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     details: Option<&'a str>,
@@ -198,34 +198,36 @@ pub(super) struct Document<'a> {
     links: [Link<'a>; 2],
     addresses: BTreeMap<&'a str, Vec<AddressView<'a>>>,
     #[serde(rename = "accessIPv4")]
-    access_ipv4: &'static str,
+    access_ipv4: &'a str,
     #[serde(rename = "accessIPv6")]
-    access_ipv6: &'static str,
+    access_ipv6: &'a str,
     image: Reference<'a>,
     flavor: FlavorView<'a>,
     created: String,
     updated: String,
     metadata: BTreeMap<String, String>,
-    key_name: Option<&'a str>,
-    config_drive: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_name: Option<Option<&'a str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    config_drive: Option<&'static str>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     security_groups: Vec<Name<'a>>,
     #[serde(rename = "OS-DCF:diskConfig")]
     disk_config: &'static str,
-    #[serde(rename = "OS-EXT-AZ:availability_zone")]
-    availability_zone: &'a str,
-    #[serde(rename = "OS-EXT-STS:vm_state")]
-    vm_state: &'static str,
-    #[serde(rename = "OS-EXT-STS:task_state")]
-    task_state: Option<&'static str>,
-    #[serde(rename = "OS-EXT-STS:power_state")]
-    power_state: u8,
-    #[serde(rename = "OS-SRV-USG:launched_at")]
-    launched_at: Option<String>,
-    #[serde(rename = "OS-SRV-USG:terminated_at")]
-    terminated_at: Option<&'static str>,
-    #[serde(rename = "os-extended-volumes:volumes_attached")]
-    volumes_attached: [&'static str; 0],
+    #[serde(rename = "OS-EXT-AZ:availability_zone", skip_serializing_if = "Option::is_none")]
+    availability_zone: Option<&'a str>,
+    #[serde(rename = "OS-EXT-STS:vm_state", skip_serializing_if = "Option::is_none")]
+    vm_state: Option<&'static str>,
+    #[serde(rename = "OS-EXT-STS:task_state", skip_serializing_if = "Option::is_none")]
+    task_state: Option<Option<&'static str>>,
+    #[serde(rename = "OS-EXT-STS:power_state", skip_serializing_if = "Option::is_none")]
+    power_state: Option<u8>,
+    #[serde(rename = "OS-SRV-USG:launched_at", skip_serializing_if = "Option::is_none")]
+    launched_at: Option<Option<String>>,
+    #[serde(rename = "OS-SRV-USG:terminated_at", skip_serializing_if = "Option::is_none")]
+    terminated_at: Option<Option<&'static str>>,
+    #[serde(rename = "os-extended-volumes:volumes_attached", skip_serializing_if = "Option::is_none")]
+    volumes_attached: Option<[&'static str; 0]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     fault: Option<Fault<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -250,9 +252,9 @@ pub(super) struct Document<'a> {
     server_groups: Option<&'a [String]>,
     #[serde(skip_serializing_if = "Option::is_none")]
     locked_reason: Option<Option<&'a str>>,
-    /// Of a rebuild.
-    #[serde(rename = "adminPass", skip_serializing_if = "Option::is_none")]
-    pub(super) admin_pass: Option<String>,
+    /// Of a rebuild, since 2.57.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    user_data: Option<Option<&'a str>>,
 }
 
 /// Whether a document is of one server or of a page of them.
@@ -262,6 +264,10 @@ pub(super) enum Form {
     Single,
     /// In a list.
     Listed,
+    /// Of one that was just changed: before 2.75 without what extensions add to the others.
+    Updated,
+    /// Of one that is being rebuilt: as [`Form::Updated`], and with its key (2.54) and user data (2.57).
+    Rebuilt,
 }
 
 /// The full form.
@@ -275,7 +281,9 @@ pub(super) fn document<'a>(
     row: &'a ServerRow,
     details: &'a Details,
 ) -> Result<Document<'a>, ApiError> {
-    let admin = ctx.is_admin;
+    let rebuilt = form == Form::Rebuilt;
+    let full = version.has(75) || !(rebuilt || form == Form::Updated);
+    let admin = ctx.is_admin && full;
     let (vm_state, task_state) = (row.vm_state(), row.task_state());
     Ok(Document {
         id: &row.id,
@@ -285,25 +293,25 @@ pub(super) fn document<'a>(
         user_id: &row.user_id,
         host_id: host_id(row),
         links: links(app, &row.id),
-        addresses: addresses(&details.addresses, true),
-        access_ipv4: "",
-        access_ipv6: "",
+        addresses: addresses(&details.addresses, full),
+        access_ipv4: &row.access_ipv4,
+        access_ipv6: &row.access_ipv6,
         image: reference(app, "compute/images", &row.image_id),
         flavor: flavor(app, version, row)?,
         created: rfc3339_s(row.created_us),
         updated: rfc3339_s(row.updated_us),
         metadata: row.metadata()?,
-        key_name: row.key_name.as_deref(),
-        config_drive: if row.has_config_drive() { "True" } else { "" },
-        security_groups: details.security_groups.iter().map(|name| Name { name }).collect(),
-        disk_config: "MANUAL",
-        availability_zone: &row.availability_zone,
-        vm_state: vm_state.word(),
-        task_state: task_state.map(|task| task.word()),
-        power_state: power_state(vm_state, row.desired_power()),
-        launched_at: row.launched_us.map(launched_at),
-        terminated_at: None,
-        volumes_attached: [],
+        key_name: (full || (rebuilt && version.has(54))).then_some(row.key_name.as_deref()),
+        config_drive: full.then_some(if row.has_config_drive() { "True" } else { "" }),
+        security_groups: details.security_groups.iter().filter(|_| full).map(|name| Name { name }).collect(),
+        disk_config: row.disk_config().word(),
+        availability_zone: full.then_some(&row.availability_zone),
+        vm_state: full.then_some(vm_state.word()),
+        task_state: full.then_some(task_state.map(|task| task.word())),
+        power_state: full.then(|| power_state(vm_state, row.desired_power())),
+        launched_at: full.then(|| row.launched_us.map(launched_at)),
+        terminated_at: full.then_some(None),
+        volumes_attached: full.then_some([]),
         fault: (vm_state == VmState::Error).then(|| fault(ctx, row)),
         // Nova shows a progress in the states that have one.
         progress: matches!(vm_state, VmState::Building | VmState::Active | VmState::Resized).then_some(0),
@@ -314,7 +322,7 @@ pub(super) fn document<'a>(
         }),
         for_admins_since_3: (admin && version.has(3)).then_some(ForAdminsSince3 {
             launch_index: row.launch_index,
-            reservation_id: None,
+            reservation_id: row.reservation_id.as_deref(),
             kernel_id: "",
             ramdisk_id: "",
             root_device_name: ROOT_DEVICE,
@@ -326,9 +334,9 @@ pub(super) fn document<'a>(
         description: version.has(19).then_some(row.description.as_deref()),
         tags: version.has(26).then_some(&details.tags),
         trusted_image_certificates: version.has(63).then_some(None),
-        server_groups: (version.has(71) && form == Form::Single).then_some(&details.groups),
+        server_groups: (version.has(71) && form != Form::Listed).then_some(&details.groups),
         locked_reason: version.has(73).then_some(row.locked_reason.as_deref()),
-        admin_pass: None,
+        user_data: (rebuilt && version.has(57)).then_some(row.user_data.as_deref()),
     })
 }
 
@@ -355,7 +363,8 @@ fn launched_at(us: i64) -> String {
 fn fault<'a>(ctx: &Ctx, row: &'a ServerRow) -> Fault<'a> {
     Fault {
         code: row.fault_code.unwrap_or(500),
-        message: row.fault_message.as_deref(),
+        // A state that an administrator set has no message.
+        message: row.fault_message.as_deref().unwrap_or_default(),
         created: rfc3339_s(row.fault_us.unwrap_or(row.updated_us)),
         details: row.fault_message.as_deref().filter(|_| ctx.is_admin),
     }

@@ -17,7 +17,7 @@ const MAX_FIXED_IPS: usize = 5;
 const MAX_PAIRS: usize = 10;
 
 /// What may be given at creation and changed later.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Wanted {
     pub(super) name: Option<String>,
     pub(super) description: Option<String>,

@@ -10,6 +10,7 @@ use super::{
         security_groups, subnets,
     },
     addresses::{FixedIpWish, FixedIps},
+    input::Wanted,
     store::{self, Groups, NewPort, Plugged},
 };
 use crate::{
@@ -146,6 +147,49 @@ pub(crate) async fn group_ids(tx: &mut Conn, ctx: &Ctx, names: &[String]) -> Res
         }
         other => other,
     })
+}
+
+/// Puts the ports of a server into a group (by name or id), or takes them out of it; gives the hosts that hear of it.
+///
+/// # Errors
+/// 400 for a group that the project has not, 404 for one that none of the ports is in.
+pub(crate) async fn regroup(
+    tx: &mut Conn,
+    ctx: &Ctx,
+    server_id: &str,
+    group: &str,
+    join: bool,
+) -> Result<Vec<Touched>, ApiError> {
+    let group_id = group_ids(tx, ctx, &[group.to_owned()]).await?.remove(0);
+    let ports: Vec<String> =
+        sqlx::query_scalar("SELECT id FROM ports WHERE server_id = $1 AND port_security_enabled ORDER BY id")
+            .bind(server_id)
+            .fetch_all(&mut *tx)
+            .await?;
+    let scope = Scope { admin: true, ..Scope::of_project(ctx.require_project()?) };
+    let mut concerned = BTreeSet::new();
+    let mut changed = false;
+    for id in ports {
+        let port = super::visible(tx, &id, &scope).await?;
+        let mut groups = port.groups.clone();
+        groups.retain(|member| *member != group_id);
+        if join {
+            groups.push(group_id.clone());
+        }
+        if groups.len() == port.groups.len() {
+            continue;
+        }
+        changed = true;
+        concerned.extend(reach::of_port(tx, &port.row.network_id, &id).await?);
+        let wanted = Wanted { security_groups: Some(groups), ..Wanted::default() };
+        store::update(tx, &scope, &port, &wanted).await?;
+        concerned.extend(reach::of_port_groups(tx, &id).await?);
+    }
+    if !join && !changed {
+        let text = format!("Security group {group} not associated with the instance {server_id}");
+        return Err(ApiError::NotFound(text));
+    }
+    hosts::touch_all(tx, &concerned).await
 }
 
 /// The groups of a server's ports, as Nova shows them.

@@ -316,7 +316,9 @@ impl World {
         let body = json!({"aggregate": {"name": "fast"}});
         let made = self.make(&format!("{base}/os-aggregates"), &admin, body).await;
         self.know(&format!("{base}/os-aggregates/{{id}}"), &made["aggregate"]["id"].to_string());
-        self.know("{action}", "deactivate");
+        let image = self.things["image"].clone();
+        self.know(&format!("{base}/images/{{id}}"), &image);
+        self.know("{action}", "reactivate");
     }
 
     /// The pattern with its things, of which those from `nothing` on don't exist; `user` is whose they are.

@@ -136,10 +136,18 @@ fn openstack(guest: &Guest, version: &str, rest: &[&str]) -> Option<Document> {
         [] => Document::listing(openstack_files(guest, version)),
         ["meta_data.json"] => Document::json(&meta_data(guest, since)),
         ["user_data"] => Document::bytes(guest.user_data.as_deref()?),
-        ["vendor_data.json"] if since(VENDOR_DATA) => Document::json(&json!({})),
+        ["vendor_data.json"] if since(VENDOR_DATA) => Document::json(&vendor_data(guest)),
         ["network_data.json"] if since(PROJECT_AND_NETWORK) => Document::json(&guest.network_data),
         ["vendor_data2.json"] if since(VENDOR_DATA_2) => Document::json(&json!({"static": {}})),
         _ => None,
+    }
+}
+
+/// What cloud-init takes under its own name.
+fn vendor_data(guest: &Guest) -> serde_json::Value {
+    match &guest.metadata.vendor_data {
+        Some(text) => json!({ "cloud-init": text }),
+        None => json!({}),
     }
 }
 

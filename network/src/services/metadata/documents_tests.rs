@@ -20,6 +20,7 @@ fn guest() -> Guest {
         meta: [("role".into(), "web".into())].into(),
         user_data: Some(STANDARD.encode(b"#!/bin/sh\n\xff")),
         launch_index: 3,
+        vendor_data: None,
     };
     let subnet = |third: u8, enable_dhcp| SubnetSpec {
         id: SubnetId(Uuid::from_u128(third.into())),

@@ -13,7 +13,8 @@ use super::{
         super::state::power_word,
         Whole, create,
         details::Details,
-        input::{self, Fields},
+        guest::{DiskConfig, password_hash},
+        input::{self, Access, Fields},
         view::{self, Form},
     },
     Act, ApiError, Asked, Rule, TaskState, VmState, invalid, row,
@@ -36,14 +37,16 @@ pub(super) async fn rebuild(asked: &Asked<'_>) -> Result<Response, ApiError> {
     let name = fields.has("name").then(|| input::server_name(&mut fields)).transpose()?;
     let metadata = fields.take("metadata").map(|items| input::metadata(Some(items))).transpose()?;
     let description = if version.has(19) { input::description(&mut fields)? } else { None };
+    // `null` takes the key away.
+    let key_name = match version.has(54) && fields.contains("key_name") {
+        true => Some(fields.string("key_name")?),
+        false => None,
+    };
     let user_data = if version.has(57) { input::user_data(&mut fields)? } else { None };
     let hostname = if version.has(90) { input::hostname(&mut fields)? } else { None };
     fields.only("preserve_ephemeral", &[false.into()])?;
-    fields.only("OS-DCF:diskConfig", &["MANUAL".into()])?;
-    let password = match fields.string("adminPass")? {
-        Some(password) => password,
-        None => create::password()?,
-    };
+    let (access, disk_config) = (Access::take(&mut fields)?, DiskConfig::take(&mut fields)?);
+    let password_hash = password_hash(&mut fields)?;
     fields.finish()?;
     let mut act = Act::begin(asked.app, asked.ctx, asked.id, &REBUILD).await?;
     let images = match image::image_for_boot(&mut act.tx, &image_id, asked.ctx).await {
@@ -51,6 +54,10 @@ pub(super) async fn rebuild(asked: &Asked<'_>) -> Result<Response, ApiError> {
         other => other?,
     };
     let claim = create::fits(&act.row.flavor(), &images)?;
+    let public_key = match key_name.iter().flatten().next() {
+        Some(name) => Some(create::public_key(&mut act.tx, asked.ctx, name).await?),
+        None => None,
+    };
     let boot = serde_json::to_string(&create::boot_spec(images)).map_err(ApiError::internal)?;
     let released = act.row.digests()?;
     let number = act.row.disk_last + 1;
@@ -62,7 +69,11 @@ pub(super) async fn rebuild(asked: &Asked<'_>) -> Result<Response, ApiError> {
              disk_copy_of = NULL, run_generation = run_generation + $6, name = COALESCE($7, name), metadata = $8,
              restart_policy = $9, description = COALESCE($10, description), user_data = COALESCE($11, user_data),
              hostname = COALESCE($12, hostname),
-             config_drive = CASE WHEN config_drive IS NULL THEN NULL ELSE $5 END, fault_code = NULL, fault_message = NULL, fault_us = NULL
+             config_drive = CASE WHEN config_drive IS NULL THEN NULL ELSE $5 END, fault_code = NULL, fault_message = NULL, fault_us = NULL,
+             access_ipv4 = COALESCE($13, access_ipv4), access_ipv6 = COALESCE($14, access_ipv6),
+             disk_config = COALESCE($15, disk_config), admin_password_hash = COALESCE($16, admin_password_hash),
+             key_name = CASE WHEN $17 THEN $18 ELSE key_name END,
+             public_key = CASE WHEN $17 THEN $19 ELSE public_key END
          WHERE id = $1",
     )
     .bind(&act.row.id)
@@ -77,6 +88,13 @@ pub(super) async fn rebuild(asked: &Asked<'_>) -> Result<Response, ApiError> {
     .bind(description)
     .bind(user_data)
     .bind(hostname)
+    .bind(access.ipv4)
+    .bind(access.ipv6)
+    .bind(disk_config.map(DiskConfig::word))
+    .bind(password_hash)
+    .bind(key_name.is_some())
+    .bind(key_name.flatten())
+    .bind(public_key)
     .execute(&mut *act.tx)
     .await?;
     let id = act.row.id.clone();
@@ -85,19 +103,18 @@ pub(super) async fn rebuild(asked: &Asked<'_>) -> Result<Response, ApiError> {
     let mut db = asked.app.db.acquire().await?;
     let row = row::visible(&mut db, asked.ctx, &id).await?;
     let details = Details::of(&mut db, &id).await?;
-    let mut server = view::document(asked.app, asked.ctx, (version, Form::Single), &row, &details)?;
-    server.admin_pass = Some(password);
+    let server = view::document(asked.app, asked.ctx, (version, Form::Rebuilt), &row, &details)?;
     let document = answer(&Whole { server })?;
     Ok((StatusCode::ACCEPTED, document).into_response())
 }
 
 /// The server boots from an image of its own choice, with its root disk as second drive.
 pub(super) async fn rescue(asked: &Asked<'_>) -> Result<Response, ApiError> {
-    let (image_id, password) = match asked.argument {
+    let (image_id, password_hash) = match asked.argument {
         Value::Null => (None, None),
         argument => {
             let mut fields = Fields::open(json!({ "rescue": argument }), "rescue", &[])?;
-            let found = (fields.uuid("rescue_image_ref")?, fields.string("adminPass")?);
+            let found = (fields.uuid("rescue_image_ref")?, password_hash(&mut fields)?);
             fields.finish()?;
             found
         }
@@ -118,18 +135,19 @@ pub(super) async fn rescue(asked: &Asked<'_>) -> Result<Response, ApiError> {
     let spec = serde_json::to_string(&RescueSpec { disk, boot }).map_err(ApiError::internal)?;
     sqlx::query(
         "UPDATE servers SET rescue = $2, disk_last = $3, disk_claim_gib = disk_claim_gib + $4,
-             desired_power = $5, run_generation = run_generation + 1 WHERE id = $1",
+             desired_power = $5, run_generation = run_generation + 1,
+             admin_password_hash = COALESCE($6, admin_password_hash) WHERE id = $1",
     )
     .bind(&act.row.id)
     .bind(spec)
     .bind(number)
     .bind(claim)
     .bind(power_word(DesiredPower::Running))
+    .bind(password_hash)
     .execute(&mut *act.tx)
     .await?;
     act.finish(asked.app, asked.ctx, &RESCUE, Some(TaskState::Rescuing)).await?;
-    let password = password.map_or_else(create::password, Ok)?;
-    Ok(Json(json!({ "adminPass": password })).into_response())
+    Ok(Json(json!({})).into_response())
 }
 
 /// Back to the root disk.

@@ -33,6 +33,7 @@ use crate::{
 };
 
 mod disks;
+mod groups;
 mod lock;
 mod power;
 mod resize;
@@ -199,10 +200,16 @@ pub(super) async fn act(
         "revertResize" => resize::revert(&asked).await,
         "forceDelete" => force_delete(&asked).await,
         "changePassword" => change_password(&asked).await,
+        "addSecurityGroup" => groups::act(&asked, true).await,
+        "removeSecurityGroup" => groups::act(&asked, false).await,
         "os-resetState" => lock::reset_state(&asked).await,
         "os-getConsoleOutput" => console(&asked).await,
         "os-getSerialConsole" => consoles::get_serial(&asked).await,
-        _ => Err(unknown(&name)),
+        _ => {
+            // What isn't there to be acted upon comes first, as everywhere.
+            row::visible(&mut *app.db.acquire().await?, &ctx, &id).await?;
+            Err(unknown(&name))
+        }
     }
 }
 

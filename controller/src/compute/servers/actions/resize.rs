@@ -17,6 +17,7 @@ use super::{
             quotas::{self, Resource},
         },
         create,
+        guest::DiskConfig,
         input::{self, Fields},
     },
     Act, ApiError, Asked, Rule, TaskState, VmState,
@@ -42,7 +43,7 @@ struct Before {
 pub(super) async fn resize(asked: &Asked<'_>) -> Result<Response, ApiError> {
     let mut fields = Fields::open(json!({ "resize": asked.argument }), "resize", &[])?;
     let flavor_id = input::flavor_ref(&mut fields)?;
-    fields.only("OS-DCF:diskConfig", &["MANUAL".into()])?;
+    let disk_config = DiskConfig::take(&mut fields)?;
     fields.finish()?;
     let mut act = Act::begin(asked.app, asked.ctx, asked.id, &RESIZE).await?;
     let flavor = create::flavor(&mut act.tx, asked.ctx, &flavor_id).await?;
@@ -71,7 +72,7 @@ pub(super) async fn resize(asked: &Asked<'_>) -> Result<Response, ApiError> {
         "UPDATE servers SET flavor_id = $2, flavor_name = $3, vcpus = $4, memory_mib = $5, disk_gib = $6,
              flavor_extra_specs = $7, disk_claim_gib = disk_claim_gib + $8, held_vcpus = $9, held_memory_mib = $10,
              disk_number = $11, disk_last = $11, disk_copy_of = $12, disk_kept = $12, resized_from = $13,
-             run_generation = run_generation + $14 WHERE id = $1",
+             run_generation = run_generation + $14, disk_config = COALESCE($15, disk_config) WHERE id = $1",
     )
     .bind(&act.row.id)
     .bind(&flavor.id)
@@ -87,6 +88,7 @@ pub(super) async fn resize(asked: &Asked<'_>) -> Result<Response, ApiError> {
     .bind(act.row.disk_number)
     .bind(serde_json::to_string(&before).map_err(ApiError::internal)?)
     .bind(i64::from(act.row.desired_power() != DesiredPower::Stopped))
+    .bind(disk_config.map(DiskConfig::word))
     .execute(&mut *act.tx)
     .await?;
     let record = migrations::New {

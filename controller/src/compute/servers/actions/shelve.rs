@@ -67,7 +67,8 @@ async fn capture(
         kernel: boot.kernel.as_ref().map(|kernel| kernel.sha256.as_str()),
         ramdisk: boot.ramdisk.as_ref().map(|ramdisk| ramdisk.sha256.as_str()),
         command_line: boot.command_line.as_deref(),
-        min_disk_gib: act.row.disk_gib.max(create::gib(boot.disk.size)?),
+        // Without a size of its own the disk is as large as the image.
+        min_disk_gib: act.row.disk_gib,
     };
     let image_id = snapshot::create(&mut act.tx, asked.ctx, name, metadata, &origin).await?;
     sqlx::query(

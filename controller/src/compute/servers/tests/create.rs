@@ -14,7 +14,8 @@ async fn a_server_is_promised_with_its_place_and_address_and_shown_as_building()
     let id = made["id"].as_str().unwrap();
     assert_eq!(location, format!("http://cloud.test:8774{SERVERS}/{id}"));
     assert_eq!(made["links"][1]["href"], format!("http://cloud.test:8774/compute/servers/{id}"));
-    assert!(made["adminPass"].as_str().is_some_and(|text| !text.is_empty()));
+    assert!(made["adminPass"].is_null(), "a password is set if one is given, and never made");
+    assert_eq!(made["OS-DCF:diskConfig"], "AUTO");
     let server = cloud.show(id).await;
     assert_eq!(cloud.states(id).await, json!(["BUILD", "building", "scheduling", 0]));
     assert_eq!((&server["name"], &server["tenant_id"]), (&json!("web 1"), &json!(cloud.project)));
@@ -40,6 +41,68 @@ async fn a_server_is_promised_with_its_place_and_address_and_shown_as_building()
     assert_eq!(cloud.states(id).await, json!(["ACTIVE", "active", null, 1]));
     let admin = cloud.test.get(&format!("{SERVERS}/{id}"), &cloud.test.admin_token).await.expect(200);
     assert_eq!(admin["server"]["OS-EXT-SRV-ATTR:host"], "h1");
+}
+
+#[tokio::test]
+async fn a_password_and_a_disk_that_does_not_grow_are_told_to_the_guest() {
+    let cloud = Cloud::new().await;
+    let mut wish = cloud.wish("s");
+    for (name, value) in [
+        ("adminPass", "se cret"),
+        ("OS-DCF:diskConfig", "MANUAL"),
+        ("accessIPv4", "192.0.2.7"),
+        ("accessIPv6", "2001:DB8::7"),
+    ] {
+        wish["server"][name] = json!(value);
+    }
+    let made = cloud.test.post(SERVERS, &cloud.token, wish).await.expect(202)["server"].take();
+    assert_eq!(made["OS-DCF:diskConfig"], "MANUAL");
+    let text = cloud.spec().await.metadata.vendor_data.unwrap();
+    assert!(text.contains("resize_rootfs: false") && text.contains("password: '$6$"), "{text}");
+    assert!(!text.contains("cret"));
+    let id = made["id"].as_str().unwrap();
+    let shown = cloud.show(id).await;
+    assert_eq!((&shown["accessIPv4"], &shown["accessIPv6"]), (&json!("192.0.2.7"), &json!("2001:db8::7")));
+    let change = json!({"server": {"accessIPv4": "", "OS-DCF:diskConfig": "AUTO"}});
+    let changed = cloud.put(&format!("/{id}"), change).await.expect(200)["server"].take();
+    assert_eq!((&changed["accessIPv4"], &changed["OS-DCF:diskConfig"]), (&json!(""), &json!("AUTO")));
+    assert!(changed["OS-EXT-STS:vm_state"].is_null(), "what extensions add is shown since 2.75");
+    assert!(!cloud.spec().await.metadata.vendor_data.unwrap().contains("growpart"));
+    for (query, found) in
+        [("access_ip_v6=2001:db8::7", 1), ("access_ip_v4=192.0.2.7", 0), ("auto_disk_config=AUTO", 1)]
+    {
+        let admin = &cloud.test.admin_token;
+        let list = cloud.test.get(&format!("{SERVERS}?all_tenants=1&{query}"), admin).await.expect(200);
+        assert_eq!(list["servers"].as_array().unwrap().len(), found, "{query}");
+    }
+    let wrong = json!({"server": {"accessIPv4": "2001:db8::7"}});
+    cloud.put(&format!("/{id}"), wrong).await.expect(400);
+}
+
+#[tokio::test]
+async fn the_servers_of_one_request_have_its_number() {
+    let cloud = Cloud::new().await;
+    let mut wish = cloud.wish("s");
+    wish["server"]["min_count"] = json!(2);
+    wish["server"]["return_reservation_id"] = json!(true);
+    let answer = cloud.test.post(SERVERS, &cloud.token, wish).await.expect(202);
+    let number = answer["reservation_id"].as_str().unwrap();
+    let path = format!("{SERVERS}/detail?all_tenants=1&reservation_id={number}");
+    let list = cloud.test.get_at(&path, &cloud.test.admin_token, 3).await.expect(200);
+    assert_eq!(list["servers"].as_array().unwrap().len(), 2);
+    assert_eq!(list["servers"][0]["OS-EXT-SRV-ATTR:reservation_id"], number);
+}
+
+#[tokio::test]
+async fn before_2_37_a_project_without_a_network_gets_a_server_without_a_nic() {
+    let cloud = Cloud::new().await;
+    let (_, other) = cloud.test.tenant("eve", "member").await;
+    let image = bootable(&cloud.test, &other, "its own", 9).await;
+    let body = json!({"server": {"name": "s", "imageRef": image, "flavorRef": "1"}});
+    let made = cloud.test.post(SERVERS, &other, body.clone()).await.expect(202)["server"].take();
+    let path = format!("{SERVERS}/{}", made["id"].as_str().unwrap());
+    assert_eq!(cloud.test.get(&path, &other).await.expect(200)["server"]["addresses"], json!({}));
+    cloud.test.post_at(SERVERS, &other, 37, body).await.expect(400);
 }
 
 #[tokio::test]
@@ -230,7 +293,8 @@ async fn a_config_drive_is_told_to_the_host_and_shown_and_made_anew_by_a_rebuild
     let spec = cloud.spec().await;
     assert_eq!((spec.config_drive, spec.disk.number), (Some(1), 2), "kept, with a new root disk");
     let rebuilt = cloud.act(id, json!({"rebuild": {"imageRef": cloud.image}})).await.expect(202);
-    assert_eq!(rebuilt["server"]["config_drive"], "True");
+    assert!(rebuilt["server"]["config_drive"].is_null(), "not in the answer of a rebuild before 2.75");
+    assert_eq!(cloud.show(id).await["config_drive"], "True");
     assert_eq!(cloud.spec().await.config_drive, Some(3));
 }
 
