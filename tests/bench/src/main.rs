@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 mod api;
 mod block;
 mod candidate;
+mod lab_boot;
 mod measure;
 mod net;
 mod network;
@@ -54,6 +55,18 @@ enum Command {
     /// rules and with a hundred, beside a plain bridge and a plain VXLAN in the same run; how long a rule change takes on a
     /// host with many ports, and a port from its creation until it is wired. Needs root.
     Network(network::NetworkArguments),
+    /// Debian's kernel until its user space, in the lab's repeatable mode
+    ///
+    /// Boots the kernel of the lab under Firecracker and mote-vmm in turn, inside the lab, whose clock counts instructions
+    /// in this mode: two runs print the same. Prints min / median / max of the rounds with the ratio to Firecracker, and
+    /// KVM's counters of exits. Some minutes.
+    LabBoot(lab_boot::LabBootArguments),
+    /// What `lab-boot` runs inside the lab
+    #[command(hide = true)]
+    LabBootInside {
+        /// What is to be done
+        plan: PathBuf,
+    },
 }
 
 /// What `net` measures.
@@ -169,6 +182,11 @@ fn main() -> Result<()> {
             let report = network::run(&arguments)?;
             print(&report, arguments.json, network::render)
         }
+        Command::LabBoot(arguments) => {
+            let report = lab_boot::run(&arguments)?;
+            print(&report, arguments.json, lab_boot::render)
+        }
+        Command::LabBootInside { plan } => lab_boot::run_inside(&plan),
         Command::Block(arguments) => {
             let cases = block::run(&arguments)?;
             print(&cases, arguments.json, |cases| block::render(cases))

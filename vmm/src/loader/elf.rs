@@ -1,5 +1,7 @@
 //! ELF kernels (vmlinux): entered by PVH if they carry its note, else by the 64-bit Linux protocol.
 
+use std::ops::Range;
+
 use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr, PT_LOAD, PT_NOTE};
 use linux_loader::loader::KernelLoader;
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
@@ -8,7 +10,7 @@ use vm_memory::ByteValued;
 use super::{Kernel, LoadError, Source, low_memory_end};
 use crate::kvm::Protocol;
 use crate::layout;
-use crate::memory::GuestMemory;
+use crate::memory::{self, GuestMemory, HUGE_PAGE};
 
 /// More than any kernel has (Linux: 5).
 const MAX_PROGRAM_HEADERS: u16 = 64;
@@ -19,7 +21,8 @@ const ELFCLASS64: u8 = 2;
 const EI_CLASS: usize = 4;
 
 pub(super) fn load(memory: &GuestMemory, source: &mut Source<'_>) -> Result<Kernel, LoadError> {
-    let end = check(memory, source)?;
+    let (end, filled) = check(memory, source)?;
+    filled.into_iter().for_each(|range| memory::prefer_huge_pages(memory, range));
     let loaded =
         Elf::load(memory, None, &mut source.file, None).map_err(|error| source.broken(error.to_string()))?;
     let (entry, protocol) = match loaded.pvh_boot_cap {
@@ -39,8 +42,8 @@ pub(super) fn load(memory: &GuestMemory, source: &mut Source<'_>) -> Result<Kern
     })
 }
 
-/// Checks all that the loader will use, and returns the end of the loaded kernel.
-fn check(memory: &GuestMemory, source: &Source<'_>) -> Result<u64, LoadError> {
+/// Checks all that the loader will use, and returns the end of the loaded kernel, and which parts of memory will be filled.
+fn check(memory: &GuestMemory, source: &Source<'_>) -> Result<(u64, Vec<Range<u64>>), LoadError> {
     if source.size < size_of::<Elf64_Ehdr>() as u64 {
         return Err(source.broken("it ends within its ELF header"));
     }
@@ -55,7 +58,7 @@ fn check(memory: &GuestMemory, source: &Source<'_>) -> Result<u64, LoadError> {
     if header.e_phnum == 0 || header.e_phnum > MAX_PROGRAM_HEADERS {
         return Err(source.broken(format!("it has {} program headers", header.e_phnum)));
     }
-    let mut end = 0;
+    let (mut end, mut filled) = (0, Vec::<Range<u64>>::new());
     for index in 0..u64::from(header.e_phnum) {
         let offset = index
             .checked_mul(size_of::<Elf64_Phdr>() as u64)
@@ -66,12 +69,22 @@ fn check(memory: &GuestMemory, source: &Source<'_>) -> Result<u64, LoadError> {
             .ok_or_else(|| source.broken("it ends within its program headers"))?;
         let mut segment = Elf64_Phdr::default();
         source.read_at(offset, segment.as_mut_slice())?;
-        end = end.max(check_segment(memory, source, &segment)?);
+        let segment_end = check_segment(memory, source, &segment)?;
+        end = end.max(segment_end);
+        if segment_end > 0 {
+            let start = segment.p_paddr;
+            let range = start..start + segment.p_filesz;
+            // Those of a kernel follow each other but for some pages.
+            match filled.last_mut().filter(|last| start >= last.start && start < last.end + HUGE_PAGE) {
+                Some(last) => last.end = last.end.max(range.end),
+                None => filled.push(range),
+            }
+        }
     }
     if end == 0 {
         return Err(source.broken("it has nothing to load"));
     }
-    Ok(end)
+    Ok((end, filled))
 }
 
 /// Returns the end of a segment that is loaded, 0 for others.

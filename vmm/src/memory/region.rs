@@ -12,6 +12,8 @@ use vm_memory::{
     MemoryRegionAddress, VolatileSlice,
 };
 
+use super::pages::Pages;
+
 /// Which blocks of a region the guest has.
 pub struct Blocks {
     block_bytes: u64,
@@ -77,6 +79,8 @@ impl Blocks {
 #[derive(Debug)]
 pub struct Region {
     mapping: GuestRegionMmap<()>,
+    /// What `mapping` is about, if it doesn't own it.
+    _pages: Option<Pages>,
     /// Where only some of it is there.
     blocks: Option<Arc<Blocks>>,
 }
@@ -84,7 +88,12 @@ pub struct Region {
 impl Region {
     /// All of `mapping`, or the plugged ones of `blocks`.
     pub const fn new(mapping: GuestRegionMmap<()>, blocks: Option<Arc<Blocks>>) -> Self {
-        Self { mapping, blocks }
+        Self { mapping, _pages: None, blocks }
+    }
+
+    /// The same with what is mapped there, unmapped with the region, where `mapping` doesn't own it.
+    pub(super) fn with_pages(self, pages: Pages) -> Self {
+        Self { _pages: Some(pages), ..self }
     }
 
     /// The blocks, if not all of the region is there.
@@ -125,16 +134,32 @@ impl Region {
     /// # Errors
     /// As madvise(2); `InvalidInput` if the range isn't in the region.
     pub fn discard(&self, range: Range<u64>) -> io::Result<()> {
+        // SAFETY: Rust refers to no byte of guest memory, so that it doesn't matter that they become zeros; the mapping stays.
+        unsafe { self.advise(range, libc::MADV_REMOVE) }
+    }
+
+    /// Puts the pages of `range` (within the region) into huge pages, with their content, or zeros where nothing is yet.
+    ///
+    /// # Errors
+    /// As madvise(2); `InvalidInput` if the range isn't in the region.
+    pub fn collapse(&self, range: Range<u64>) -> io::Result<()> {
+        // SAFETY: no content changes.
+        unsafe { self.advise(range, libc::MADV_COLLAPSE) }
+    }
+
+    /// madvise(2) for a part of the region.
+    ///
+    /// # Safety
+    /// Whatever the advice does to the bytes of the range must be right for guest memory.
+    unsafe fn advise(&self, range: Range<u64>, advice: i32) -> io::Result<()> {
         if range.start > range.end || range.end > self.len() {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let bytes = (range.end - range.start) as usize;
-        // SAFETY: within the mapping, which lives as long as `self`. Rust refers to no byte of guest memory, so that it doesn't
-        // matter that they become zeros; the mapping stays.
-        let advise = |advice| unsafe {
-            libc::madvise(self.mapping.as_ptr().add(range.start as usize).cast(), bytes, advice)
-        };
-        if advise(libc::MADV_REMOVE) == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+        // SAFETY: within the mapping, which lives as long as `self`; the rest is the caller's promise.
+        let result =
+            unsafe { libc::madvise(self.mapping.as_ptr().add(range.start as usize).cast(), bytes, advice) };
+        if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 }
 
