@@ -2,7 +2,8 @@
 //!
 //! The order of the calls is KVM's (Linux `Documentation/virt/kvm/api.rst`): reading the multiprocessing state first lets
 //! pending INIT and start-up interrupts take effect; CPUID comes before everything that it decides, the local APIC's base
-//! (in `sregs`) before its registers, and the TSC before the deadline that is measured by it.
+//! (in `sregs`) before its registers, the TSC before the timer that is measured by it, and the timer's mode (one of the local
+//! APIC's registers) before a deadline, which KVM drops in another mode.
 
 use std::collections::BTreeMap;
 
@@ -214,6 +215,8 @@ const NO_LEAF: Leaf = Leaf { function: 0, index: 0, flags: 0, eax: 0, ebx: 0, ec
 
 pub(super) const MSR_TSC: u32 = 0x10;
 pub(super) const MSR_TSC_DEADLINE: u32 = 0x6e0;
+/// What is restored after the local APIC's registers.
+const AFTER_LAPIC: [u32; 1] = [MSR_TSC_DEADLINE];
 /// The memory type range registers, which KVM_GET_MSR_INDEX_LIST leaves out (SDM vol. 3A §12.11).
 const MTRRS: [u32; 28] = [
     0x200, 0x201, 0x202, 0x203, 0x204, 0x205, 0x206, 0x207, 0x208, 0x209, 0x20a, 0x20b, 0x20c, 0x20d, 0x20e,
@@ -277,8 +280,13 @@ impl Processor<'_> {
         self.restore_xsave(&state.xsave)?;
         fd.set_xcrs(&state.xcrs.0).map_err(self.failed("KVM_SET_XCRS"))?;
         fd.set_debug_regs(&state.debug_regs.0).map_err(self.failed("KVM_SET_DEBUGREGS"))?;
+        // The timer runs from here on, so that the counter by which the guest measures it must already: time that passes
+        // between the two is time that the guest sees, where the other order would take it away.
+        let (last, first): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            state.msrs.clone().into_iter().partition(|(index, _)| AFTER_LAPIC.contains(index));
+        self.restore_msrs(&first)?;
         fd.set_lapic(&state.lapic.0).map_err(self.failed("KVM_SET_LAPIC"))?;
-        self.restore_msrs(&state.msrs)?;
+        self.restore_msrs(&last)?;
         fd.set_vcpu_events(&state.events.0).map_err(self.failed("KVM_SET_VCPU_EVENTS"))
     }
 
@@ -358,13 +366,9 @@ impl Processor<'_> {
     fn restore_msrs(&self, saved: &BTreeMap<u32, u64>) -> Result<(), KvmError> {
         let numbers: Vec<u32> = saved.keys().copied().collect();
         let fresh = self.msrs(&numbers)?;
-        let last = |index: u32| index == MSR_TSC_DEADLINE;
-        let changed =
-            saved.iter().filter(|(index, value)| **index == MSR_TSC || fresh.get(index) != Some(value));
-        let (later, first): (Vec<_>, Vec<_>) = changed.partition(|(index, _)| last(**index));
-        let entries: Vec<_> = first
-            .into_iter()
-            .chain(later)
+        let entries: Vec<_> = saved
+            .iter()
+            .filter(|(index, value)| **index == MSR_TSC || fresh.get(index) != Some(value))
             .map(|(&index, &data)| kvm_msr_entry { index, data, ..Default::default() })
             .collect();
         for some in entries.chunks(MSRS_AT_A_TIME) {
