@@ -6,8 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use mote_vmm_api::{
-    BootSource, CpuConfig, CpuConfigSource, Drive, DriveFormat, ExitReason, MemoryHotplug, NetworkInterface,
-    Pmem as PmemConfig, VmConfig,
+    BootSource, Console, CpuConfig, CpuConfigSource, Drive, DriveFormat, ExitReason, MemoryHotplug,
+    NetworkInterface, Pmem as PmemConfig, Serial, VmConfig,
 };
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryError};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -23,10 +23,11 @@ use crate::devices::pci::PciBus;
 use crate::devices::pci::host::{DEVICES as PCI_DEVICES, PciHost, Slot};
 use crate::devices::pci::hotplug::HotPlug;
 use crate::devices::rtc::{self, Rtc};
-use crate::devices::serial::Serial;
+use crate::devices::serial;
 use crate::devices::virtio::VirtioDevice;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::{Block, ImageCloser};
+use crate::devices::virtio::console::VirtioConsole;
 use crate::devices::virtio::mem::{self, Mem};
 use crate::devices::virtio::mmio::{MmioTransport, QUEUE_NOTIFY};
 use crate::devices::virtio::net::Net;
@@ -375,7 +376,7 @@ impl<'a> Devices<'a> {
         outcome: &Arc<Outcome>,
     ) -> Result<Arc<Mutex<I8042>>, BootError> {
         let irq = self.interrupt("the serial port", layout::SERIAL_IRQ)?;
-        let (serial, sources) = Serial::new(config.serial.as_ref(), irq)
+        let (serial, sources) = serial::Serial::new(config.serial.as_ref(), irq)
             .map_err(|source| BootError::Device { device: "the serial port".to_owned(), source })?;
         self.event_sources.extend(sources);
         let serial = self.stateful_device("serial", serial);
@@ -421,7 +422,8 @@ impl<'a> Devices<'a> {
             + usize::from(config.entropy.is_some())
             + usize::from(config.balloon.is_some())
             + usize::from(config.memory_hotplug.is_some())
-            + usize::from(config.vsock.is_some());
+            + usize::from(config.vsock.is_some())
+            + usize::from(config.console.is_some());
         let max = if self.pci.is_some() { MAX_PCI_DEVICES } else { layout::MAX_VIRTIO_DEVICES };
         if count > max {
             return Err(BootError::TooManyDevices { count, max });
@@ -460,6 +462,9 @@ impl<'a> Devices<'a> {
                 Ok(vsock)
             })?;
             self.event_sources.extend(socket.map(|file| Box::new(file) as Box<dyn EventSource>));
+        }
+        if let Some(console) = &config.console {
+            self.attach_console(console, config.serial.as_ref())?;
         }
         if let Some(bus) = &self.pci {
             // After its functions: it decodes them where their restored state says.
@@ -528,6 +533,23 @@ impl<'a> Devices<'a> {
             Ok(pmem)
         })?;
         self.controls.pmem.extend(control.map(|control| (config.id.clone(), control)));
+        Ok(())
+    }
+
+    /// A virtio console.
+    fn attach_console(&mut self, config: &Console, serial: Option<&Serial>) -> Result<(), BootError> {
+        let stdio = config.output_path.is_none() && config.socket_path.is_none();
+        let taken = serial.is_none_or(|serial| serial.serial_out_path.is_none());
+        let mut closer = None;
+        self.virtio_device("the console".to_owned(), || {
+            if stdio && taken {
+                return Err(DeviceError::Stdio);
+            }
+            let console = VirtioConsole::open(config)?;
+            closer = Some(console.closer()?);
+            Ok(console)
+        })?;
+        self.event_sources.extend(closer.map(|closer| Box::new(closer) as Box<dyn EventSource>));
         Ok(())
     }
 

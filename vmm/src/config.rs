@@ -7,9 +7,10 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use mote_vmm_api::{
-    Balloon, BootSource, CpuConfig, CpuConfigSource, CpuTemplate, Drive, DriveFormat, DrivePatch, HugePages,
-    IoEngine, MAX_QUEUE_PAIRS, MAX_VCPUS, MachineConfig, MachineConfigPatch, MemoryHotplug, MmdsConfig,
-    NetworkInterface, NetworkInterfacePatch, Pmem, PmemPatch, RateLimiter, Serial, Smbios, VmConfig, Vsock,
+    Balloon, BootSource, Console, CpuConfig, CpuConfigSource, CpuTemplate, Drive, DriveFormat, DrivePatch,
+    HugePages, IoEngine, MAX_QUEUE_PAIRS, MAX_VCPUS, MachineConfig, MachineConfigPatch, MemoryHotplug,
+    MmdsConfig, NetworkInterface, NetworkInterfacePatch, Pmem, PmemPatch, RateLimiter, Serial, Smbios,
+    VmConfig, Vsock,
 };
 
 use crate::memory::MAX_MEMORY_MIB;
@@ -210,6 +211,9 @@ pub enum ConfigError {
     )]
     BootFromDisk,
     /// `log_limit_bytes` alone.
+    #[error("log_limit_bytes of the console needs output_path")]
+    ConsoleLogLimit,
+    /// `log_limit_bytes` alone.
     #[error("log_limit_bytes needs serial_out_path")]
     LogLimit,
 }
@@ -273,6 +277,9 @@ pub fn validate(config: VmConfig) -> Result<VmConfig, ConfigError> {
     }
     if let Some(serial) = config.serial {
         set_serial(&mut valid, serial)?;
+    }
+    if let Some(console) = config.console {
+        set_console(&mut valid, console)?;
     }
     if let Some(smbios) = config.smbios {
         set_smbios(&mut valid, smbios)?;
@@ -634,6 +641,18 @@ pub fn set_serial(config: &mut VmConfig, serial: Serial) -> Result<(), ConfigErr
         return Err(ConfigError::LogLimit);
     }
     config.serial = Some(serial);
+    Ok(())
+}
+
+/// Sets the virtio console.
+///
+/// # Errors
+/// A limit of no file.
+pub fn set_console(config: &mut VmConfig, console: Console) -> Result<(), ConfigError> {
+    if console.log_limit_bytes.is_some() && console.output_path.is_none() {
+        return Err(ConfigError::ConsoleLogLimit);
+    }
+    config.console = Some(console);
     Ok(())
 }
 

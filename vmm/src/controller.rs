@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use mote_vmm_api::{
     Balloon, BalloonHintingStart, BalloonHintingStatus, BalloonPatch, BalloonStats, BalloonStatsPatch,
-    BootSource, CpuConfig, Drive, DrivePatch, Entropy, FIRECRACKER_API_VERSION, InstanceInfo, InstanceState,
-    Logger, MachineConfig, MachineConfigPatch, MemoryHotplug, MemoryHotplugPatch, MemoryHotplugStatus,
-    Metrics, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Pmem, PmemPatch, Serial, Smbios,
-    SnapshotCreate, SnapshotLoad, Version, VmConfig, Vsock,
+    BootSource, Console, CpuConfig, Drive, DrivePatch, Entropy, FIRECRACKER_API_VERSION, InstanceInfo,
+    InstanceState, Logger, MachineConfig, MachineConfigPatch, MemoryHotplug, MemoryHotplugPatch,
+    MemoryHotplugStatus, Metrics, MmdsConfig, NetworkInterface, NetworkInterfacePatch, Pmem, PmemPatch,
+    Serial, Smbios, SnapshotCreate, SnapshotLoad, Version, VmConfig, Vsock,
 };
 use serde_json::Value;
 
@@ -103,6 +103,8 @@ pub enum VmmAction {
     PatchMmds(Value),
     /// Sets where the serial port leads; before the start only.
     SetSerial(Serial),
+    /// Adds a virtio console; before the start only.
+    SetConsole(Console),
     /// Sets the strings of the SMBIOS tables; before the start only.
     SetSmbios(Smbios),
     /// Starts the machine; before the start only, of course.
@@ -413,6 +415,7 @@ impl Controller {
             VmmAction::SetCpuConfig(template) => config::set_cpu_config(config, template),
             VmmAction::SetMmdsConfig(mmds) => config::set_mmds(config, mmds)?,
             VmmAction::SetSerial(serial) => config::set_serial(config, serial)?,
+            VmmAction::SetConsole(console) => config::set_console(config, console)?,
             VmmAction::SetSmbios(smbios) => config::set_smbios(config, smbios)?,
             VmmAction::LoadSnapshot(from) => self.load_snapshot(&from, Origin::Api)?,
             VmmAction::Start => self.start()?,

@@ -2,15 +2,16 @@
 //! aren't built. `MOTE_VMM` and `MOTE_GUEST` name them, `MOTE_REPEAT=N` runs the device test N times in a row.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mote_guest::host::{self, Monitor, Outcome, Unavailable};
-use mote_vmm_api::{ExitReason, MemoryHotplug, VmConfig};
+use mote_vmm_api::{Console, ConsoleSize, ExitReason, MemoryHotplug, VmConfig};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 const MAC: &str = "06:00:ac:10:00:02";
@@ -57,7 +58,7 @@ fn full_config(guest: &Path, mode: &str, directory: &Path, network: bool, proces
     let nets = u8::from(network);
     let net = if network { format!("mote.net=10.77.0.2/24,10.77.0.1 mote.mac={MAC}") } else { String::new() };
     let line = format!(
-        "{mode} mote.expect={nets},2,1 mote.pmems=2 mote.pmem_read_only=1 mote.memory_mib={} mote.processors={processors} mote.read_only=1 mote.block_ids=disk,fixed {net}",
+        "{mode} mote.expect={nets},2,1 mote.pmems=2 mote.console=90x31 mote.pmem_read_only=1 mote.memory_mib={} mote.processors={processors} mote.read_only=1 mote.block_ids=disk,fixed {net}",
         host::MEMORY_MIB
     );
     let mut config = host::config(guest, &line);
@@ -67,6 +68,12 @@ fn full_config(guest: &Path, mode: &str, directory: &Path, network: bool, proces
     host::add_rng(&mut config);
     host::add_pmem(&mut config, "pages", &disk(directory, "pages", PMEM_BYTES), false);
     host::add_pmem(&mut config, "fixed_pages", &disk(directory, "fixed_pages", 4096), true);
+    config.console = Some(Console {
+        output_path: Some(directory.join("console")),
+        socket_path: Some(directory.join("console.socket")),
+        size: Some(ConsoleSize { columns: 90, rows: 31 }),
+        ..Console::default()
+    });
     config.memory_hotplug =
         Some(MemoryHotplug { total_size_mib: 256, block_size_mib: 2, slot_size_mib: 128 });
     if network {
@@ -121,6 +128,24 @@ fn assert_pages(file: &Path) {
     assert_eq!(content[..4], *b"mote");
 }
 
+/// The other end of the console: answers each line that asks for it (tests/guest/src/guest/test/console.rs) until it is closed.
+fn answer_console(socket: &Path) {
+    let end = Instant::now() + TIMEOUT;
+    let stream = loop {
+        match UnixStream::connect(socket) {
+            Ok(stream) => break stream,
+            Err(error) => assert!(Instant::now() < end, "the console's socket: {error}"),
+        }
+        thread::sleep(Duration::from_millis(1));
+    };
+    for line in BufReader::new(&stream).lines().map_while(Result::ok) {
+        if let Some(way) = line.strip_prefix("mote-console ") {
+            // A guest that has ended meanwhile needs no answer.
+            let _ = (&stream).write_all(format!("answer {way}\n").as_bytes());
+        }
+    }
+}
+
 fn device_test(monitor: &Monitor, guest: &Path, mode: &str) {
     device_test_on(monitor, guest, mode, 1);
 }
@@ -131,11 +156,20 @@ fn device_test_on(monitor: &Monitor, guest: &Path, mode: &str, processors: u8) {
     with_network(|network| {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let config = full_config(guest, mode, directory.path(), network, processors);
+        let socket = directory.path().join("console.socket");
+        let waiting = socket.clone();
+        let answering = thread::spawn(move || answer_console(&waiting));
         let outcome = run(monitor, &config);
+        assert!(!socket.exists(), "the console's socket stays");
+        answering.join().expect("somebody who answers");
         if let Err(why) = outcome.report().verdict() {
             panic!("{why}\n{}\n{}", outcome.output, outcome.log);
         }
         assert_eq!(outcome.code, Some(0), "{}", outcome.log);
+        let console = std::fs::read(directory.path().join("console")).expect("the console's file");
+        let console = String::from_utf8_lossy(&console);
+        let last = if mode.starts_with("mote.test") { "mote-console plain" } else { "after the abuse" };
+        assert!(console.ends_with(&format!("{last}\n")), "the console ends otherwise");
         if mode.starts_with("mote.test") {
             assert_pattern(&directory.path().join("disk"));
             assert_pages(&directory.path().join("pages"));

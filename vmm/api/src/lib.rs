@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 mod balloon;
+mod console;
 mod cpu_template;
 mod exit;
 mod memory_hotplug;
@@ -22,6 +23,7 @@ mod rate_limiter;
 pub use balloon::{
     Balloon, BalloonHintingStart, BalloonHintingStatus, BalloonPatch, BalloonStats, BalloonStatsPatch,
 };
+pub use console::{Console, ConsoleSize};
 pub use cpu_template::{
     Bitmap, CpuConfig, CpuConfigSource, CpuTemplate, CpuidLeafModifier, CpuidRegister, CpuidRegisterModifier,
     KvmCapability, MsrModifier, Number, TextError,
@@ -484,6 +486,9 @@ pub struct VmConfig {
     /// First serial port.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub serial: Option<Serial>,
+    /// *Mote*: a virtio console.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub console: Option<Console>,
     /// *Mote*: strings of the SMBIOS tables.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub smbios: Option<Smbios>,

@@ -89,6 +89,7 @@ const OPERATIONS: &[Operation] = &[
     put("/mmds", "Replaces the guest's metadata", of::<Value>),
     patch("/mmds", "Changes parts of the guest's metadata (RFC 7396)", of::<Value>),
     put("/mmds/config", "Sets how the guest reaches its metadata, before the start", of::<MmdsConfig>),
+    put("/mote/console", "Adds a virtio console before the start", of::<Console>),
     put("/mote/smbios", "Sets strings of the SMBIOS tables before the start", of::<Smbios>),
     put(
         "/network-interfaces/{iface_id}",

@@ -228,6 +228,7 @@ const ROUTES: &[Route] = &[
     put("/mmds", |request, _| body(request, &[]).map(VmmAction::PutMmds)),
     patch("/mmds", |request, _| body(request, &[]).map(VmmAction::PatchMmds)),
     put("/mmds/config", |request, _| body(request, &[]).map(VmmAction::SetMmdsConfig)),
+    put("/mote/console", |request, _| body(request, &[]).map(VmmAction::SetConsole)),
     put("/mote/smbios", |request, _| body(request, &[]).map(VmmAction::SetSmbios)),
     delete("/network-interfaces/{iface_id}", |_, id| Ok(VmmAction::RemoveNetworkInterface(id.to_owned()))),
     put("/network-interfaces/{iface_id}", |request, id| {

@@ -60,7 +60,12 @@ pub enum DeviceError {
     /// Sockets.
     #[error(transparent)]
     Vsock(#[from] virtio::vsock::VsockError),
-    /// The serial port.
+    /// Two consoles and one stdout.
+    #[error(
+        "the console has no output_path and no socket_path, and the serial port has stdout: give either something else"
+    )]
+    Stdio,
+    /// The serial port, or what it shares with the console.
     #[error(transparent)]
     Serial(#[from] serial::SerialError),
     /// No eventfd could be made for a device.

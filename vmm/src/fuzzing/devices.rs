@@ -19,6 +19,7 @@ use crate::devices::pci::host::PciHost;
 use crate::devices::pci::msix::Sink;
 use crate::devices::virtio::balloon::Balloon;
 use crate::devices::virtio::block::Block;
+use crate::devices::virtio::console::VirtioConsole;
 use crate::devices::virtio::mem::{Mem, Slots};
 use crate::devices::virtio::net::Net;
 use crate::devices::virtio::pci::{Connections, Doorbell, PciTransport};
@@ -30,6 +31,7 @@ use crate::devices::virtio::{F_VERSION_1, VirtioDevice};
 use crate::kvm::Message;
 use crate::layout;
 use crate::memory::{self, Hotplug};
+use crate::snapshot::DeviceState;
 
 /// Most steps of one input.
 const MAX_STEPS: usize = 100;
@@ -185,6 +187,16 @@ pub fn mem(data: &[u8]) {
     abuse(Box::new(mem), data);
     let status = control.status();
     assert!(status.plugged_size_mib <= status.requested_size_mib, "{status:?}");
+}
+
+/// A console with input that waits, and output to nowhere.
+pub fn console(data: &[u8]) {
+    let size = data.len().is_multiple_of(2).then_some(api::ConsoleSize { columns: 80, rows: 25 });
+    let config = api::Console { output_path: Some("/dev/null".into()), size, ..api::Console::default() };
+    let mut console = VirtioConsole::open(&config).expect("a console");
+    let input = serde_json::json!({"input": &data[..data.len().min(64)]});
+    console.restore(&DeviceState::new(&input).expect("plain data")).expect("input");
+    abuse(Box::new(console), data);
 }
 
 /// The socket device, with nobody behind it.

@@ -22,6 +22,7 @@ pub struct Target {
 pub const TARGETS: &[Target] = &[
     Target { name: "balloon", run: devices::balloon },
     Target { name: "block", run: devices::block },
+    Target { name: "console", run: devices::console },
     Target { name: "http", run: network::http },
     Target { name: "kernel", run: files::kernel },
     Target { name: "mem", run: devices::mem },

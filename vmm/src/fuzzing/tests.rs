@@ -137,4 +137,4 @@ macro_rules! fuzz_tests {
     };
 }
 
-fuzz_tests! { balloon block http kernel mem mmds net pci pmem qcow2 rng vsock }
+fuzz_tests! { balloon block console http kernel mem mmds net pci pmem qcow2 rng vsock }

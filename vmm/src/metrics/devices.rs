@@ -152,6 +152,18 @@ group! {
 }
 
 group! {
+    /// The virtio console.
+    ConsoleMetrics {
+        /// Bytes of input that the guest was given.
+        rx_bytes_count,
+        /// Bytes of the guest's output.
+        tx_bytes_count,
+        /// Buffers that were nonsense, or gave more than one may.
+        invalid_reqs_count,
+    }
+}
+
+group! {
     /// Memory that can be plugged.
     MemoryHotplugMetrics {
         /// Requests to plug.

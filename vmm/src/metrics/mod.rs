@@ -16,9 +16,9 @@ use serde_json::{Map, Value, json};
 mod devices;
 
 pub use devices::{
-    BalloonMetrics, BlockMetrics, EntropyMetrics, Group, I8042Metrics, MemoryHotplugMetrics, MmdsMetrics,
-    NetMetrics, PmemMetrics, SignalMetrics, UartMetrics, VcpuMetrics, VhostUserBlockMetrics, VsockMetrics,
-    device,
+    BalloonMetrics, BlockMetrics, ConsoleMetrics, EntropyMetrics, Group, I8042Metrics, MemoryHotplugMetrics,
+    MmdsMetrics, NetMetrics, PmemMetrics, SignalMetrics, UartMetrics, VcpuMetrics, VhostUserBlockMetrics,
+    VsockMetrics, device,
 };
 
 /// Time between two lines, as Firecracker has it.
@@ -378,6 +378,7 @@ mod tests {
             (device::<VsockMetrics>("vsock", None), device("balloon", None));
         let entropy = device::<EntropyMetrics>("entropy", None);
         let hotplug = device::<MemoryHotplugMetrics>("memory_hotplug", None);
+        let console = device::<ConsoleMetrics>("console", None);
         let pmem = ids.map(|id| device::<PmemMetrics>("pmem", Some(id)));
         let served = ids.map(|id| device::<VhostUserBlockMetrics>("vhost_user_block", Some(id)));
         blocks[0].read_bytes.add(5);
@@ -399,7 +400,7 @@ mod tests {
         families.sort_unstable();
         families.dedup();
         assert_eq!(families.len(), count, "a family is there once");
-        drop((blocks, nets, vsock, balloon, entropy, pmem, hotplug, served));
+        drop((blocks, nets, vsock, balloon, entropy, pmem, hotplug, served, console));
         assert!(growth().get("vsock").is_none(), "devices that are gone are not told of");
     }
 

@@ -18,7 +18,7 @@ use crate::heap::Identity;
 use crate::nic::Nic;
 use crate::pci::Function;
 use crate::report::Report;
-use crate::test::pmem;
+use crate::test::{console, pmem};
 use crate::virtio::{self, Kind, Place, StatusWrites, Window, register};
 use crate::{ensure, plug, println};
 
@@ -333,6 +333,7 @@ fn recovers(window: &Window) -> Result<(), String> {
         Kind::Net => Nic::new(transport()?)?.send(&[0xff; 60]),
         Kind::Pmem => pmem::works(window),
         Kind::Mem => plug::idle(window),
+        Kind::Console => console::works(transport()?),
         Kind::Other(_) => Ok(()),
     }
 }

@@ -52,6 +52,7 @@ pub enum Kind {
     Rng,
     Pmem,
     Mem,
+    Console,
     Other(u32),
 }
 
@@ -103,6 +104,7 @@ pub fn discover(boot: &Boot) -> Vec<Window> {
             let kind = match window.get(register::DEVICE_ID) {
                 1 => Kind::Net,
                 2 => Kind::Block,
+                3 => Kind::Console,
                 4 => Kind::Rng,
                 24 => Kind::Mem,
                 27 => Kind::Pmem,

@@ -34,9 +34,9 @@ use crate::metrics::UART;
 use crate::rate_limiter::RateLimiter;
 use crate::snapshot::{DeviceState, StateError, Stateful};
 
-mod console;
-mod output;
-mod stdin;
+pub(crate) mod console;
+pub(crate) mod output;
+pub(crate) mod stdin;
 
 use console::{Console, MAX_CLIENTS};
 use output::Output;
@@ -70,7 +70,7 @@ const FIRST_CLIENT: u64 = 3;
 #[derive(Debug, thiserror::Error)]
 pub enum SerialError {
     /// The output file can't be opened.
-    #[error("open {path} for the serial port's output")]
+    #[error("open {path} for the guest's output")]
     Output {
         /// The file.
         path: PathBuf,
@@ -79,7 +79,7 @@ pub enum SerialError {
         source: io::Error,
     },
     /// Only a file can be limited.
-    #[error("log_limit_bytes needs serial_out_path to be a regular file")]
+    #[error("log_limit_bytes needs a regular file as output")]
     LimitWithoutFile,
     /// A limit that no line fits in.
     #[error("log_limit_bytes {bytes} is less than {min}")]

@@ -68,7 +68,7 @@ impl Output {
                 if !bytes.is_empty()
                     && let Err(error) = log.write(bytes)
                 {
-                    report("write the serial port's output", &error);
+                    report(&format!("write the guest's output to {}", log.path.display()), &error);
                 }
                 false
             }

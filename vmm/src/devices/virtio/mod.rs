@@ -6,7 +6,7 @@
 //! | [`mmio`], [`pci`] | the transports: registers only |
 //! | [`queue`], [`buffers`] | a running virtqueue, and guest buffers as I/O vectors (with `block`'s io_uring the only unsafe part of the data path) |
 //! | [`worker`], [`polling`] | a device's thread, and how long it looks for work before it sleeps |
-//! | [`balloon`], [`block`], [`mem`], [`net`], [`pmem`], [`rng`], [`vsock`] | the devices |
+//! | [`balloon`], [`block`], [`console`], [`mem`], [`net`], [`pmem`], [`rng`], [`vsock`] | the devices |
 //! | [`vhost`] | devices whose queues another process or the kernel serves |
 
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use crate::snapshot::{DeviceState, StateError};
 pub mod balloon;
 pub mod block;
 pub mod buffers;
+pub mod console;
 pub mod lifecycle;
 pub mod mem;
 pub mod mmio;
@@ -44,6 +45,8 @@ pub mod device_type {
     pub const NET: u32 = 1;
     /// Block device.
     pub const BLOCK: u32 = 2;
+    /// Console.
+    pub const CONSOLE: u32 = 3;
     /// Entropy source.
     pub const RNG: u32 = 4;
     /// Memory balloon.

@@ -339,6 +339,7 @@ fn identity(device_type: u32) -> Identity {
     let class = match device_type {
         device_type::NET => [0x02, 0, 0],
         device_type::BLOCK => [0x01, 0, 0],
+        device_type::CONSOLE => [0x07, 0x80, 0],
         _ => [0xff, 0, 0],
     };
     Identity {

@@ -183,6 +183,12 @@ impl VirtQueue {
         self.notifier.as_ref().map_or(-1, |notifier| notifier.as_raw_fd())
     }
 
+    /// Takes what was notified so far, for who waits for the eventfd level by level.
+    pub fn take_notification(&self) {
+        // Fails only if there was none.
+        let _ = self.notifier.as_ref().map(|notifier| notifier.read());
+    }
+
     /// The eventfd itself, for somebody else who serves the queue.
     pub const fn notifier(&self) -> Option<&Arc<EventFd>> {
         self.notifier.as_ref()

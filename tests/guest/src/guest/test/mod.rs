@@ -2,6 +2,8 @@
 //!
 //! - `mote.expect=NETS,BLOCKS,RNGS`: how many devices there must be.
 //! - `mote.pmems=N`: how many persistent memory devices there must be; `mote.pmem_read_only=N`: device N (from 0) is read-only.
+//! - `mote.console=COLUMNSxROWS`: there is a console of this size, and somebody who answers each line `mote-console WAY` with
+//!   `answer WAY`.
 //! - `mote.transport=pci` or `mmio`: where all of them must be.
 //! - `mote.pairs=N`: the first network device has so many queue pairs (needs `mote.net`).
 //! - `mote.net=ADDRESS/PREFIX,PEER`: the first network device has this address, and PEER answers pings.
@@ -15,6 +17,7 @@
 //! - `mote.serial_echo`: waits for a line of input and prints it.
 
 mod block;
+pub mod console;
 mod net;
 mod pairs;
 mod pci;
@@ -79,8 +82,12 @@ pub fn run(boot: &Boot) {
             right.then_some(()).ok_or_else(|| format!("found {found}, expected {expected}")),
         );
     }
+    if line.has("mote.console") {
+        let found = count(Kind::Console);
+        report.result("console", if found == 1 { Ok(()) } else { Err(format!("found {found}, expected 1")) });
+    }
     let ways = if line.has("mote.no_reset") { &WAYS[..1] } else { &WAYS[..] };
-    let mut numbers = [0_usize; 5];
+    let mut numbers = [0_usize; 6];
     for window in &windows {
         let (name, number) = match window.kind {
             Kind::Net => ("net", &mut numbers[0]),
@@ -88,6 +95,7 @@ pub fn run(boot: &Boot) {
             Kind::Rng => ("rng", &mut numbers[2]),
             Kind::Pmem => ("pmem", &mut numbers[3]),
             Kind::Mem => ("mem", &mut numbers[4]),
+            Kind::Console => ("console", &mut numbers[5]),
             Kind::Other(_) => continue,
         };
         let subject = Subject { boot, window, name: format!("{name}{number}"), number: *number, use_irqs };
@@ -101,6 +109,7 @@ pub fn run(boot: &Boot) {
                 Kind::Net => net::run(&subject, way, &mut report),
                 Kind::Block => block::run(&subject, way, &mut report),
                 Kind::Pmem => pmem::run(&subject, way, &mut report),
+                Kind::Console => console::run(&subject, way, &mut report),
                 Kind::Mem => report.result(format!("{}-{}", subject.name, way.0), plug::idle(window)),
                 _ => rng::run(&subject, way, &mut report),
             }
