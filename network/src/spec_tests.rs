@@ -117,6 +117,8 @@ fn a_network_has_a_vxlan_link_when_something_of_it_is_on_other_hosts() {
         gateway: Some(gateway(GatewayPlace::Here)),
         routes: vec![],
         routes_v6: vec![],
+        extra_gateways: Vec::new(),
+        default_route_ecmp: false,
     };
     desired.routers = vec![router];
     assert!(has_link(&desired), "ports on another host reach it by their router");

@@ -67,6 +67,8 @@ fn content(namespace: &str) -> Vec<String> {
     ));
     all.extend(sorted(inside("ip -o address show scope global; ip -o address show scope host"), |_| true));
     all.extend(sorted(inside("ip route; ip -6 route show proto static"), |_| true));
+    let tables = "ip route show table all proto static; ip -6 route show table all proto static";
+    all.extend(sorted(inside(&format!("{tables}; ip rule; ip -6 rule")), |_| true));
     all.extend(sorted(inside("ip neighbour show nud permanent"), |_| true));
     let pushed = |line: &str| line.contains(" dst ") || line.contains(" static");
     all.extend(sorted(inside("bridge fdb show"), pushed));
@@ -89,7 +91,7 @@ fn config(prefix: &str, host: &str) -> Config {
     Config {
         prefix: prefix.to_owned(),
         host_namespace: Some(host.to_owned()),
-        physical_networks: [("public".to_owned(), "br-public".to_owned())].into(),
+        physical_networks: ["public", "second"].map(|name| (name.to_owned(), format!("br-{name}"))).into(),
         ..Config::default()
     }
 }
@@ -110,6 +112,7 @@ async fn what_a_process_leaves_that_is_killed_anywhere_is_made_exactly_what_is_d
     println!("seeds from {start}");
     // The second host never crashes and is made anew in each round.
     let cloud = Cloud::new(2);
+    cloud.second_world();
     let [subject, twin] = &cloud.hosts[..] else { panic!() };
     for round in 0..rounds {
         let seed = start + 1000 * round;

@@ -55,6 +55,7 @@ async fn a_filter_that_was_changed_again_and_again_is_what_nft_makes_of_the_whol
     let start = 1000 * u64::from(std::process::id());
     println!("seeds from {start}");
     let cloud = Cloud::new(1);
+    cloud.second_world();
     let [host] = &cloud.hosts[..] else { panic!() };
     let (executor, prefix) = (&host.lab.executor, &host.lab.prefix);
     let oracle = format!("{prefix}oracle");

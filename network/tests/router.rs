@@ -4,7 +4,7 @@
 
 mod harness;
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use harness::{Client, add_port, cloud::Cloud, network, probe, run};
 use mote_host_api::{
@@ -12,12 +12,15 @@ use mote_host_api::{
     Ipv6Mode, NetworkSpec, PortForwarding, PortId, QosSpec, RouterGateway, RouterId, RouterInterface,
     RouterSpec, SegmentSpec, SubnetId, SubnetV6Spec,
 };
-use mote_network::{NetworkKey, namespace};
+use mote_network::{Config, Executor, NetworkKey, namespace, plan_routers};
 
 const WORLD: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
 const FLOATING: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 20);
 const FORWARDING: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 21);
+const SECOND_GATEWAY: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 10);
+const SECOND_FLOATING: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 20);
+const SECOND_FORWARDING: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 21);
 
 /// 10.0.`third`.0/24 and fd00:`third`::/64 over VXLAN with ports at .10, .11, ….
 fn tenant_network(third: u8, ports: u8) -> NetworkSpec {
@@ -46,6 +49,29 @@ fn public() -> NetworkSpec {
     public
 }
 
+/// 198.18.0.0/24.
+fn second() -> NetworkSpec {
+    let mut second = public();
+    second.segment = Some(SegmentSpec::Flat { physical_network: "second".to_owned() });
+    second.subnets[0].cidr = "198.18.0.0/24".parse().unwrap();
+    second.subnets[0].service_ip = [198, 18, 0, 2].into();
+    second
+}
+
+fn second_gateway(network: &NetworkSpec) -> RouterGateway {
+    RouterGateway {
+        place: GatewayPlace::Here,
+        port_id: PortId::new(),
+        network_id: network.id,
+        mac_address: "fa:16:3e:02:00:02".to_owned(),
+        addresses: vec![format!("{SECOND_GATEWAY}/24").parse().unwrap()],
+        next_hop: Some([198, 18, 0, 1].into()),
+        next_hop_v6: None,
+        enable_snat: true,
+        floating_ips: vec![],
+    }
+}
+
 fn interface(network: &NetworkSpec, third: u8) -> RouterInterface {
     RouterInterface {
         port_id: PortId::new(),
@@ -63,6 +89,7 @@ struct Ground {
     cloud: Cloud,
     networks: Vec<(NetworkSpec, Vec<usize>)>,
     public: NetworkSpec,
+    second: NetworkSpec,
     router: RouterSpec,
     gateway_host: usize,
     /// Of network 1: hosts 0 and 1; of network 2: host 1.
@@ -74,6 +101,7 @@ impl Ground {
         let cloud = Cloud::new(2);
         let networks = vec![(tenant_network(1, 2), vec![0, 1]), (tenant_network(2, 1), vec![1])];
         let public = public();
+        let second = second();
         let router = RouterSpec {
             id: RouterId::new(),
             admin_state_up: true,
@@ -91,8 +119,11 @@ impl Ground {
             }),
             routes: vec![],
             routes_v6: vec![],
+            extra_gateways: Vec::new(),
+            default_route_ecmp: false,
         };
-        let mut ground = Self { cloud, networks, public, router, gateway_host: 0, clients: Vec::new() };
+        let mut ground =
+            Self { cloud, networks, public, second, router, gateway_host: 0, clients: Vec::new() };
         ground.converge().await;
         for (network, places) in ground.networks.clone() {
             for (port, host) in network.ports.iter().zip(places) {
@@ -114,10 +145,12 @@ impl Ground {
         for (number, host) in self.cloud.hosts.iter_mut().enumerate() {
             let mut router = self.router.clone();
             let here = number == self.gateway_host;
-            if let Some(gateway) = &mut router.gateway {
+            for gateway in router.gateway.iter_mut().chain(&mut router.extra_gateways) {
                 gateway.place = if here { GatewayPlace::Here } else { GatewayPlace::Remote(tunnel_ip) };
-                if here {
-                    host.desired.networks.push(self.public.clone());
+            }
+            for network in [&self.public, &self.second] {
+                if here && router.gateways().any(|gateway| gateway.network_id == network.id) {
+                    host.desired.networks.push(network.clone());
                 }
             }
             host.desired.routers = vec![router];
@@ -135,8 +168,12 @@ impl Ground {
 
     /// Who the other end of a connection from a client to the world is.
     fn seen_by_the_world(&self, client: usize) -> Option<IpAddr> {
+        self.seen_by(&self.cloud.world, client)
+    }
+
+    fn seen_by(&self, world: &str, client: usize) -> Option<IpAddr> {
         let address = SocketAddr::new(WORLD.into(), 8080);
-        let listener = probe::listen(&self.cloud.world, address);
+        let listener = probe::listen(world, address);
         let stream = namespace::in_namespace(self.ns(client), || {
             std::net::TcpStream::connect_timeout(&address, probe::PATIENCE)
         });
@@ -354,4 +391,182 @@ async fn guests_of_a_slaac_subnet_configure_themselves_and_reach_the_others() {
     }
     let routes = run("ip", ["-n", ground.ns(0), "-6", "route", "show", "default"]);
     assert!(routes.contains("via fe80::f816:3eff:fe01:101"), "{routes}");
+}
+
+/// What comes in by a gateway, there and back: TCP, UDP, ping.
+fn comes_in(ground: &Ground, world: &str, outer: SocketAddr, client: usize, inner: SocketAddr) {
+    let what = format!("{outer} to {inner}");
+    let (name, listener) = (ground.ns(client).to_owned(), probe::listen(ground.ns(client), inner));
+    let connect = || std::net::TcpStream::connect_timeout(&outer, probe::PATIENCE);
+    let mut near = namespace::in_namespace(world, connect).unwrap().expect(&what);
+    let (mut far, peer) = listener.accept().unwrap();
+    assert_eq!(peer.ip(), IpAddr::V4(WORLD), "{what}");
+    assert!(probe::carries(&mut near, &mut far, true) && probe::carries(&mut far, &mut near, true), "{what}");
+    if outer.port() != inner.port() {
+        // Forwarded for TCP only.
+        return;
+    }
+    let server = namespace::in_namespace(&name, || UdpSocket::bind(inner)).unwrap().unwrap();
+    let near = namespace::in_namespace(world, || UdpSocket::bind("0.0.0.0:0")).unwrap().unwrap();
+    near.connect(outer).unwrap();
+    let mut buffer = [0; 16];
+    for socket in [&server, &near] {
+        socket.set_read_timeout(Some(probe::PATIENCE)).unwrap();
+    }
+    near.send(b"question").unwrap();
+    let (_, peer) = server.recv_from(&mut buffer).expect(&what);
+    server.send_to(b"answer", peer).unwrap();
+    assert_eq!(near.recv(&mut buffer).expect(&what), 6, "{what}");
+    assert!(probe::ping(world, outer.ip(), true), "{what}");
+}
+
+/// Everything that goes in and out by two gateways. Both worlds send from the same address and have the same one to send to.
+fn both_ways(ground: &Ground, second: &str) {
+    let world = ground.cloud.world.as_str();
+    let at = |ip: Ipv4Addr, port| SocketAddr::new(ip.into(), port);
+    let inside = |third, host, port| SocketAddr::new(inner(third, host), port);
+    comes_in(ground, world, at(FLOATING, 22), 0, inside(1, 10, 22));
+    comes_in(ground, second, at(SECOND_FLOATING, 22), 2, inside(2, 10, 22));
+    comes_in(ground, second, at(SECOND_FORWARDING, 2200), 1, inside(1, 11, 22));
+    // The router itself, and IPv6, which nothing translates.
+    assert!(probe::ping(second, SECOND_GATEWAY.into(), true));
+    assert!(probe::ping(world, GATEWAY.into(), true));
+    for world in [world, second] {
+        for ip in ["fd00:1::10", "fd00:1::11", "fd00:2::10"] {
+            assert!(probe::ping(world, ip.parse().unwrap(), true), "{ip} from {world}");
+        }
+    }
+    // Out: by the floating IP's gateway, and else by the first.
+    assert_eq!(ground.seen_by(world, 0), Some(FLOATING.into()));
+    assert_eq!(ground.seen_by(second, 2), Some(SECOND_FLOATING.into()));
+    // Inside, also by floating IPs.
+    for (from, to) in [(0, inner(2, 10)), (2, inner(1, 11)), (2, FLOATING.into())] {
+        assert!(probe::ping(ground.ns(from), to, true), "{from} to {to}");
+    }
+    for from in 0..3 {
+        assert!(probe::ping(ground.ns(from), SECOND_FLOATING.into(), true), "{from}");
+    }
+}
+
+impl Ground {
+    /// A second gateway in a second world. Both worlds have the same addresses to send from.
+    async fn with_two_worlds() -> (Self, String) {
+        let mut ground = Self::new().await;
+        let second = ground.cloud.second_world();
+        for (world, v4, v6) in
+            [(&ground.cloud.world, "203.0.113", "2001:db8:ffff"), (&second, "198.18.0", "2001:db8:eeee")]
+        {
+            run("ip", ["-n", world, "-6", "address", "add", "2001:db8:1::1/128", "dev", "lo", "nodad"]);
+            let from = WORLD.to_string();
+            run("ip", ["-n", world, "route", "replace", &format!("{v4}.0/24"), "dev", "br0", "src", &from]);
+            let (via, from) = (format!("{v6}::10"), "2001:db8:1::1");
+            run("ip", ["-n", world, "-6", "route", "add", "fd00::/16", "via", &via, "src", from]);
+        }
+        let floating_ip = |fixed: [u8; 4], address| floating(Some(fixed.into()), address);
+        let mut forwarding = floating(None, SECOND_FORWARDING);
+        forwarding.port_forwardings = vec![PortForwarding {
+            protocol: ForwardedProtocol::Tcp,
+            external_ports: (2200, 2200),
+            internal_ip_address: [10, 0, 1, 11].into(),
+            internal_ports: (22, 22),
+        }];
+        let mut extra = second_gateway(&ground.second);
+        extra.floating_ips = vec![floating_ip([10, 0, 2, 10], SECOND_FLOATING), forwarding];
+        let first = ground.gateway();
+        first.floating_ips = vec![floating_ip([10, 0, 1, 10], FLOATING)];
+        for (gateway, prefix) in [(first, "2001:db8:ffff"), (&mut extra, "2001:db8:eeee")] {
+            gateway.addresses.push(format!("{prefix}::10/64").parse().unwrap());
+            gateway.next_hop_v6 = Some(format!("{prefix}::1").parse().unwrap());
+        }
+        ground.router.extra_gateways = vec![extra];
+        ground.converge().await;
+        (ground, second)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_in_by_one_of_two_gateways_leaves_by_it_on_whatever_host_they_are() {
+    skip_if!(harness::skip_reason().or(harness::skip_without("nft")).or(harness::skip_without("ping")));
+    let (mut ground, second) = Ground::with_two_worlds().await;
+    let world = ground.cloud.world.clone();
+    both_ways(&ground, &second);
+    assert_eq!(ground.seen_by(&world, 1), Some(GATEWAY.into()));
+    // A host agent that starts anew finds nothing to do.
+    for host in &ground.cloud.hosts {
+        let config = Config {
+            prefix: host.lab.prefix.clone(),
+            host_namespace: Some(host.namespace.clone()),
+            ..Config::default()
+        };
+        let successor = Executor::new(config);
+        let (steps, refused) = plan_routers(&host.desired, &successor.observe_routers().await.unwrap());
+        assert_eq!((steps, refused), (vec![], vec![]));
+    }
+    // The host with the gateways is lost.
+    ground.gateway_host = 1;
+    ground.converge().await;
+    for world in [&world, &second] {
+        run("ip", ["-n", world, "neighbour", "flush", "dev", "br0"]);
+    }
+    both_ways(&ground, &second);
+    // The other one becomes the first.
+    let (router, first) = (&mut ground.router, 0);
+    std::mem::swap(router.gateway.as_mut().unwrap(), &mut router.extra_gateways[first]);
+    ground.converge().await;
+    both_ways(&ground, &second);
+    assert_eq!(ground.seen_by(&second, 1), Some(SECOND_GATEWAY.into()));
+    // One is left.
+    ground.router.gateway = Some(ground.router.extra_gateways.remove(0));
+    ground.converge().await;
+    assert_eq!(ground.seen_by(&world, 1), Some(GATEWAY.into()));
+    assert_eq!(ground.seen_by(&world, 2), Some(GATEWAY.into()));
+    let inside = SocketAddr::new(inner(1, 10), 22);
+    comes_in(&ground, &world, SocketAddr::new(FLOATING.into(), 22), 0, inside);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_ecmp_connections_are_shared_out_and_each_stays_with_its_gateway() {
+    skip_if!(harness::skip_reason().or(harness::skip_without("nft")).or(harness::skip_without("ping")));
+    const CONNECTIONS: usize = 40;
+    let (mut ground, second) = Ground::with_two_worlds().await;
+    ground.router.default_route_ecmp = true;
+    ground.converge().await;
+    both_ways(&ground, &second);
+    let address = SocketAddr::new(WORLD.into(), 8080);
+    let worlds = [(ground.cloud.world.clone(), GATEWAY), (second.clone(), SECOND_GATEWAY)];
+    let listeners = worlds.each_ref().map(|(world, _)| probe::listen(world, address));
+    let mut near: Vec<_> = (0..CONNECTIONS)
+        .map(|_| {
+            let connect = || std::net::TcpStream::connect_timeout(&address, probe::PATIENCE);
+            namespace::in_namespace(ground.ns(1), connect).unwrap().unwrap()
+        })
+        .collect();
+    let mut far = Vec::new();
+    for (listener, (world, gateway)) in listeners.iter().zip(&worlds) {
+        listener.set_nonblocking(true).unwrap();
+        let before = far.len();
+        while let Ok((stream, peer)) = listener.accept() {
+            assert_eq!(peer.ip(), IpAddr::V4(*gateway), "{world}");
+            stream.set_nonblocking(false).unwrap();
+            far.push((peer.port(), stream));
+        }
+        assert!(far.len() > before, "none by {gateway}");
+    }
+    assert_eq!(far.len(), CONNECTIONS);
+    // The default route leads to the first one again: whatever is open stays where it is.
+    ground.router.default_route_ecmp = false;
+    ground.converge().await;
+    for stream in &mut near {
+        let port = stream.local_addr().unwrap().port();
+        // SNAT keeps ports where they are free.
+        let (_, far) = far.iter_mut().find(|(peer, _)| *peer == port).unwrap();
+        assert!(probe::carries(stream, far, true) && probe::carries(far, stream, true), "{port}");
+    }
+    drop(listeners);
+    // Only one translates: what leaves by the other is seen as itself.
+    ground.router.extra_gateways[0].enable_snat = false;
+    std::mem::swap(ground.router.gateway.as_mut().unwrap(), &mut ground.router.extra_gateways[0]);
+    ground.converge().await;
+    run("ip", ["-n", &second, "route", "add", "10.0.0.0/16", "via", &SECOND_GATEWAY.to_string()]);
+    assert_eq!(ground.seen_by(&second, 1), Some(inner(1, 11)));
 }

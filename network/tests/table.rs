@@ -108,6 +108,8 @@ impl Tenant {
             }),
             routes: vec![],
             routes_v6: vec![],
+            extra_gateways: Vec::new(),
+            default_route_ecmp: false,
         };
         let members = ["10.0.1.11/32", "10.0.2.10/32", "fd00:1::11/128", "fd00:2::10/128"];
         let addresses: BTreeSet<_> = members.iter().map(|range| range.parse().unwrap()).collect();

@@ -139,6 +139,11 @@ impl Attributes {
         Ok(Some(ids))
     }
 
+    /// Whether an attribute is there and null.
+    pub(super) fn value_is_null(&self, name: &str) -> bool {
+        self.0.get(name).is_some_and(Value::is_null)
+    }
+
     /// Whether an attribute is there.
     pub(super) fn has(&self, name: &str) -> bool {
         self.0.contains_key(name)

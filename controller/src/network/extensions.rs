@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::http::{context::Ctx, error::ApiError};
 
 /// Alias, name, description, date of the last change in Neutron.
-const EXTENSIONS: [(&str, &str, &str, &str); 50] = [
+const EXTENSIONS: [(&str, &str, &str, &str); 52] = [
     ("address-group", "Address group", "Support address group", "2020-07-15T10:00:00-00:00"),
     ("agent", "agent", "The agent management extension.", "2013-02-03T10:00:00-00:00"),
     (
@@ -34,6 +34,12 @@ const EXTENSIONS: [(&str, &str, &str, &str); 50] = [
         "2016-02-18T18:00:00-00:00",
     ),
     (
+        "enable-default-route-ecmp",
+        "Enable Default Route ECMP",
+        "Enables configurable ECMP behavior for default routes",
+        "2023-02-27T00:00:00-00:00",
+    ),
+    (
         "expose-port-forwarding-in-fip",
         "Expose Floating IP port forwardings",
         "Expose port forwarding fields in floating IP response",
@@ -44,6 +50,12 @@ const EXTENSIONS: [(&str, &str, &str, &str); 50] = [
         "Neutron L3 Configurable external gateway mode",
         "Extension of the router abstraction for specifying whether SNAT should occur on the external gateway",
         "2013-03-28T10:00:00-00:00",
+    ),
+    (
+        "external-gateway-multihoming",
+        "Neutron L3 External Gateway Multihoming",
+        "Allow multiple external gateway ports per router",
+        "2023-01-18T00:00:00-00:00",
     ),
     (
         "external-net",

@@ -130,7 +130,9 @@ pub(super) async fn router_between(
     Ok(sqlx::query_scalar(
         "SELECT routers.id FROM routers JOIN ports ON ports.router_id = routers.id AND ports.device_owner = $3
              JOIN fixed_ips ON fixed_ips.port_id = ports.id JOIN subnets ON subnets.id = fixed_ips.subnet_id
-         WHERE fixed_ips.subnet_id = $1 AND routers.external_network_id = $2
+         WHERE fixed_ips.subnet_id = $1 AND EXISTS (
+             SELECT 1 FROM router_gateways JOIN ports AS outside ON outside.id = router_gateways.port_id
+             WHERE router_gateways.router_id = routers.id AND outside.network_id = $2)
          ORDER BY CASE WHEN fixed_ips.address = subnets.gateway_ip THEN 0 ELSE 1 END, routers.created_us LIMIT 1",
     )
     .bind(subnet_id)

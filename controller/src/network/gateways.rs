@@ -1,5 +1,5 @@
-//! On which host a router's gateway is: one that is up and connected to the external network, with the fewest gateways.
-//! When its host is lost, each living host's report moves what that one held.
+//! On which host a router's gateways are: one that is up and connected to all of their networks, with the fewest routers.
+//! They stay there as long as it is fit. When it is lost, each living host's report moves what it held.
 
 use std::{collections::HashMap, net::IpAddr};
 
@@ -22,26 +22,26 @@ struct HostRow {
 }
 
 /// What an external network asks of a host.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, FromRow)]
 struct Needs {
     network_type: String,
     physical_network: String,
 }
 
 impl HostRow {
-    fn is_fit(&self, needs: &Needs) -> bool {
+    fn is_fit(&self, needs: &[Needs]) -> bool {
         let names: Vec<String> = serde_json::from_str(&self.physical_networks).unwrap_or_default();
-        let connected = match needs.network_type.as_str() {
+        let connected = |needs: &Needs| match needs.network_type.as_str() {
             // Where a single host is all there is, it needs no overlay.
             "vxlan" => true,
             _ => names.contains(&needs.physical_network),
         };
-        self.enabled && hosts::is_up(self.last_seen_us) && connected
+        self.enabled && hosts::is_up(self.last_seen_us) && needs.iter().all(connected)
     }
 }
 
 /// The fit host with the fewest gateways; one that takes part in the overlay, so that the others reach it, comes first.
-fn choose<'a>(hosts: &'a [HostRow], needs: &Needs, held: &HashMap<String, i64>) -> Option<&'a HostRow> {
+fn choose<'a>(hosts: &'a [HostRow], needs: &[Needs], held: &HashMap<String, i64>) -> Option<&'a HostRow> {
     hosts.iter().filter(|host| host.is_fit(needs)).min_by_key(|host| {
         (host.tunnel_ip.is_none(), held.get(&host.id).copied().unwrap_or(0), host.id.clone())
     })
@@ -52,24 +52,36 @@ async fn hosts(tx: &mut Conn) -> Result<Vec<HostRow>, ApiError> {
     Ok(sqlx::query_as(sql).fetch_all(tx).await?)
 }
 
-/// Chooses the host of a router's gateway; gives whether there is one.
+/// The host that holds a router's gateways.
+pub(super) async fn held_by(tx: &mut Conn, router_id: &str) -> Result<Option<String>, ApiError> {
+    let held: Option<Option<String>> =
+        sqlx::query_scalar("SELECT gateway_host_id FROM routers WHERE id = $1")
+            .bind(router_id)
+            .fetch_optional(tx)
+            .await?;
+    Ok(held.flatten())
+}
+
+/// Chooses the host of a router's gateways, if it isn't on a fit one; gives whether there is one.
 pub(super) async fn place(tx: &mut Conn, router_id: &str) -> Result<bool, ApiError> {
-    let needs: Option<(String, String)> = sqlx::query_as(
-        "SELECT networks.network_type, networks.physical_network FROM routers
-             JOIN networks ON networks.id = routers.external_network_id WHERE routers.id = $1",
+    let needs: Vec<Needs> = sqlx::query_as(
+        "SELECT networks.network_type, networks.physical_network FROM router_gateways
+             JOIN ports ON ports.id = router_gateways.port_id JOIN networks ON networks.id = ports.network_id
+         WHERE router_gateways.router_id = $1",
     )
     .bind(router_id)
-    .fetch_optional(&mut *tx)
+    .fetch_all(&mut *tx)
     .await?;
-    let Some((network_type, physical_network)) = needs else { return Ok(false) };
+    let holder = held_by(tx, router_id).await?;
     let held: Vec<(String, i64)> = sqlx::query_as(
         "SELECT gateway_host_id, COUNT(*) FROM routers WHERE gateway_host_id IS NOT NULL GROUP BY gateway_host_id",
     )
     .fetch_all(&mut *tx)
     .await?;
     let hosts = hosts(tx).await?;
-    let needs = Needs { network_type, physical_network };
-    let chosen = choose(&hosts, &needs, &held.into_iter().collect()).map(|host| host.id.clone());
+    let stays = hosts.iter().find(|host| holder.as_ref() == Some(&host.id) && host.is_fit(&needs));
+    let chosen = stays.or_else(|| choose(&hosts, &needs, &held.into_iter().collect()));
+    let chosen = chosen.filter(|_| !needs.is_empty()).map(|host| host.id.clone());
     sqlx::query("UPDATE routers SET gateway_host_id = $2 WHERE id = $1")
         .bind(router_id)
         .bind(&chosen)
@@ -78,11 +90,11 @@ pub(super) async fn place(tx: &mut Conn, router_id: &str) -> Result<bool, ApiErr
     Ok(chosen.is_some())
 }
 
-/// The routers whose gateway has no host that is up.
+/// The routers whose gateways have no host that is up.
 async fn lost(db: &mut Conn) -> Result<Vec<String>, ApiError> {
     let rows: Vec<(String, Option<i64>)> = sqlx::query_as(
         "SELECT routers.id, hosts.last_seen_us FROM routers LEFT JOIN hosts ON hosts.id = routers.gateway_host_id
-         WHERE routers.external_network_id IS NOT NULL ORDER BY routers.id",
+         WHERE routers.id IN (SELECT router_id FROM router_gateways) ORDER BY routers.id",
     )
     .fetch_all(db)
     .await?;
@@ -110,11 +122,7 @@ pub(crate) async fn heard(
     for router in lost(tx).await? {
         let before = reach::of_router(tx, &router).await?;
         // Where there is no other host, the one that was lost may come back: nothing changes.
-        let held: Option<Option<String>> =
-            sqlx::query_scalar("SELECT gateway_host_id FROM routers WHERE id = $1")
-                .bind(&router)
-                .fetch_optional(&mut *tx)
-                .await?;
+        let held = held_by(tx, &router).await?;
         match place(tx, &router).await? {
             true => {
                 concerned.extend(before);
@@ -123,7 +131,7 @@ pub(crate) async fn heard(
             false => {
                 sqlx::query("UPDATE routers SET gateway_host_id = $2 WHERE id = $1")
                     .bind(&router)
-                    .bind(held.flatten())
+                    .bind(held)
                     .execute(&mut *tx)
                     .await?;
             }
@@ -167,7 +175,7 @@ mod tests {
 
     #[test]
     fn the_gateway_goes_to_the_fit_host_with_the_fewest() {
-        let needs = Needs { network_type: "flat".into(), physical_network: "public".into() };
+        let needs = [Needs { network_type: "flat".into(), physical_network: "public".into() }];
         let hosts = [
             host("a", "public", true),
             host("b", "public", true),
@@ -178,5 +186,9 @@ mod tests {
         assert_eq!(choose(&hosts, &needs, &held).unwrap().id, "b");
         assert_eq!(choose(&hosts, &needs, &HashMap::new()).unwrap().id, "a");
         assert!(choose(&hosts[2..], &needs, &held).is_none());
+        // One for all.
+        let both =
+            ["public", "other"].map(|name| Needs { physical_network: name.into(), ..needs[0].clone() });
+        assert!(choose(&hosts, &both, &held).is_none());
     }
 }

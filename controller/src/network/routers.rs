@@ -12,19 +12,18 @@ use uuid::Uuid;
 use super::{
     Scope,
     attributes::Attributes,
-    gateways,
     listing::{Collection, Query},
-    networks,
-    ports::{self, FixedIps, GATEWAY_OWNER, INTERFACE_OWNER, NewPort, wishes},
+    ports::INTERFACE_OWNER,
     quotas, reach,
     resource::{Change, Resource},
-    subnets, zones,
+    zones,
 };
 use crate::{
     db::{Conn, now_us, rfc3339_s},
     http::error::ApiError,
 };
 
+pub(super) mod external;
 pub(super) mod interfaces;
 pub(super) mod routes;
 
@@ -39,8 +38,7 @@ pub(super) struct RouterRow {
     name: String,
     description: String,
     admin_state_up: bool,
-    pub(super) external_network_id: Option<String>,
-    enable_snat: bool,
+    enable_default_route_ecmp: bool,
     routes: String,
     revision: i64,
     created_us: i64,
@@ -71,19 +69,13 @@ impl RouterRow {
         serde_json::from_str(&self.routes).map_err(ApiError::internal)
     }
 
-    fn document(&self, addresses: &[RouterAddress], zones: &[String]) -> Result<Value, ApiError> {
-        let gateway = self.external_network_id.as_ref().map(|network| {
-            let fixed: Vec<Value> = addresses
-                .iter()
-                .filter(|address| address.device_owner == GATEWAY_OWNER)
-                .map(|address| json!({"subnet_id": address.subnet_id, "ip_address": address.address}))
-                .collect();
-            json!({"network_id": network, "enable_snat": self.enable_snat, "external_fixed_ips": fixed})
-        });
+    fn document(&self, gateways: &[Value], zones: &[String]) -> Result<Value, ApiError> {
         Ok(json!({
             "id": self.id, "name": self.name, "description": self.description, "project_id": self.project_id,
             "tenant_id": self.project_id, "admin_state_up": self.admin_state_up,
-            "status": if self.admin_state_up { "ACTIVE" } else { "DOWN" }, "external_gateway_info": gateway,
+            "status": if self.admin_state_up { "ACTIVE" } else { "DOWN" },
+            "external_gateway_info": gateways.first(), "external_gateways": gateways,
+            "enable_default_route_ecmp": self.enable_default_route_ecmp,
             "routes": self.routes()?, "availability_zones": zones, "availability_zone_hints": [],
             "flavor_id": null, "revision_number": self.revision,
             "created_at": rfc3339_s(self.created_us), "updated_at": rfc3339_s(self.updated_us),
@@ -140,125 +132,33 @@ pub(super) fn refuse_overlap(
     Ok(())
 }
 
-/// `external_gateway_info`.
-struct Gateway {
-    network_id: String,
-    enable_snat: Option<bool>,
-    fixed_ips: Option<Vec<ports::FixedIpWish>>,
-}
-
-/// None: not asked for; `Some(None)`: none wanted.
-fn gateway(body: &mut Attributes, scope: &Scope) -> Result<Option<Option<Gateway>>, ApiError> {
-    let value = match body.value("external_gateway_info") {
-        None => return Ok(None),
-        Some(Value::Null) => return Ok(Some(None)),
-        Some(Value::Object(map)) if map.is_empty() => return Ok(Some(None)),
-        Some(value) => value,
-    };
-    let mut info = Attributes::of("external_gateway_info", value)?;
-    let gateway = Gateway {
-        network_id: info.required("network_id")?,
-        enable_snat: info.boolean("enable_snat")?,
-        fixed_ips: info.list("external_fixed_ips")?.map(wishes).transpose()?,
-    };
-    info.only(&[("qos_policy_id", json!(""))])?;
-    info.finish()?;
-    // As in Neutron's policy: both spend or spare addresses of the cloud's.
-    if (gateway.enable_snat.is_some() || gateway.fixed_ips.is_some()) && !scope.admin {
-        return Err(ApiError::Forbidden(
-            "Only an admin can choose SNAT and the addresses of a router's gateway.".into(),
-        ));
-    }
-    Ok(Some(Some(gateway)))
-}
-
-async fn gateway_port(tx: &mut Conn, router_id: &str) -> Result<Option<String>, ApiError> {
-    let sql = "SELECT id FROM ports WHERE router_id = $1 AND device_owner = $2";
-    Ok(sqlx::query_scalar(sql).bind(router_id).bind(GATEWAY_OWNER).fetch_optional(tx).await?)
-}
-
-async fn refuse_in_use(tx: &mut Conn, row: &RouterRow) -> Result<(), ApiError> {
-    let Some(network) = &row.external_network_id else { return Ok(()) };
-    let used: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM floating_ips WHERE router_id = $1)")
-        .bind(&row.id)
-        .fetch_one(tx)
+/// One more revision.
+async fn touch(tx: &mut Conn, router_id: &str) -> Result<(), ApiError> {
+    sqlx::query("UPDATE routers SET revision = revision + 1, updated_us = $2 WHERE id = $1")
+        .bind(router_id)
+        .bind(now_us())
+        .execute(tx)
         .await?;
-    match used {
-        true => Err(ApiError::Conflict(format!(
-            "Gateway cannot be updated for router {}, since a gateway to external network {network} is required by one \
-             or more floating IPs.",
-            row.id
-        ))
-        .named("RouterExternalGatewayInUseByFloatingIp")),
-        false => Ok(()),
-    }
-}
-
-async fn clear_gateway(change: &mut Change, row: &RouterRow) -> Result<(), ApiError> {
-    refuse_in_use(&mut change.tx, row).await?;
-    sqlx::query(
-        "UPDATE routers SET external_network_id = NULL, gateway_host_id = NULL, enable_snat = TRUE WHERE id = $1",
-    )
-    .bind(&row.id)
-    .execute(&mut *change.tx)
-    .await?;
-    if let Some(port) = gateway_port(&mut change.tx, &row.id).await? {
-        ports::remove(&mut change.tx, &port).await?;
-    }
     Ok(())
 }
 
-async fn set_gateway(change: &mut Change, row: &RouterRow, gateway: Gateway) -> Result<(), ApiError> {
-    let id = &row.id;
-    let same = row.external_network_id.as_ref() == Some(&gateway.network_id);
-    if same && gateway.fixed_ips.is_none() {
-        sqlx::query("UPDATE routers SET enable_snat = COALESCE($2, enable_snat) WHERE id = $1")
-            .bind(id)
-            .bind(gateway.enable_snat)
-            .execute(&mut *change.tx)
-            .await?;
-        return Ok(());
+/// Takes `enable_default_route_ecmp`, which is for admins, as in Neutron's policy.
+fn ecmp(body: &mut Attributes, scope: &Scope) -> Result<Option<bool>, ApiError> {
+    if body.value_is_null("enable_default_route_ecmp") {
+        body.value("enable_default_route_ecmp");
     }
-    let network = networks::visible(&mut change.tx, &gateway.network_id, &change.scope).await?;
-    if !network.external {
-        return Err(bad_request("router", format!("Network {} is not an external network", network.id)));
+    let wanted = body.boolean("enable_default_route_ecmp")?;
+    match wanted.is_some() && !scope.admin {
+        true => Err(ApiError::Forbidden("Only an admin can choose where default routes lead.".into())),
+        false => Ok(wanted),
     }
-    if !same {
-        refuse_in_use(&mut change.tx, row).await?;
-    }
-    if let Some(port) = gateway_port(&mut change.tx, id).await? {
-        ports::remove(&mut change.tx, &port).await?;
-    }
-    let interfaces = addresses(&mut change.tx, id).await?;
-    for subnet in subnets::of_network(&mut change.tx, &network.id).await? {
-        refuse_overlap(&interfaces, &subnet.id, subnet.net()?)?;
-    }
-    let wish = gateway.fixed_ips.map_or(FixedIps::Any, FixedIps::These);
-    let new = NewPort { router_id: Some(id.clone()), ..NewPort::own("", GATEWAY_OWNER, id, wish) };
-    let port = ports::insert(&mut change.tx, &network.id, &new).await?;
-    let addressed = ports::find(&mut change.tx, &port).await?.is_some_and(|port| !port.fixed_ips.is_empty());
-    if !addressed {
-        return Err(bad_request(
-            "router",
-            format!("No subnet of network {} has an address left", network.id),
-        ));
-    }
-    sqlx::query(
-        "UPDATE routers SET external_network_id = $2, enable_snat = COALESCE($3, enable_snat),
-             gateway_host_id = NULL WHERE id = $1",
-    )
-    .bind(id)
-    .bind(&network.id)
-    .bind(gateway.enable_snat)
-    .execute(&mut *change.tx)
-    .await?;
-    gateways::place(&mut change.tx, id).await?;
-    Ok(())
 }
 
 /// Attributes of routers that have one value here.
-fn constants() -> [(&'static str, Value); 4] {
+fn constants() -> [(&'static str, Value); 5] {
     [
+        // Nothing here watches gateways by BFD.
+        ("enable_default_route_bfd", json!(false)),
         ("distributed", json!(true)),
         ("ha", json!(false)),
         ("availability_zone_hints", json!([])),
@@ -277,7 +177,9 @@ impl Resource for Routers {
             "availability_zones",
             "created_at",
             "description",
+            "enable_default_route_ecmp",
             "external_gateway_info",
+            "external_gateways",
             "flavor_id",
             "id",
             "name",
@@ -305,7 +207,8 @@ impl Resource for Routers {
         let mut documents = Vec::with_capacity(rows.len());
         for row in rows {
             let addresses = addresses(db, &row.id).await?;
-            documents.push(row.document(&addresses, &zones)?);
+            let gateways = external::documents(&external::of(db, &row.id).await?, &addresses);
+            documents.push(row.document(&gateways, &zones)?);
         }
         Ok(documents)
     }
@@ -313,26 +216,28 @@ impl Resource for Routers {
     async fn create(change: &mut Change, mut body: Attributes) -> Result<String, ApiError> {
         let project_id = change.scope.owner(&mut body)?;
         body.only(&constants())?;
-        let gateway = gateway(&mut body, &change.scope)?;
+        let gateway = external::first(&mut body, &change.scope)?;
+        let ecmp = ecmp(&mut body, &change.scope)?.unwrap_or(false);
         let name = body.string("name")?.unwrap_or_default();
         let description = body.string("description")?.unwrap_or_default();
         let up = body.boolean("admin_state_up")?.unwrap_or(true);
         body.finish()?;
         quotas::check(&mut change.tx, &project_id, quotas::Resource::Router).await?;
         let row: RouterRow = sqlx::query_as(
-            "INSERT INTO routers (id, project_id, name, description, admin_state_up, created_us, updated_us)
-             VALUES ($1, $2, $3, $4, $5, $6, $6) RETURNING *",
+            "INSERT INTO routers (id, project_id, name, description, admin_state_up, enable_default_route_ecmp,
+                 created_us, updated_us) VALUES ($1, $2, $3, $4, $5, $6, $7, $7) RETURNING *",
         )
         .bind(Uuid::new_v4().to_string())
         .bind(&project_id)
         .bind(name)
         .bind(description)
         .bind(up)
+        .bind(ecmp)
         .bind(now_us())
         .fetch_one(&mut *change.tx)
         .await?;
         if let Some(Some(gateway)) = gateway {
-            set_gateway(change, &row, gateway).await?;
+            external::set_first(change, &row.id, Some(gateway)).await?;
         }
         let hosts = reach::of_router(&mut change.tx, &row.id).await?;
         change.concern(hosts);
@@ -341,7 +246,8 @@ impl Resource for Routers {
 
     async fn update(change: &mut Change, id: &str, mut body: Attributes) -> Result<(), ApiError> {
         body.only(&constants())?;
-        let gateway = gateway(&mut body, &change.scope)?;
+        let gateway = external::first(&mut body, &change.scope)?;
+        let ecmp = ecmp(&mut body, &change.scope)?;
         let (name, description) = (body.string("name")?, body.string("description")?);
         let up = body.boolean("admin_state_up")?;
         let wanted = routes::parse(&mut body)?;
@@ -350,10 +256,8 @@ impl Resource for Routers {
         let hosts = reach::of_router(&mut change.tx, id).await?;
         change.concern(hosts);
         let moves = gateway.is_some();
-        match gateway {
-            None => {}
-            Some(None) => clear_gateway(change, &row).await?,
-            Some(Some(gateway)) => set_gateway(change, &row, gateway).await?,
+        if let Some(gateway) = gateway {
+            external::set_first(change, id, gateway).await?;
         }
         // Routes by the old gateway's network would lead nowhere.
         if moves || wanted.is_some() {
@@ -362,13 +266,15 @@ impl Resource for Routers {
         }
         sqlx::query(
             "UPDATE routers SET name = COALESCE($2, name), description = COALESCE($3, description),
-                 admin_state_up = COALESCE($4, admin_state_up), revision = revision + 1, updated_us = $5
-             WHERE id = $1",
+                 admin_state_up = COALESCE($4, admin_state_up),
+                 enable_default_route_ecmp = COALESCE($5, enable_default_route_ecmp), revision = revision + 1,
+                 updated_us = $6 WHERE id = $1",
         )
         .bind(id)
         .bind(name)
         .bind(description)
         .bind(up)
+        .bind(ecmp)
         .bind(now_us())
         .execute(&mut *change.tx)
         .await?;
@@ -378,7 +284,7 @@ impl Resource for Routers {
     }
 
     async fn delete(change: &mut Change, id: &str) -> Result<(), ApiError> {
-        let row = owned(&mut change.tx, id, &change.scope).await?;
+        owned(&mut change.tx, id, &change.scope).await?;
         let used: bool = sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM ports WHERE router_id = $1 AND device_owner = $2)",
         )
@@ -391,7 +297,7 @@ impl Resource for Routers {
         }
         let hosts = reach::of_router(&mut change.tx, id).await?;
         change.concern(hosts);
-        clear_gateway(change, &row).await?;
+        external::clear(change, id).await?;
         sqlx::query("DELETE FROM routers WHERE id = $1").bind(id).execute(&mut *change.tx).await?;
         Ok(())
     }

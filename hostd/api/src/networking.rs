@@ -271,15 +271,28 @@ pub struct RouterSpec {
     pub admin_state_up: bool,
     /// Its interfaces, all of them on every host. Their networks are all in [`crate::DesiredState::networks`].
     pub interfaces: Vec<RouterInterface>,
-    /// `external_gateway_info`.
+    /// `external_gateway_info`, the first of `external_gateways`: the default route leads there.
     #[serde(default)]
     pub gateway: Option<RouterGateway>,
+    /// The others of `external_gateways`; none without a first one. All gateways of a router are on one host.
+    #[serde(default)]
+    pub extra_gateways: Vec<RouterGateway>,
+    /// `enable_default_route_ecmp`: default routes lead to all gateways.
+    #[serde(default)]
+    pub default_route_ecmp: bool,
     /// `routes` (IPv4).
     #[serde(default)]
     pub routes: Vec<HostRoute>,
     /// `routes` (IPv6).
     #[serde(default)]
     pub routes_v6: Vec<HostRouteV6>,
+}
+
+impl RouterSpec {
+    /// All gateways, the first one first.
+    pub fn gateways(&self) -> impl Iterator<Item = &RouterGateway> {
+        self.gateway.iter().chain(&self.extra_gateways)
+    }
 }
 
 /// A static route of IPv6.
@@ -324,7 +337,8 @@ pub struct RouterGateway {
     pub next_hop_v6: Option<Ipv6Addr>,
     /// IPv4 packets of the interfaces' subnets that leave by the gateway get its first IPv4 address.
     pub enable_snat: bool,
-    /// The router's floating IPs that are associated with a fixed address or have port forwardings.
+    /// The router's floating IPs on this network that are associated with a fixed address or have port forwardings; where
+    /// several gateways are on one network, those of the first.
     #[serde(default)]
     pub floating_ips: Vec<FloatingIpSpec>,
 }

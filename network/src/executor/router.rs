@@ -1,20 +1,24 @@
 //! Routers' namespaces: observation and steps.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsRawFd,
 };
 
 use futures_util::TryStreamExt;
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily,
     link::{InfoData, InfoVeth},
     neighbour::NeighbourState,
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol},
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteNextHop, RouteNextHopFlags,
+        RouteProtocol, RouteScope,
+    },
+    rule::{RuleAction, RuleAttribute, RuleMessage},
 };
-use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{IpVersion, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
 
 use super::{
     Executor, ExecutorError, delete_namespace, filter::Sockets, netlink::Netlink, observe, set_sysctls,
@@ -24,8 +28,8 @@ use crate::{
     namespace::{self, NamespaceError},
     observed::{LinkKind, PortFlags},
     router::{
-        NextHop, ObservedRouter, RouterAction, RouterContent, RouterKey, RouterLink, RouterLinkState,
-        RouterStep,
+        NextHop, ObservedRouter, PolicyRule, RouteKey, RouterAction, RouterContent, RouterKey, RouterLink,
+        RouterLinkState, RouterStep,
     },
 };
 
@@ -73,10 +77,10 @@ impl Executor {
             RouterAction::SetUp { link } => netlink.set_up(link).await,
             RouterAction::AddAddress { link, address } => netlink.add_address_to(link, *address).await,
             RouterAction::DeleteAddress { link, address } => netlink.delete_address_of(link, *address).await,
-            RouterAction::SetRoute { destination, next } => set_route(&netlink, *destination, next).await,
-            RouterAction::DeleteRoute { destination, next } => {
-                delete_route(&netlink, *destination, next).await
-            }
+            RouterAction::SetRoute { route, next } => set_route(&netlink, *route, next).await,
+            RouterAction::DeleteRoute { route } => delete_route(&netlink, *route).await,
+            RouterAction::AddRule { rule } => add_rule(&netlink, *rule).await,
+            RouterAction::DeleteRule { rule } => delete_rule(&netlink, *rule).await,
             RouterAction::SetNeighbour { link, ip, mac } => netlink.set_neighbour_of(link, *ip, *mac).await,
             RouterAction::DeleteNeighbour { link, ip } => netlink.delete_neighbour_of(link, *ip).await,
             RouterAction::DeleteNamespace
@@ -121,6 +125,7 @@ async fn content(namespace: &str, sockets: &Sockets) -> Result<RouterContent, Ex
         sysctls: observe::sysctls(namespace, crate::router::sysctl_paths()).await?,
         filter: sockets.loaded(namespace).await?,
         loopback_up: links.iter().any(|link| link.kind == LinkKind::Loopback && link.up),
+        rules: rules(&netlink).await?,
         ..RouterContent::default()
     };
     for link in links.iter().filter(|link| link.kind != LinkKind::Loopback) {
@@ -161,18 +166,17 @@ async fn content(namespace: &str, sockets: &Sockets) -> Result<RouterContent, Ex
     Ok(content)
 }
 
-/// A route that was set (static, in the main table), if it leads to a next hop.
-fn route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Option<(IpNet, NextHop)> {
+/// A route that was set (static), with where it leads.
+fn route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Option<(RouteKey, BTreeSet<NextHop>)> {
     let header = &message.header;
-    if header.protocol != RouteProtocol::Static || header.table != RouteHeader::RT_TABLE_MAIN {
+    if header.protocol != RouteProtocol::Static {
         return None;
     }
-    let (mut destination, mut gateway, mut link) = (None, None, None);
+    let (mut destination, mut table) = (None, u32::from(header.table));
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(address) => destination = ip(address),
-            RouteAttribute::Gateway(address) => gateway = ip(address),
-            RouteAttribute::Oif(index) => link = names.get(index),
+            RouteAttribute::Table(number) => table = *number,
             _ => {}
         }
     }
@@ -182,7 +186,33 @@ fn route(message: &RouteMessage, names: &BTreeMap<u32, &str>) -> Option<(IpNet, 
         _ => None,
     };
     let destination = IpNet::new(destination.or_else(everywhere)?, header.destination_prefix_length).ok()?;
-    Some((destination, NextHop { gateway: gateway?, link: (*link?).to_owned() }))
+    let next = next_hops(&message.attributes, names);
+    (!next.is_empty()).then_some((RouteKey { table, destination }, next))
+}
+
+/// Those that are alive.
+fn next_hops(attributes: &[RouteAttribute], names: &BTreeMap<u32, &str>) -> BTreeSet<NextHop> {
+    let name = |index: u32| names.get(&index).map(|name| (*name).to_owned());
+    let (mut gateway, mut link, mut all) = (None, None, BTreeSet::new());
+    for attribute in attributes {
+        match attribute {
+            RouteAttribute::Gateway(address) => gateway = ip(address),
+            RouteAttribute::Oif(index) => link = name(*index),
+            RouteAttribute::MultiPath(hops) => {
+                let alive = hops.iter().filter(|hop| !hop.flags.contains(RouteNextHopFlags::Dead));
+                all.extend(alive.filter_map(|hop| {
+                    let gateway = hop.attributes.iter().find_map(|attribute| match attribute {
+                        RouteAttribute::Gateway(address) => ip(address),
+                        _ => None,
+                    });
+                    Some(NextHop { gateway, link: name(hop.interface_index)? })
+                }));
+            }
+            _ => {}
+        }
+    }
+    all.extend(link.map(|link| NextHop { gateway, link }));
+    all
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
@@ -193,43 +223,118 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
-async fn message(
+/// The message that names a route; its next hops are still to come.
+fn named(route: RouteKey) -> RouteMessage {
+    let RouteKey { table, destination } = route;
+    match destination {
+        IpNet::V4(to) => RouteMessageBuilder::<Ipv4Addr>::new()
+            .destination_prefix(to.addr(), to.prefix_len())
+            .table_id(table)
+            .protocol(RouteProtocol::Static)
+            .build(),
+        IpNet::V6(to) => RouteMessageBuilder::<Ipv6Addr>::new()
+            .destination_prefix(to.addr(), to.prefix_len())
+            .table_id(table)
+            .protocol(RouteProtocol::Static)
+            .build(),
+    }
+}
+
+async fn set_route(
     netlink: &Netlink,
-    destination: IpNet,
-    next: &NextHop,
-) -> Result<Option<RouteMessage>, ExecutorError> {
-    let link = netlink.index(&next.link).await?;
-    Ok(match (destination, next.gateway) {
-        (IpNet::V4(to), IpAddr::V4(gateway)) => Some(v4(to, gateway, link)),
-        (IpNet::V6(to), IpAddr::V6(gateway)) => Some(v6(to, gateway, link)),
-        _ => None,
-    })
-}
-
-fn v4(to: Ipv4Net, gateway: Ipv4Addr, link: u32) -> RouteMessage {
-    let builder = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(to.addr(), to.prefix_len());
-    builder.gateway(gateway).output_interface(link).protocol(RouteProtocol::Static).onlink().build()
-}
-
-fn v6(to: Ipv6Net, gateway: Ipv6Addr, link: u32) -> RouteMessage {
-    let builder = RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(to.addr(), to.prefix_len());
-    builder.gateway(gateway).output_interface(link).protocol(RouteProtocol::Static).onlink().build()
-}
-
-async fn set_route(netlink: &Netlink, destination: IpNet, next: &NextHop) -> Result<(), ExecutorError> {
-    let Some(message) = message(netlink, destination, next).await? else { return Ok(()) };
-    let set = netlink.handle.route().add(message).replace().execute().await;
-    set.map_err(netlink.failed(format!("set the route to {destination}")))
-}
-
-async fn delete_route(netlink: &Netlink, destination: IpNet, next: &NextHop) -> Result<(), ExecutorError> {
-    let message = match message(netlink, destination, next).await {
-        Ok(Some(message)) => message,
-        // With its link the route went, too.
-        Ok(None) | Err(ExecutorError::NoLink { .. }) => return Ok(()),
-        Err(error) => return Err(error),
+    route: RouteKey,
+    next: &BTreeSet<NextHop>,
+) -> Result<(), ExecutorError> {
+    let mut message = named(route);
+    let mut hops = Vec::with_capacity(next.len());
+    for next in next {
+        hops.push((netlink.index(&next.link).await?, next.gateway));
+    }
+    let address = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => RouteAddress::Inet(ip),
+        IpAddr::V6(ip) => RouteAddress::Inet6(ip),
     };
+    match hops[..] {
+        [(link, gateway)] => {
+            message.attributes.push(RouteAttribute::Oif(link));
+            match gateway {
+                Some(gateway) => {
+                    message.header.flags |= RouteFlags::Onlink;
+                    message.attributes.push(RouteAttribute::Gateway(address(gateway)));
+                }
+                None => message.header.scope = RouteScope::Link,
+            }
+        }
+        _ => {
+            let hops = hops.into_iter().map(|(link, gateway)| {
+                let mut hop = RouteNextHop::default();
+                hop.interface_index = link;
+                if let Some(gateway) = gateway {
+                    hop.flags = RouteNextHopFlags::Onlink;
+                    hop.attributes.push(RouteAttribute::Gateway(address(gateway)));
+                }
+                hop
+            });
+            message.attributes.push(RouteAttribute::MultiPath(hops.collect()));
+        }
+    }
+    let set = netlink.handle.route().add(message).replace().execute().await;
+    set.map_err(netlink.failed(format!("set the route to {}", route.destination)))
+}
+
+async fn delete_route(netlink: &Netlink, route: RouteKey) -> Result<(), ExecutorError> {
+    let mut message = named(route);
+    // Whatever its scope is, and wherever it leads.
+    message.header.scope = RouteScope::NoWhere;
     let deleted = netlink.handle.route().del(message).execute().await;
+    // With its link the route went, too.
     super::netlink::unless(deleted, &[libc::ESRCH])
-        .map_err(netlink.failed(format!("delete the route to {destination}")))
+        .map_err(netlink.failed(format!("delete the route to {}", route.destination)))
+}
+
+/// Order of rules among all: before the main table, which holds the routes of what has no mark.
+const RULE_PRIORITY: u32 = 1000;
+
+fn rule_message(rule: PolicyRule) -> RuleMessage {
+    let mut message = RuleMessage::default();
+    message.header.family = if rule.v6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    message.header.action = RuleAction::ToTable;
+    message.attributes = vec![
+        RuleAttribute::Priority(RULE_PRIORITY),
+        RuleAttribute::FwMark(rule.mark),
+        RuleAttribute::Table(rule.mark),
+    ];
+    message
+}
+
+async fn add_rule(netlink: &Netlink, rule: PolicyRule) -> Result<(), ExecutorError> {
+    let mut request = netlink.handle.rule().add();
+    *request.message_mut() = rule_message(rule);
+    let added = request.execute().await;
+    super::netlink::unless(added, &[libc::EEXIST])
+        .map_err(netlink.failed(format!("add the rule of mark {:#x}", rule.mark)))
+}
+
+async fn delete_rule(netlink: &Netlink, rule: PolicyRule) -> Result<(), ExecutorError> {
+    let deleted = netlink.handle.rule().del(rule_message(rule)).execute().await;
+    super::netlink::unless(deleted, &[libc::ENOENT])
+        .map_err(netlink.failed(format!("delete the rule of mark {:#x}", rule.mark)))
+}
+
+async fn rules(netlink: &Netlink) -> Result<BTreeSet<PolicyRule>, ExecutorError> {
+    let mut found = BTreeSet::new();
+    for (v6, version) in [(false, IpVersion::V4), (true, IpVersion::V6)] {
+        let messages = netlink.handle.rule().get(version).execute();
+        let messages: Vec<RuleMessage> =
+            messages.try_collect().await.map_err(netlink.failed("list rules"))?;
+        for message in messages {
+            let is_ours = message.attributes.contains(&RuleAttribute::Priority(RULE_PRIORITY));
+            let mark = message.attributes.iter().find_map(|attribute| match attribute {
+                RuleAttribute::FwMark(mark) => Some(*mark),
+                _ => None,
+            });
+            found.extend(mark.filter(|_| is_ours).map(|mark| PolicyRule { v6, mark }));
+        }
+    }
+    Ok(found)
 }

@@ -61,8 +61,16 @@ impl Hook {
     /// Reads `type filter hook forward priority 0; policy drop;`.
     pub(crate) fn read(text: &str) -> Result<Self, LanguageError> {
         let words: Vec<&str> = text.split([' ', ';']).filter(|word| !word.is_empty()).collect();
-        let ["type", kind @ ("filter" | "nat"), "hook", hook, "priority", priority, "policy", policy] =
-            words[..]
+        let [
+            "type",
+            kind @ ("filter" | "nat" | "route"),
+            "hook",
+            hook,
+            "priority",
+            priority,
+            "policy",
+            policy,
+        ] = words[..]
         else {
             return Err(LanguageError::new(text, "no type, hook, priority and policy"));
         };

@@ -5,6 +5,10 @@
 //! same Ethernet addresses, which stay on the host since bridges learn nothing. What leaves by the gateway goes over the
 //! overlay of one of its networks to the host that holds it: to an Ethernet address that stands for "the gateway's host"
 //! ([`transit_mac`]); what comes back goes straight from there.
+//!
+//! A router with several gateways has them all on one host, each with a routing table of its own. The default route leads to
+//! the first one, or to all (ECMP). A connection remembers by its mark by which gateway it came or went ([`nat`]), and a
+//! rule for each mark leads what belongs to it to that gateway's table.
 
 mod nat;
 mod plan;
@@ -29,13 +33,18 @@ use crate::{
 };
 pub(crate) use plan::sysctl_paths;
 pub use plan::{
-    ObservedRouter, ROUTER_SYSCTLS, RouterAction, RouterContent, RouterLinkState, RouterStep, plan_routers,
+    ObservedRouter, PolicyRule, ROUTER_SYSCTLS, RouterAction, RouterContent, RouterLinkState, RouterStep,
+    plan_routers,
 };
 
 /// The address that stands for the gateway's host in routes of the others. On no wire: its neighbour entry is permanent.
 const TRANSIT_IP: Ipv4Addr = Ipv4Addr::new(169, 254, 88, 1);
 /// Floating IPs of one router.
 pub const FLOATING_IPS_MAX: usize = 1024;
+/// Gateways of one router.
+pub const GATEWAYS_MAX: usize = 16;
+/// The main routing table.
+pub(crate) const MAIN_TABLE: u32 = 254;
 /// Ports of a port forwarding whose ranges start at different ports.
 pub const SHIFTED_PORTS_MAX: u16 = 256;
 
@@ -106,6 +115,11 @@ pub enum RouterProblem {
     /// Too many.
     #[error("more than {FLOATING_IPS_MAX} floating IPs")]
     TooMany,
+    /// Too many gateways, on several hosts, or indistinguishable ones.
+    #[error(
+        "its gateways are more than {GATEWAYS_MAX}, are on several hosts, or two of their ports' ids start with the same seven digits"
+    )]
+    Gateways,
     /// Port forwarding.
     #[error(
         "port forwarding of {0}: external and internal range differ in length, are empty, or start at different ports and have more than {SHIFTED_PORTS_MAX}"
@@ -126,7 +140,9 @@ pub struct RouterConfig {
     /// Links by name.
     pub links: BTreeMap<String, RouterLink>,
     /// Routes beside those of the links' own ranges.
-    pub routes: BTreeMap<IpNet, NextHop>,
+    pub routes: Routes,
+    /// Which marks lead to which routing table.
+    pub rules: BTreeSet<PolicyRule>,
     /// Permanent neighbours.
     pub neighbours: BTreeMap<(String, IpAddr), MacAddress>,
     /// Address translation.
@@ -148,13 +164,43 @@ pub struct RouterLink {
     pub peer: String,
 }
 
+/// What a route is known by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct RouteKey {
+    /// Number of its table.
+    pub table: u32,
+    /// Destination.
+    pub destination: IpNet,
+}
+
+impl RouteKey {
+    fn main(destination: IpNet) -> Self {
+        Self { table: MAIN_TABLE, destination }
+    }
+}
+
 /// Where a route leads.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NextHop {
-    /// Address of the next router.
-    pub gateway: IpAddr,
+    /// Address of the next router; none: the destination is on the link itself.
+    pub gateway: Option<IpAddr>,
     /// The link over which it is reached.
     pub link: String,
+}
+
+impl NextHop {
+    fn by(gateway: IpAddr, link: &str) -> Self {
+        Self { gateway: Some(gateway), link: link.to_owned() }
+    }
+}
+
+/// Routes; several next hops share what they carry.
+pub type Routes = BTreeMap<RouteKey, BTreeSet<NextHop>>;
+
+/// The mark of what belongs to a gateway, and the number of its routing table. It stays the same whatever other gateways
+/// there are. It is none of the kernel's tables and not [`nat`]'s own mark.
+fn gateway_mark(port: PortId) -> u32 {
+    ((port.0.as_u128() >> 100) as u32) << 4 | 2
 }
 
 /// Name of a router's link by its port.
@@ -200,18 +246,18 @@ pub(crate) fn in_network(
                 ports.insert(router_port_name(interface.port_id), mac);
             }
         }
-        let Some(gateway) = &router.gateway else { continue };
+        let Some(first) = &router.gateway else { continue };
         let here =
             transit(router, &desired.networks).is_some_and(|interface| interface.network_id == network);
-        match gateway.place {
+        match first.place {
             GatewayPlace::Here => {
                 if here {
                     ports.insert(transit_names(router.id).1, transit_mac(router.id));
                 }
-                if let (true, Ok(mac)) =
-                    (gateway.network_id == network, station(gateway.port_id, &gateway.mac_address))
-                {
-                    ports.insert(router_port_name(gateway.port_id), mac);
+                for gateway in router.gateways().filter(|gateway| gateway.network_id == network) {
+                    if let Ok(mac) = station(gateway.port_id, &gateway.mac_address) {
+                        ports.insert(router_port_name(gateway.port_id), mac);
+                    }
                 }
             }
             GatewayPlace::Remote(host) if here => _ = tunnels.insert(transit_mac(router.id), host),
@@ -259,6 +305,7 @@ fn configure_one(router: &RouterSpec, desired: &Desired) -> Result<RouterConfig,
         forwarding: router.admin_state_up,
         links: BTreeMap::new(),
         routes: BTreeMap::new(),
+        rules: BTreeSet::new(),
         neighbours: BTreeMap::new(),
         filter: Arc::default(),
     };
@@ -278,13 +325,19 @@ fn configure_one(router: &RouterSpec, desired: &Desired) -> Result<RouterConfig,
             link(interface.port_id, interface.network_id, &interface.mac_address, &interface.addresses)?;
         config.links.insert(link_name(interface.port_id), made);
     }
-    if let Some(gateway) = &router.gateway {
-        match gateway.place {
+    if let Some(first) = &router.gateway {
+        check_gateways(router, first)?;
+        match first.place {
             GatewayPlace::Here => {
-                let made =
-                    link(gateway.port_id, gateway.network_id, &gateway.mac_address, &gateway.addresses)?;
-                config.links.insert(link_name(gateway.port_id), made);
-                gateway_here(&mut config, router, gateway, desired)?;
+                for gateway in router.gateways() {
+                    let mut made =
+                        link(gateway.port_id, gateway.network_id, &gateway.mac_address, &gateway.addresses)?;
+                    let floating = gateway.floating_ips.iter();
+                    made.addresses
+                        .extend(floating.map(|ip| mote_host_api::host_net(ip.floating_ip_address.into())));
+                    config.links.insert(link_name(gateway.port_id), made);
+                }
+                gateways_here(&mut config, router, desired)?;
             }
             GatewayPlace::Remote(_) => gateway_elsewhere(&mut config, router, desired)?,
         }
@@ -301,21 +354,48 @@ fn everywhere(version: IpAddr) -> IpNet {
     }
 }
 
-fn gateway_here(
+fn check_gateways(router: &RouterSpec, first: &RouterGateway) -> Result<(), RouterProblem> {
+    let marks: BTreeSet<u32> = router.gateways().map(|gateway| gateway_mark(gateway.port_id)).collect();
+    let count = router.gateways().count();
+    let together = router.extra_gateways.iter().all(|gateway| gateway.place == first.place);
+    match together && count <= GATEWAYS_MAX && marks.len() == count {
+        true => Ok(()),
+        false => Err(RouterProblem::Gateways),
+    }
+}
+
+/// Ways out. With several gateways each has a table: its networks, and what is beyond its next hop.
+fn route_out(config: &mut RouterConfig, router: &RouterSpec) {
+    let several = !router.extra_gateways.is_empty();
+    for gateway in router.gateways() {
+        let (name, table) = (link_name(gateway.port_id), gateway_mark(gateway.port_id));
+        let next = gateway.next_hop.map(IpAddr::V4).into_iter().chain(gateway.next_hop_v6.map(IpAddr::V6));
+        for next in next {
+            let main = config.routes.entry(RouteKey::main(everywhere(next))).or_default();
+            if router.default_route_ecmp || main.is_empty() {
+                main.insert(NextHop::by(next, &name));
+            }
+            if several {
+                let key = RouteKey { table, destination: everywhere(next) };
+                config.routes.insert(key, [NextHop::by(next, &name)].into());
+            }
+        }
+        if several {
+            for range in &gateway.addresses {
+                let key = RouteKey { table, destination: range.trunc() };
+                config.routes.insert(key, [NextHop { gateway: None, link: name.clone() }].into());
+            }
+            config.rules.extend([false, true].map(|v6| PolicyRule { v6, mark: table }));
+        }
+    }
+}
+
+fn gateways_here(
     config: &mut RouterConfig,
     router: &RouterSpec,
-    gateway: &RouterGateway,
     desired: &Desired,
 ) -> Result<(), RouterProblem> {
-    let name = link_name(gateway.port_id);
-    let next = gateway.next_hop.map(IpAddr::V4).into_iter().chain(gateway.next_hop_v6.map(IpAddr::V6));
-    for next in next {
-        config.routes.insert(everywhere(next), NextHop { gateway: next, link: name.clone() });
-    }
-    if let Some(link) = config.links.get_mut(&name) {
-        let floating = gateway.floating_ips.iter();
-        link.addresses.extend(floating.map(|ip| mote_host_api::host_net(ip.floating_ip_address.into())));
-    }
+    route_out(config, router);
     if let Some(interface) = transit(router, &desired.networks) {
         let (name, peer) = transit_names(router.id);
         let network = config.links.get(&link_name(interface.port_id));
@@ -324,7 +404,7 @@ fn gateway_here(
         let mac = transit_mac(router.id);
         config.links.insert(name, RouterLink { mac, mtu, addresses: BTreeSet::new(), network, peer });
     }
-    config.filter = Arc::new(nat::ruleset(router, gateway)?);
+    config.filter = Arc::new(nat::ruleset(router)?);
     Ok(())
 }
 
@@ -336,7 +416,7 @@ fn gateway_elsewhere(
     let interface = transit(router, &desired.networks).ok_or(RouterProblem::NoTransit)?;
     let (link, mac) = (link_name(interface.port_id), transit_mac(router.id));
     for gateway in [IpAddr::V4(TRANSIT_IP), IpAddr::V6(mac.link_local())] {
-        config.routes.insert(everywhere(gateway), NextHop { gateway, link: link.clone() });
+        config.routes.insert(RouteKey::main(everywhere(gateway)), [NextHop::by(gateway, &link)].into());
         config.neighbours.insert((link.clone(), gateway), mac);
     }
     Ok(())
@@ -350,7 +430,10 @@ fn extra_routes(config: &mut RouterConfig, router: &RouterSpec) -> Result<(), Ro
             |(_, link): &(&String, &RouterLink)| link.addresses.iter().any(|range| range.contains(&gateway));
         let link = config.links.iter().find(leads).map(|(name, _)| name.clone());
         match link {
-            Some(link) => _ = config.routes.insert(destination.trunc(), NextHop { gateway, link }),
+            Some(link) => {
+                let next = [NextHop::by(gateway, &link)].into();
+                config.routes.insert(RouteKey::main(destination.trunc()), next);
+            }
             // It is in the external network, which the default route leads to.
             None if is_external(router, gateway) => {}
             None => return Err(RouterProblem::NextHop(gateway)),
@@ -360,6 +443,6 @@ fn extra_routes(config: &mut RouterConfig, router: &RouterSpec) -> Result<(), Ro
 }
 
 fn is_external(router: &RouterSpec, address: IpAddr) -> bool {
-    let gateway = router.gateway.iter().filter(|gateway| matches!(gateway.place, GatewayPlace::Remote(_)));
-    gateway.flat_map(|gateway| &gateway.addresses).any(|range| range.contains(&address))
+    let gateways = router.gateways().filter(|gateway| matches!(gateway.place, GatewayPlace::Remote(_)));
+    gateways.flat_map(|gateway| &gateway.addresses).any(|range| range.contains(&address))
 }

@@ -9,7 +9,7 @@ use std::{
 
 use ipnet::IpNet;
 
-use super::{NextHop, RouterConfig, RouterError, RouterKey, RouterLink, configure};
+use super::{NextHop, RouteKey, RouterConfig, RouterError, RouterKey, RouterLink, Routes, configure};
 use crate::{
     Desired,
     filter::{Digest, Ruleset},
@@ -33,6 +33,9 @@ pub const ROUTER_SYSCTLS: &[(&str, &str)] = &[
     ("net/ipv6/conf/all/accept_ra", "0"),
     ("net/ipv6/conf/default/accept_ra", "0"),
     ("net/ipv6/conf/default/accept_dad", "0"),
+    // Connections, not pairs of hosts, are shared out among several next hops.
+    ("net/ipv4/fib_multipath_hash_policy", "1"),
+    ("net/ipv6/fib_multipath_hash_policy", "1"),
 ];
 const FORWARDING_ON: &[(&str, &str)] = &[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")];
 const FORWARDING_OFF: &[(&str, &str)] =
@@ -64,9 +67,20 @@ pub struct RouterContent {
     /// Links other than `lo`.
     pub links: BTreeMap<String, RouterLinkState>,
     /// Routes that were set, not those that follow from addresses.
-    pub routes: BTreeMap<IpNet, NextHop>,
+    pub routes: Routes,
+    /// Which marks lead to which routing table.
+    pub rules: BTreeSet<PolicyRule>,
     /// Permanent neighbours.
     pub neighbours: BTreeMap<(String, IpAddr), MacAddress>,
+}
+
+/// What has this mark is routed by the table of the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PolicyRule {
+    /// IPv6, not IPv4.
+    pub v6: bool,
+    /// The mark.
+    pub mark: u32,
 }
 
 /// State of a router's link.
@@ -104,8 +118,10 @@ impl fmt::Display for RouterStep {
             RouterAction::SetUp { link } => format!("set {link} up"),
             RouterAction::AddAddress { link, address } => format!("add address {address} to {link}"),
             RouterAction::DeleteAddress { link, address } => format!("delete address {address} of {link}"),
-            RouterAction::DeleteRoute { destination, .. } => format!("delete route to {destination}"),
-            RouterAction::SetRoute { destination, .. } => format!("set route to {destination}"),
+            RouterAction::DeleteRoute { route } => format!("delete route to {}", route.destination),
+            RouterAction::SetRoute { route, .. } => format!("set route to {}", route.destination),
+            RouterAction::AddRule { rule } => format!("add rule of mark {:#x}", rule.mark),
+            RouterAction::DeleteRule { rule } => format!("delete rule of mark {:#x}", rule.mark),
             RouterAction::SetNeighbour { ip, .. } => format!("set neighbour {ip}"),
             RouterAction::DeleteNeighbour { ip, .. } => format!("delete neighbour {ip}"),
         };
@@ -138,9 +154,13 @@ pub enum RouterAction {
     /// Remove an address.
     DeleteAddress { link: String, address: IpNet },
     /// Remove a route.
-    DeleteRoute { destination: IpNet, next: NextHop },
+    DeleteRoute { route: RouteKey },
     /// Add or change a route.
-    SetRoute { destination: IpNet, next: NextHop },
+    SetRoute { route: RouteKey, next: BTreeSet<NextHop> },
+    /// Lead a mark to a table.
+    AddRule { rule: PolicyRule },
+    /// No longer.
+    DeleteRule { rule: PolicyRule },
     /// Add or change a permanent neighbour.
     SetNeighbour { link: String, ip: IpAddr, mac: MacAddress },
     /// Remove a permanent neighbour.
@@ -185,8 +205,10 @@ fn plan_router(config: &RouterConfig, content: Option<&RouterContent>) -> Vec<Ro
         actions.push(RouterAction::SetSysctls { settings });
     }
     plan_links(config, &mut content, &mut actions);
-    let gone = content.routes.iter().filter(|(destination, _)| !config.routes.contains_key(destination));
-    actions.extend(gone.map(|(to, next)| RouterAction::DeleteRoute { destination: *to, next: next.clone() }));
+    let gone = content.rules.difference(&config.rules);
+    actions.extend(gone.map(|rule| RouterAction::DeleteRule { rule: *rule }));
+    let gone = content.routes.keys().filter(|route| !config.routes.contains_key(route));
+    actions.extend(gone.map(|route| RouterAction::DeleteRoute { route: *route }));
     let gone = content.neighbours.keys().filter(|key| !config.neighbours.contains_key(key));
     actions.extend(gone.map(|(link, ip)| RouterAction::DeleteNeighbour { link: link.clone(), ip: *ip }));
     let missing = config.neighbours.iter().filter(|(key, mac)| content.neighbours.get(key) != Some(mac));
@@ -196,7 +218,9 @@ fn plan_router(config: &RouterConfig, content: Option<&RouterContent>) -> Vec<Ro
         mac: *mac,
     }));
     let missing = config.routes.iter().filter(|(to, next)| content.routes.get(to) != Some(next));
-    actions.extend(missing.map(|(to, next)| RouterAction::SetRoute { destination: *to, next: next.clone() }));
+    actions.extend(missing.map(|(to, next)| RouterAction::SetRoute { route: *to, next: next.clone() }));
+    let missing = config.rules.difference(&content.rules);
+    actions.extend(missing.map(|rule| RouterAction::AddRule { rule: *rule }));
     actions
 }
 
@@ -210,7 +234,7 @@ fn plan_links(config: &RouterConfig, content: &mut RouterContent, actions: &mut 
     }
     for link in delete {
         content.links.remove(&link);
-        content.routes.retain(|_, next| next.link != link);
+        content.routes.retain(|_, next| next.iter().all(|next| next.link != link));
         content.neighbours.retain(|(name, _), _| *name != link);
         actions.push(RouterAction::DeleteLink { link });
     }
@@ -227,7 +251,7 @@ fn plan_links(config: &RouterConfig, content: &mut RouterContent, actions: &mut 
         actions.extend(gone.map(|address| RouterAction::DeleteAddress { link: named(), address: *address }));
         if !state.up {
             actions.push(RouterAction::SetUp { link: named() });
-            content.routes.retain(|_, next| next.link != *name);
+            content.routes.retain(|_, next| next.iter().all(|next| next.link != *name));
             content.neighbours.retain(|(other, _), _| other != name);
         }
         let missing = link.addresses.difference(&state.addresses);

@@ -3,11 +3,7 @@
 
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    net::IpAddr,
-    sync::atomic::Ordering,
-};
+use std::{collections::HashMap, net::IpAddr, sync::atomic::Ordering};
 
 use mote_host_api::{NetworkSpec, PortSpec, RemotePort, SegmentSpec, TunnelSpec};
 use mote_network::{Config, Desired, namespace, plan};
@@ -66,7 +62,9 @@ impl Cloud {
             let config = Config {
                 prefix: format!("mt{}x{}-", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed)),
                 host_namespace: Some(namespace.clone()),
-                physical_networks: BTreeMap::from([("public".to_owned(), "br-public".to_owned())]),
+                physical_networks: ["public", "second"]
+                    .map(|name| (name.to_owned(), format!("br-{name}")))
+                    .into(),
                 ..Config::default()
             };
             let tunnel = Some(TunnelSpec { local_ip: tunnel_ip, udp_port: 4789 });
@@ -75,6 +73,24 @@ impl Cloud {
         });
         let hosts = hosts.collect();
         Self { ground, world, hosts }
+    }
+
+    /// Connects the hosts to a physical network `second` with a world of its own behind it: 198.18.0.1, the router of
+    /// 198.18.0.0/24 and 2001:db8:eeee::/64, with another 198.51.100.1.
+    pub fn second_world(&self) -> String {
+        let world = format!("{}second", self.ground.prefix);
+        namespace::create_blocking(&world).unwrap();
+        run("ip", ["-n", &world, "link", "set", "lo", "up"]);
+        switch(&world, "br0");
+        run("ip", ["-n", &world, "address", "add", "198.18.0.1/24", "dev", "br0"]);
+        run("ip", ["-n", &world, "address", "add", "2001:db8:eeee::1/64", "dev", "br0", "nodad"]);
+        run("ip", ["-n", &world, "address", "add", "198.51.100.1/32", "dev", "lo"]);
+        for (number, host) in self.hosts.iter().enumerate() {
+            switch(&host.namespace, "br-second");
+            connect(&world, "br0", &format!("p{number}"), &host.namespace, "eth2");
+            run("ip", ["-n", &host.namespace, "link", "set", "eth2", "master", "br-second"]);
+        }
+        world
     }
 
     /// Gives each host its part of the networks: those ports that are placed there, and the others as remote ones.

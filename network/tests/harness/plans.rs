@@ -15,6 +15,8 @@ use uuid::Uuid;
 
 const NETWORKS: u8 = 3;
 const GROUPS: u8 = 3;
+/// A second network outside of routers.
+const OUTSIDE: u8 = NETWORKS;
 
 /// SplitMix64: the same numbers from the same seed, in every process.
 pub struct Random(pub u64);
@@ -135,6 +137,7 @@ fn port(random: &mut Random, network: u8, host: u8) -> PortSpec {
 fn network(random: &mut Random, number: u8) -> NetworkSpec {
     let segment = match number {
         0 => Some(SegmentSpec::Flat { physical_network: "public".to_owned() }),
+        OUTSIDE => Some(SegmentSpec::Flat { physical_network: "second".to_owned() }),
         _ => Some(SegmentSpec::Vxlan { vni: 100 * u32::from(random.below(2)) + u32::from(number) }),
     };
     let remote = |random: &mut Random, host: u8| RemotePort {
@@ -157,7 +160,7 @@ fn network(random: &mut Random, number: u8) -> NetworkSpec {
         }],
         ports: ports.into_iter().map(|host| port(random, number, host)).collect(),
         remote_ports: match number {
-            0 => Vec::new(),
+            0 | OUTSIDE => Vec::new(),
             _ => some(random, 100..104).into_iter().map(|host| remote(random, host)).collect(),
         },
         segment,
@@ -165,10 +168,12 @@ fn network(random: &mut Random, number: u8) -> NetworkSpec {
     }
 }
 
-fn gateway(random: &mut Random, here: bool) -> RouterGateway {
-    let floating = |random: &mut Random, number: u8| FloatingIpSpec {
-        id: mote_host_api::FloatingIpId(id(8, number)),
-        floating_ip_address: [10, 0, 0, 50 + number].into(),
+/// Gateways are numbered downwards from 15; 15 and 14 are on one network, 13 on another.
+fn gateway(random: &mut Random, here: bool, number: u8) -> RouterGateway {
+    let network = if number == 13 { OUTSIDE } else { 0 };
+    let floating = |random: &mut Random, floating: u8| FloatingIpSpec {
+        id: mote_host_api::FloatingIpId(id(8, 3 * (15 - number) + floating)),
+        floating_ip_address: [10, network, 0, 50 + 10 * (15 - number) + floating].into(),
         fixed_ip_address: random.often().then(|| [10, 1, 0, 10 + random.below(6)].into()),
         port_forwardings: vec![PortForwarding {
             protocol: ForwardedProtocol::Tcp,
@@ -183,12 +188,14 @@ fn gateway(random: &mut Random, here: bool) -> RouterGateway {
     };
     RouterGateway {
         place: if here { GatewayPlace::Here } else { GatewayPlace::Remote([192, 0, 2, 21].into()) },
-        port_id: PortId(id(5, 15)),
-        network_id: NetworkId(id(1, 0)),
-        mac_address: "fa:16:3e:aa:00:0f".to_owned(),
-        addresses: vec!["10.0.0.9/24".parse().unwrap()],
-        next_hop: Some([10, 0, 0, 1].into()),
-        next_hop_v6: None,
+        port_id: PortId(id(5, number)),
+        network_id: NetworkId(id(1, network)),
+        mac_address: format!("fa:16:3e:aa:00:{number:02x}"),
+        addresses: [format!("10.{network}.0.{}/24", 200 + number), format!("fd00:{network}::{number}/64")]
+            .map(|range| range.parse().unwrap())
+            .into(),
+        next_hop: random.often().then_some([10, network, 0, 1].into()),
+        next_hop_v6: random.often().then(|| format!("fd00:{network}::1").parse().unwrap()),
         enable_snat: random.often(),
         floating_ips: some(random, 0..3).into_iter().map(|number| floating(random, number)).collect(),
     }
@@ -217,7 +224,7 @@ pub fn desired(seed: u64) -> Desired {
     };
     let outside = random.often();
     if outside {
-        desired.networks.push(network(random, 0));
+        desired.networks.extend([0, OUTSIDE].map(|number| network(random, number)));
     }
     if !random.often() {
         return desired;
@@ -239,11 +246,19 @@ pub fn desired(seed: u64) -> Desired {
             },
         });
         let elsewhere = !interfaces.is_empty() && random.below(2) == 0;
+        let mut gateways = Vec::new();
+        if elsewhere || outside {
+            let numbers = random.one(&[&[15][..], &[15, 13], &[13, 15], &[14, 13, 15], &[15, 14]]);
+            gateways.extend(numbers.iter().map(|number| gateway(random, !elsewhere, *number)));
+        }
+        let mut gateways = gateways.into_iter();
         desired.routers.push(RouterSpec {
             id: RouterId(id(9, 0)),
             admin_state_up: random.often(),
             routes: routes.into_iter().collect(),
-            gateway: (elsewhere || outside).then(|| gateway(random, !elsewhere)),
+            gateway: gateways.next(),
+            extra_gateways: gateways.collect(),
+            default_route_ecmp: random.below(2) == 0,
             interfaces,
             routes_v6: Vec::new(),
         });

@@ -101,9 +101,14 @@ pub(super) async fn load(db: &mut Conn, host: &str, server_ids: &[String]) -> Re
     let there: BTreeSet<String> = loaded.ports.iter().map(|port| port.id.clone()).collect();
     let of_routers: Vec<PortRow> = rows(db, PORTS, "ports.router_id", &routers, PORT_ORDER).await?;
     loaded.ports.extend(of_routers.into_iter().filter(|port| !there.contains(&port.id)));
+    let sql = "SELECT router_gateways.router_id, router_gateways.port_id, ports.network_id, router_gateways.enable_snat
+        FROM router_gateways JOIN ports ON ports.id = router_gateways.port_id WHERE ";
+    let order = " ORDER BY router_gateways.router_id, router_gateways.position, router_gateways.port_id";
+    loaded.gateways = rows(db, sql, "router_gateways.router_id", &routers, order).await?;
     let here = |router: &&super::rows::RouterRow| router.gateway_host_id.as_deref() == Some(host);
-    let outside: BTreeSet<String> =
-        loaded.routers.iter().filter(here).filter_map(|router| router.external_network_id.clone()).collect();
+    let here: BTreeSet<&String> = loaded.routers.iter().filter(here).map(|router| &router.id).collect();
+    let outside = loaded.gateways.iter().filter(|gateway| here.contains(&gateway.router_id));
+    let outside: BTreeSet<String> = outside.map(|gateway| gateway.network_id.clone()).collect();
     let outside: BTreeSet<String> = outside.difference(&networks).cloned().collect();
     let own: Vec<PortRow> = rows(db, PORTS, "ports.network_id", &outside, PORT_ORDER).await?;
     let there: BTreeSet<String> = loaded.ports.iter().map(|port| port.id.clone()).collect();
@@ -112,7 +117,7 @@ pub(super) async fn load(db: &mut Conn, host: &str, server_ids: &[String]) -> Re
     loaded.networks = rows(db, "SELECT * FROM networks WHERE ", "id", &networks, " ORDER BY id").await?;
     // The subnets of all external networks that routers lead to: the gateways' prefix lengths and next hops.
     let mut subnets_of = networks.clone();
-    subnets_of.extend(loaded.routers.iter().filter_map(|router| router.external_network_id.clone()));
+    subnets_of.extend(loaded.gateways.iter().map(|gateway| gateway.network_id.clone()));
     loaded.subnets =
         rows(db, "SELECT * FROM subnets WHERE ", "network_id", &subnets_of, " ORDER BY created_us, id")
             .await?;

@@ -22,7 +22,7 @@ use super::{
         security_group_rules::{RuleRow, protocol_number},
     },
     HostNetworks,
-    rows::{FloatingIpRow, Index, NetworkRow, PortRow, RouterRow, SubnetRow},
+    rows::{FloatingIpRow, GatewayRow, Index, NetworkRow, PortRow, RouterRow, SubnetRow},
 };
 use crate::http::error::ApiError;
 
@@ -74,7 +74,8 @@ fn reach<'a>(index: &Index<'a>, host: &str, own: &[&'a PortRow]) -> (BTreeSet<&'
             break;
         }
     }
-    networks.extend(held.iter().filter_map(|router| router.external_network_id.as_deref()));
+    let outside = held.iter().flat_map(|router| index.gateways.get(router.id.as_str()).into_iter().flatten());
+    networks.extend(outside.map(|gateway| gateway.network_id.as_str()));
     (networks, routers)
 }
 
@@ -260,6 +261,8 @@ fn router_spec(index: &Index<'_>, router: &RouterRow, host: &str) -> Result<Rout
         admin_state_up: router.admin_state_up,
         interfaces: Vec::new(),
         gateway: None,
+        extra_gateways: Vec::new(),
+        default_route_ecmp: router.enable_default_route_ecmp,
         routes: Vec::new(),
         routes_v6: Vec::new(),
     };
@@ -283,25 +286,36 @@ fn router_spec(index: &Index<'_>, router: &RouterRow, host: &str) -> Result<Rout
             _ => return Err(ApiError::internal(format!("router {} has a mixed route", router.id))),
         }
     }
-    if let Some(port) = ports.iter().find(|port| port.is_gateway()) {
-        spec.gateway = gateway(index, router, port, host)?;
-    }
+    let mut gateways = gateways(index, router, host)?.into_iter();
+    spec.gateway = gateways.next();
+    spec.extra_gateways = gateways.collect();
     Ok(spec)
 }
 
-/// The way out; none as long as no host that this one reaches holds it.
-fn gateway(
-    index: &Index<'_>,
-    router: &RouterRow,
-    port: &PortRow,
-    host: &str,
-) -> Result<Option<RouterGateway>, ApiError> {
-    let Some(holder) = router.gateway_host_id.as_deref() else { return Ok(None) };
+/// The ways out; none as long as no host that this one reaches holds them.
+fn gateways(index: &Index<'_>, router: &RouterRow, host: &str) -> Result<Vec<RouterGateway>, ApiError> {
+    let Some(holder) = router.gateway_host_id.as_deref() else { return Ok(Vec::new()) };
     let place = match index.tunnels.get(holder) {
         _ if holder == host => GatewayPlace::Here,
         Some(tunnel_ip) => GatewayPlace::Remote(*tunnel_ip),
-        None => return Ok(None),
+        None => return Ok(Vec::new()),
     };
+    let rows = index.gateways.get(router.id.as_str()).map_or(&[][..], Vec::as_slice);
+    let mut gateways: Vec<RouterGateway> =
+        rows.iter().map(|row| gateway(index, row, place)).collect::<Result<_, _>>()?;
+    // Of two gateways on one network the first has its floating IPs.
+    for floating in index.floating_ips.get(router.id.as_str()).into_iter().flatten() {
+        let at = rows.iter().position(|row| row.network_id == floating.floating_network_id);
+        if let Some(gateway) = at.and_then(|at| gateways.get_mut(at)) {
+            gateway.floating_ips.push(floating_spec(index, floating)?);
+        }
+    }
+    Ok(gateways)
+}
+
+fn gateway(index: &Index<'_>, row: &GatewayRow, place: GatewayPlace) -> Result<RouterGateway, ApiError> {
+    let port = index.gateway_ports.get(row.port_id.as_str());
+    let port = port.ok_or_else(|| ApiError::internal(format!("gateway {} has no port", row.port_id)))?;
     let mut spec = RouterGateway {
         place,
         port_id: parse(&port.id)?,
@@ -310,7 +324,7 @@ fn gateway(
         addresses: addressed(index, port)?,
         next_hop: None,
         next_hop_v6: None,
-        enable_snat: router.enable_snat,
+        enable_snat: row.enable_snat,
         floating_ips: Vec::new(),
     };
     for (subnet, _) in &port.addresses {
@@ -321,10 +335,7 @@ fn gateway(
             None => {}
         }
     }
-    for floating in index.floating_ips.get(router.id.as_str()).into_iter().flatten() {
-        spec.floating_ips.push(floating_spec(index, floating)?);
-    }
-    Ok(Some(spec))
+    Ok(spec)
 }
 
 fn floating_spec(index: &Index<'_>, floating: &FloatingIpRow) -> Result<FloatingIpSpec, ApiError> {

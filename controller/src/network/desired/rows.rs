@@ -72,10 +72,18 @@ pub(super) struct PortRow {
 pub(super) struct RouterRow {
     pub(super) id: String,
     pub(super) admin_state_up: bool,
-    pub(super) external_network_id: Option<String>,
-    pub(super) enable_snat: bool,
+    pub(super) enable_default_route_ecmp: bool,
     pub(super) gateway_host_id: Option<String>,
     pub(super) routes: String,
+}
+
+/// A router's gateway.
+#[derive(Debug, Clone, FromRow)]
+pub(super) struct GatewayRow {
+    pub(super) router_id: String,
+    pub(super) port_id: String,
+    pub(super) network_id: String,
+    pub(super) enable_snat: bool,
 }
 
 /// A floating IP that leads somewhere.
@@ -83,6 +91,7 @@ pub(super) struct RouterRow {
 pub(super) struct FloatingIpRow {
     pub(super) id: String,
     pub(super) router_id: Option<String>,
+    pub(super) floating_network_id: String,
     pub(super) floating_ip_address: String,
     pub(super) fixed_ip_address: Option<String>,
     pub(super) qos_policy_id: Option<String>,
@@ -125,6 +134,8 @@ pub(super) struct Rows {
     pub(super) subnets: Vec<SubnetRow>,
     pub(super) ports: Vec<PortRow>,
     pub(super) routers: Vec<RouterRow>,
+    /// The first of a router's before the others.
+    pub(super) gateways: Vec<GatewayRow>,
     pub(super) floating_ips: Vec<FloatingIpRow>,
     pub(super) forwardings: Vec<ForwardingRow>,
     /// Id and whether it is stateful.
@@ -149,6 +160,8 @@ pub(super) struct Index<'a> {
     pub(super) ports_of_router: HashMap<&'a str, Vec<&'a PortRow>>,
     /// Routers with an interface in a network.
     pub(super) routers_of_network: HashMap<&'a str, BTreeSet<&'a str>>,
+    pub(super) gateways: HashMap<&'a str, Vec<&'a GatewayRow>>,
+    pub(super) gateway_ports: HashMap<&'a str, &'a PortRow>,
     pub(super) floating_ips: HashMap<&'a str, Vec<&'a FloatingIpRow>>,
     pub(super) forwardings: HashMap<&'a str, Vec<&'a ForwardingRow>>,
     pub(super) groups: HashMap<&'a str, bool>,
@@ -166,6 +179,12 @@ fn by<'a, T>(rows: &'a [T], key: impl Fn(&'a T) -> Option<&'a str>) -> HashMap<&
         }
     }
     map
+}
+
+/// The ports of gateways by their ids.
+fn gateway_ports(rows: &Rows) -> HashMap<&str, &PortRow> {
+    let gateways = rows.ports.iter().filter(|port| port.is_gateway());
+    gateways.map(|port| (port.id.as_str(), port)).collect()
 }
 
 impl<'a> Index<'a> {
@@ -195,6 +214,8 @@ impl<'a> Index<'a> {
             ports_of_host: by(&rows.ports, |row| row.host_id.as_deref()),
             ports_of_router: by(&rows.ports, |row| row.router_id.as_deref()),
             routers_of_network,
+            gateways: by(&rows.gateways, |row| Some(&row.router_id)),
+            gateway_ports: gateway_ports(rows),
             floating_ips: by(&rows.floating_ips, |row| row.router_id.as_deref()),
             forwardings: by(&rows.forwardings, |row| Some(&row.floatingip_id)),
             groups: rows.groups.iter().map(|(id, stateful)| (id.as_str(), *stateful)).collect(),

@@ -198,7 +198,7 @@ fn range_of<'a>(network_id: &str, ranges: &'a [Range], wish: &FixedIpWish) -> Re
 }
 
 /// Gives a port other addresses. Where it shall have some address of a subnet that it has one of, it keeps that.
-pub(super) async fn replace(tx: &mut Conn, port: &Port, wanted: FixedIps) -> Result<(), ApiError> {
+pub(in super::super) async fn replace(tx: &mut Conn, port: &Port, wanted: FixedIps) -> Result<(), ApiError> {
     let (FixedIps::These(mut wishes) | FixedIps::Exactly(mut wishes)) = wanted else { return Ok(()) };
     let mut kept: Vec<_> =
         port.fixed_ips.iter().filter(|(_, ip)| !wishes.iter().any(|wish| wish.ip == Some(*ip))).collect();

@@ -20,7 +20,7 @@ mod store;
 
 pub(super) use addresses::{
     FixedIpWish, FixedIps, add_automatic_addresses, add_service_address, give_address,
-    remove_automatic_addresses, remove_service_address, take_address,
+    remove_automatic_addresses, remove_service_address, replace as replace_addresses, take_address,
 };
 pub(super) use input::wishes;
 pub(super) use store::{

@@ -13,18 +13,23 @@ use crate::{
 };
 
 async fn host(test: &TestApp, number: i64) -> String {
+    connected_host(test, number, &["public"]).await
+}
+
+async fn connected_host(test: &TestApp, number: i64, physical: &[&str]) -> String {
     let id = uuid::Uuid::new_v4().to_string();
     let mut tx = test.app.begin().await.unwrap();
     sqlx::query(
         "INSERT INTO hosts (id, number, name, availability_zone, own_zone, secret_hash, vcpus, memory_mib, disk_gib, kernel,
              version, traits, last_seen_us, created_us, tunnel_ip, physical_networks)
-         VALUES ($1, $2, $3, 'nova', 'nova', '', 8, 1024, 100, '', '', '[]', $4, $4, $5, '[\"public\"]')",
+         VALUES ($1, $2, $3, 'nova', 'nova', '', 8, 1024, 100, '', '', '[]', $4, $4, $5, $6)",
     )
     .bind(&id)
     .bind(number)
     .bind(format!("h{number}"))
     .bind(now_us())
     .bind(format!("192.0.2.{number}"))
+    .bind(json!(physical).to_string())
     .execute(&mut *tx)
     .await
     .unwrap();
@@ -280,4 +285,76 @@ async fn ipv6_and_qos_reach_the_host() {
     });
     assert_eq!(by_mark.await, [true]);
     assert_eq!(told(&test, &a).await.networks[0].ports[0].qos.as_ref().unwrap().dscp_mark, Some(46));
+}
+
+#[tokio::test]
+async fn all_gateways_of_a_router_are_on_a_host_that_is_connected_to_all_their_networks() {
+    let test = TestApp::new().await;
+    let (ada, admin) = (Client::tenant(&test, "ada").await, Client::admin(&test));
+    let (external, _) = admin.external().await;
+    let (second, _) = admin.external_at("second", "198.18.0.0/24").await;
+    let poor = host(&test, 1).await;
+    let network = ada.network("n").await;
+    let subnet = ada.subnet(&network, "10.0.0.0/24").await;
+    let info = json!({"external_gateway_info": {"network_id": external}});
+    let router = id(&ada.make("routers", "router", info).await);
+    let path = format!("routers/{router}");
+    ada.put(&format!("{path}/add_router_interface"), json!({"subnet_id": subnet})).await.expect(200);
+    let (_, port) = plugged(&ada, &poor, &network, &[]).await;
+    assert_eq!(told(&test, &poor).await.routers[0].gateway.as_ref().unwrap().place, GatewayPlace::Here);
+    // A second gateway doesn't take the first one away.
+    let add = format!("{path}/add_external_gateways");
+    let more = json!({"router": {"external_gateways": [{"network_id": second}]}});
+    let text = refused(ada.put(&add, more.clone()).await, 400, "UnableToAddExtraGateways");
+    assert!(text.contains("connected to all"), "{text}");
+    assert!(told(&test, &poor).await.routers[0].extra_gateways.is_empty());
+    let rich = connected_host(&test, 2, &["public", "second"]).await;
+    let hosts = [&poor, &rich];
+    let heard = touched(&test, &hosts, async {
+        ada.put(&add, more).await.expect(200);
+    });
+    assert_eq!(heard.await, [true, true]);
+    // Each gateway has the floating IPs of its network.
+    for network in [&second, &external] {
+        let body = json!({"floating_network_id": network, "port_id": port});
+        ada.make("floatingips", "floatingip", body).await;
+    }
+    let body = json!({"router": {"enable_default_route_ecmp": true}});
+    admin.put(&path, body).await.expect(200);
+    for host in hosts {
+        let state = told(&test, host).await;
+        let router = &state.routers[0];
+        assert!(router.default_route_ecmp);
+        let hops: Vec<_> = router.gateways().map(|gateway| gateway.next_hop.unwrap().to_string()).collect();
+        assert_eq!(hops, ["203.0.113.1", "198.18.0.1"]);
+        for (gateway, prefix) in router.gateways().zip(["203.0.113.", "198.18.0."]) {
+            assert_eq!(gateway.place == GatewayPlace::Here, *host == rich);
+            let [floating] = &gateway.floating_ips[..] else { panic!("{gateway:?}") };
+            assert!(floating.floating_ip_address.to_string().starts_with(prefix));
+        }
+        for outside in [&external, &second] {
+            let knows = state.networks.iter().any(|network| network.id.to_string() == *outside);
+            assert_eq!(knows, *host == rich);
+        }
+    }
+    // The first becomes the second, and nothing moves.
+    let swapped =
+        json!({"router": {"external_gateways": [{"network_id": second}, {"network_id": external}]}});
+    ada.put(&format!("{path}/update_external_gateways"), swapped).await.expect(200);
+    let state = told(&test, &rich).await;
+    let networks: Vec<_> =
+        state.routers[0].gateways().map(|gateway| gateway.network_id.to_string()).collect();
+    assert_eq!(networks, [second.clone(), external.clone()]);
+    // The host is lost, and another one like it comes.
+    let heir = connected_host(&test, 3, &["second", "public"]).await;
+    let mut tx = test.app.begin().await.unwrap();
+    let lost = "UPDATE hosts SET last_seen_us = 0 WHERE id = $1";
+    sqlx::query(lost).bind(&rich).execute(&mut *tx).await.unwrap();
+    assert!(
+        !gateways::heard(&mut tx, &poor, "192.0.2.1".parse().ok()).await.unwrap().is_empty(),
+        "the gateways move"
+    );
+    tx.commit().await.unwrap();
+    let state = told(&test, &heir).await;
+    assert_eq!(state.routers[0].gateways().filter(|g| g.place == GatewayPlace::Here).count(), 2);
 }

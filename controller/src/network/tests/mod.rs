@@ -75,11 +75,15 @@ impl<'a> Client<'a> {
 
     /// The network and subnet of an admin that lead to the outside.
     async fn external(&self) -> (String, String) {
-        let body = json!({"name": "public", "router:external": true, "provider:network_type": "flat",
-                          "provider:physical_network": "public"});
+        self.external_at("public", "203.0.113.0/24").await
+    }
+
+    /// As [`Self::external`], on this physical network.
+    async fn external_at(&self, physical: &str, cidr: &str) -> (String, String) {
+        let body = json!({"name": physical, "router:external": true, "provider:network_type": "flat",
+                          "provider:physical_network": physical});
         let network = id(&self.make("networks", "network", body).await);
-        let body =
-            json!({"network_id": network, "cidr": "203.0.113.0/24", "ip_version": 4, "enable_dhcp": false});
+        let body = json!({"network_id": network, "cidr": cidr, "ip_version": 4, "enable_dhcp": false});
         let subnet = id(&self.make("subnets", "subnet", body).await);
         (network, subnet)
     }

@@ -110,6 +110,95 @@ async fn gateways_take_an_address_outside_and_admins_choose_snat() {
 }
 
 #[tokio::test]
+async fn several_gateways_are_added_matched_ordered_and_removed() {
+    let test = TestApp::new().await;
+    let (ada, admin) = (Client::tenant(&test, "ada").await, Client::admin(&test));
+    let (external, _) = admin.external().await;
+    let (second, subnet) = admin.external_at("second", "198.18.0.0/24").await;
+    let router = id(&ada.make("routers", "router", json!({})).await);
+    let path = format!("routers/{router}");
+    let list = |gateways: Value| json!({"router": {"external_gateways": gateways}});
+    let [add, update, remove] =
+        ["add", "update", "remove"].map(|verb| format!("{path}/{verb}_external_gateways"));
+    let networks = |answer: &Value| -> Vec<String> {
+        let gateways = answer["router"]["external_gateways"].as_array().unwrap();
+        assert_eq!(
+            answer["router"]["external_gateway_info"],
+            gateways.first().cloned().unwrap_or(Value::Null)
+        );
+        gateways.iter().map(|gateway| gateway["network_id"].as_str().unwrap().to_owned()).collect()
+    };
+    let (one, two) = (json!({"network_id": external}), json!({"network_id": second}));
+    // The list is no attribute that a router is made or changed with.
+    let inside = json!({"router": {"external_gateways": [one]}});
+    refused(ada.put(&path, inside).await, 400, "HTTPBadRequest");
+    refused(ada.put(&remove, list(json!([one]))).await, 400, "UnableToRemoveGateways");
+    let added = ada.put(&add, list(json!([one, two]))).await.expect(200);
+    assert_eq!(networks(&added), [external.clone(), second.clone()]);
+    assert_eq!(added["router"]["external_gateways"][1]["enable_snat"], true);
+    // What an admin alone decides.
+    for chosen in [json!({"enable_snat": false}), json!({"external_fixed_ips": [{"subnet_id": subnet}]})] {
+        let mut info = two.clone();
+        info.as_object_mut().unwrap().extend(chosen.as_object().unwrap().clone());
+        refused(ada.put(&add, list(json!([info]))).await, 403, "PolicyNotAuthorized");
+    }
+    let ecmp = json!({"router": {"enable_default_route_ecmp": true}});
+    refused(ada.put(&path, ecmp.clone()).await, 403, "PolicyNotAuthorized");
+    assert_eq!(admin.put(&path, ecmp).await.expect(200)["router"]["enable_default_route_ecmp"], true);
+    let bfd = json!({"router": {"enable_default_route_bfd": true}});
+    let text = refused(admin.put(&path, bfd).await, 400, "HTTPBadRequest");
+    assert!(text.contains("enable_default_route_bfd"), "{text}");
+    // A third one on a network that there is a gateway on: that network alone doesn't say which is meant.
+    let chosen = json!([{"network_id": second, "enable_snat": false,
+                         "external_fixed_ips": [{"ip_address": "198.18.0.77"}]}]);
+    let third = admin.put(&add, list(chosen.clone())).await.expect(200);
+    assert_eq!(networks(&third), [external.clone(), second.clone(), second.clone()]);
+    assert_eq!(third["router"]["external_gateways"][2]["enable_snat"], false);
+    refused(ada.put(&remove, list(json!([two]))).await, 400, "UnableToMatchGateways");
+    let other = json!([{"network_id": second, "external_fixed_ips": [{"ip_address": "198.18.0.99"}]}]);
+    refused(ada.put(&remove, list(other)).await, 400, "UnableToMatchGateways");
+    let left = ada.put(&remove, list(chosen)).await.expect(200);
+    assert_eq!(networks(&left), [external.clone(), second.clone()]);
+    // A floating IP needs its own network's gateway, and no other.
+    let inner = ada.network("n").await;
+    let inside = ada.subnet(&inner, "10.0.0.0/24").await;
+    ada.put(&format!("{path}/add_router_interface"), json!({"subnet_id": inside})).await.expect(200);
+    let port = ada.port(&inner, json!({})).await;
+    let body = json!({"floating_network_id": second, "port_id": port["id"]});
+    let floating = id(&ada.make("floatingips", "floatingip", body).await);
+    refused(ada.put(&remove, list(json!([two]))).await, 409, "RouterExternalGatewayInUseByFloatingIp");
+    // The second takes the first one's place, by either call.
+    let swapped = ada.put(&update, list(json!([two, one]))).await.expect(200);
+    assert_eq!(networks(&swapped), [second.clone(), external.clone()]);
+    ada.put(&update, list(json!([one, two]))).await.expect(200);
+    let cleared = ada.put(&path, json!({"router": {"external_gateway_info": {}}})).await.expect(200);
+    assert_eq!(networks(&cleared), [second.clone()]);
+    // An address of the same gateway is changed in place.
+    let chosen = json!([{"network_id": second, "external_fixed_ips": [{"ip_address": "198.18.0.50"}]}]);
+    refused(admin.put(&remove, list(chosen.clone())).await, 400, "UnableToMatchGateways");
+    let info = json!({"router": {"external_gateway_info": chosen[0]}});
+    let changed = admin.put(&path, info).await.expect(200);
+    let fixed = &changed["router"]["external_gateways"][0]["external_fixed_ips"];
+    assert_eq!((fixed.as_array().unwrap().len(), &fixed[0]["ip_address"]), (1, &json!("198.18.0.50")));
+    // Ranges outside don't overlap, neither with each other nor with those inside.
+    let (overlapping, _) = admin.external_at("third", "198.18.0.0/25").await;
+    let (inner, _) = admin.external_at("fourth", "10.0.0.0/16").await;
+    for network in [overlapping, inner] {
+        let text = refused(ada.put(&add, list(json!([{"network_id": network}]))).await, 400, "BadRequest");
+        assert!(text.contains("overlaps"), "{text}");
+    }
+    ada.delete(&format!("floatingips/{floating}")).await.expect(204);
+    let none = ada.put(&update, list(json!([]))).await.expect(200);
+    assert_eq!(networks(&none), Vec::<String>::new());
+    // A router that goes takes them along.
+    ada.put(&add, list(json!([one, two]))).await.expect(200);
+    ada.put(&format!("{path}/remove_router_interface"), json!({"subnet_id": inside})).await.expect(200);
+    ada.delete(&path).await.expect(204);
+    admin.delete(&format!("networks/{external}")).await.expect(204);
+    admin.delete(&format!("networks/{second}")).await.expect(204);
+}
+
+#[tokio::test]
 async fn routes_lead_to_connected_hops_only() {
     let test = TestApp::new().await;
     let ada = Client::tenant(&test, "ada").await;

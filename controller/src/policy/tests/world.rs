@@ -501,6 +501,9 @@ impl World {
             _ if path.ends_with("/tags/{tag}") => return Value::Null,
             "routers/{id}/add_router_interface" => return json!({"subnet_id": thing("second")}),
             "routers/{id}/remove_router_interface" => return json!({"subnet_id": thing("subnet")}),
+            "routers/{id}/add_external_gateways"
+            | "routers/{id}/update_external_gateways"
+            | "routers/{id}/remove_external_gateways" => return json!({"router": {}}),
             "routers/{id}/add_extraroutes" | "routers/{id}/remove_extraroutes" => {
                 return json!({"router": {"routes": []}});
             }
