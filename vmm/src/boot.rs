@@ -35,6 +35,7 @@ use crate::devices::virtio::pci::{PciTransport, REGISTERS_SIZE};
 use crate::devices::virtio::pmem::{self, Pmem, PmemError, PmemFile};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::vhost::block::VhostUserBlock;
+use crate::devices::virtio::vhost::net::VhostNet;
 use crate::devices::virtio::vsock::Vsock;
 use crate::devices::{DeviceError, EventSource};
 use crate::disk_boot::{self, DiskBootError};
@@ -587,6 +588,10 @@ impl<'a> Devices<'a> {
         endpoint: Option<Endpoint>,
     ) -> Result<(), BootError> {
         let id = &interface.iface_id;
+        if interface.vhost {
+            let memory = self.memory.clone();
+            return self.virtio_device(interface_name(id), || VhostNet::open(interface, &memory));
+        }
         let mut control = None;
         self.virtio_device(interface_name(id), || {
             let net = Net::open(interface)?;

@@ -115,7 +115,8 @@ pub enum ConfigError {
     NoSocket(String),
     /// Whoever serves queues elsewhere has all memory, and memory that isn't plugged must not be touched.
     #[error(
-        "memory-hotplug does not go with a drive that has a socket (vhost-user): its backend could touch memory that is not plugged"
+        "memory-hotplug does not go with a drive that has a socket (vhost-user) or an interface with vhost: whoever serves them \
+         could touch memory that is not plugged"
     )]
     VhostHotplug,
     /// A number of queues.
@@ -152,6 +153,14 @@ pub enum ConfigError {
     /// Anti-spoofing compares with `guest_mac`.
     #[error("anti_spoofing of interface {0:?} needs guest_mac")]
     AntiSpoofing(String),
+    /// What the VMM does can't be done where it sees no frame.
+    #[error("interface {id:?} has vhost, its frames pass the VMM by: leave out {field}, or vhost")]
+    VhostInterface {
+        /// Which interface.
+        id: String,
+        /// What can't be there.
+        field: &'static str,
+    },
     /// A number of queue pairs.
     #[error("num_queue_pairs of interface {0:?} must be between 1 and {MAX_QUEUE_PAIRS}, and 1 with tap_fd")]
     QueuePairs(String),
@@ -487,6 +496,9 @@ pub fn set_network_interface(
     if pairs > 1 && config.mmds_config.as_ref().is_some_and(has_metadata) {
         return Err(ConfigError::MmdsQueuePairs(interface.iface_id));
     }
+    if interface.vhost {
+        check_vhost_interface(config, &interface)?;
+    }
     if interface.anti_spoofing && interface.guest_mac.is_none() {
         return Err(ConfigError::AntiSpoofing(interface.iface_id));
     }
@@ -502,6 +514,23 @@ pub fn set_network_interface(
     }
     replace_or_add(&mut config.network_interfaces, interface, |interface| &interface.iface_id);
     Ok(())
+}
+
+/// What an interface that the kernel serves must not have.
+fn check_vhost_interface(config: &VmConfig, interface: &NetworkInterface) -> Result<(), ConfigError> {
+    let served = |mmds: &MmdsConfig| mmds.network_interfaces.contains(&interface.iface_id);
+    let wrong = [
+        ("rx_rate_limiter", interface.rx_rate_limiter.is_some()),
+        ("tx_rate_limiter", interface.tx_rate_limiter.is_some()),
+        ("anti_spoofing", interface.anti_spoofing),
+        ("link_up", !interface.link_up),
+        ("num_queue_pairs", interface.num_queue_pairs.is_some_and(|pairs| pairs > 1)),
+        ("it in mmds-config", config.mmds_config.as_ref().is_some_and(served)),
+    ];
+    if let Some((field, _)) = wrong.into_iter().find(|(_, is_there)| *is_there) {
+        return Err(ConfigError::VhostInterface { id: interface.iface_id.clone(), field });
+    }
+    if config.memory_hotplug.is_some() { Err(ConfigError::VhostHotplug) } else { Ok(()) }
 }
 
 /// Sets the balloon.
@@ -549,7 +578,9 @@ pub fn set_memory_hotplug(config: &mut VmConfig, hotplug: MemoryHotplug) -> Resu
     if config.machine_config.huge_pages == HugePages::TwoMib {
         return Err(ConfigError::HugePagesHotplug);
     }
-    if config.drives.iter().any(|drive| drive.socket.is_some()) {
+    if config.drives.iter().any(|drive| drive.socket.is_some())
+        || config.network_interfaces.iter().any(|interface| interface.vhost)
+    {
         return Err(ConfigError::VhostHotplug);
     }
     config.memory_hotplug = Some(hotplug);
@@ -612,6 +643,11 @@ pub fn set_mmds(config: &mut VmConfig, mut mmds: MmdsConfig) -> Result<(), Confi
     let named = |interface: &&NetworkInterface| mmds.network_interfaces.contains(&interface.iface_id);
     if let Some(interface) = config.network_interfaces.iter().filter(several).find(named) {
         return Err(ConfigError::MmdsQueuePairs(interface.iface_id.clone()));
+    }
+    if let Some(interface) = config.network_interfaces.iter().filter(named).find(|interface| interface.vhost)
+    {
+        let id = interface.iface_id.clone();
+        return Err(ConfigError::VhostInterface { id, field: "it in mmds-config" });
     }
     config.mmds_config = Some(mmds);
     Ok(())
@@ -893,6 +929,47 @@ mod tests {
         set_mmds(&mut config, mmds).unwrap();
         let several = set_network_interface(&mut config, with(Some(2), None), Origin::Api);
         assert!(matches!(several, Err(ConfigError::MmdsQueuePairs(_))));
+    }
+
+    #[test]
+    fn what_others_serve_has_nothing_that_this_program_does() {
+        let vhost = || NetworkInterface { vhost: true, ..interface("e0", "06:00:00:00:00:0a") };
+        let limiter = || Some(RateLimiter::default());
+        let wrong = [
+            ("rx_rate_limiter", NetworkInterface { rx_rate_limiter: limiter(), ..vhost() }),
+            ("tx_rate_limiter", NetworkInterface { tx_rate_limiter: limiter(), ..vhost() }),
+            ("anti_spoofing", NetworkInterface { anti_spoofing: true, ..vhost() }),
+            ("link_up", NetworkInterface { link_up: false, ..vhost() }),
+            ("num_queue_pairs", NetworkInterface { num_queue_pairs: Some(2), ..vhost() }),
+        ];
+        for (field, interface) in wrong {
+            let error = set_network_interface(&mut VmConfig::default(), interface, Origin::Api).unwrap_err();
+            assert!(error.to_string().contains(field), "{error}");
+        }
+        let hotplug = MemoryHotplug { total_size_mib: 128, block_size_mib: 2, slot_size_mib: 128 };
+        let mmds = || MmdsConfig { network_interfaces: vec!["e0".to_owned()], ..MmdsConfig::default() };
+        let mut config = VmConfig::default();
+        set_network_interface(&mut config, vhost(), Origin::Api).unwrap();
+        assert!(matches!(set_memory_hotplug(&mut config, hotplug), Err(ConfigError::VhostHotplug)));
+        assert!(matches!(set_mmds(&mut config, mmds()), Err(ConfigError::VhostInterface { .. })));
+        let plain = NetworkInterface { vhost: false, ..vhost() };
+        set_network_interface(&mut config, plain, Origin::Api).unwrap();
+        set_memory_hotplug(&mut config, hotplug).unwrap();
+        set_mmds(&mut config, mmds()).unwrap();
+        let late = set_network_interface(&mut config, vhost(), Origin::Api).unwrap_err();
+        assert!(late.to_string().contains("mmds-config"), "{late}");
+        config.mmds_config = None;
+        let late = set_network_interface(&mut config, vhost(), Origin::Api);
+        assert!(matches!(late, Err(ConfigError::VhostHotplug)));
+        let served =
+            || Drive { path_on_host: PathBuf::new(), socket: Some("/proc".into()), ..drive("a", false) };
+        assert!(matches!(set_drive(&mut config, served()), Err(ConfigError::VhostHotplug)));
+        config.memory_hotplug = None;
+        assert!(matches!(set_drive(&mut config, served()), Err(ConfigError::NoSocket(_))));
+        let both = Drive { path_on_host: "/proc/self/exe".into(), ..served() };
+        assert!(matches!(set_drive(&mut config, both), Err(ConfigError::SocketAndMore(_))));
+        let neither = Drive { socket: None, ..served() };
+        assert!(matches!(set_drive(&mut config, neither), Err(ConfigError::NoBackend(_))));
     }
 
     #[test]

@@ -640,6 +640,10 @@ fn patch_interface(
     config: &mut VmConfig,
     patch: &NetworkInterfacePatch,
 ) -> Result<(), ActionError> {
+    if config.network_interfaces.iter().any(|other| other.vhost && other.iface_id == patch.iface_id) {
+        let id = patch.iface_id.clone();
+        return Err(ConfigError::VhostInterface { id, field: "PATCH" }.into());
+    }
     let interface = machine.controls().interfaces.get(&patch.iface_id);
     let interface = interface.ok_or_else(|| ActionError::NoInterface(patch.iface_id.clone()))?;
     interface.update_limits(patch.rx_rate_limiter.as_ref(), patch.tx_rate_limiter.as_ref());

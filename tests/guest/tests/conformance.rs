@@ -289,6 +289,51 @@ fn several_queue_pairs_carry_frames_and_a_tap_without_them_is_refused() {
 }
 
 #[test]
+fn the_kernel_carries_frames_where_it_has_vhost_net_and_it_is_named_where_not() {
+    let (monitor, guest) = programs_or_skip!();
+    let is_there = Path::new("/dev/vhost-net").exists();
+    with_network(|network| {
+        if !network {
+            return;
+        }
+        for monitor in [&monitor, &with_pci(&monitor)] {
+            for processors in [1, 3] {
+                let net = "mote.net=10.77.0.2/24,10.77.0.1";
+                let line = format!("mote.test mote.expect=1,0,0 {net} mote.mac={MAC}");
+                let mut config = host::config(&guest, &line);
+                config.machine_config.vcpu_count = processors;
+                host::add_tap(&mut config, "tap0", MAC);
+                config.network_interfaces[0].vhost = true;
+                let outcome = run(monitor, &config);
+                if is_there {
+                    if let Err(why) = outcome.report().verdict() {
+                        panic!("{why}\n{}\n{}", outcome.output, outcome.log);
+                    }
+                    assert_eq!(outcome.code, Some(0), "{}", outcome.log);
+                    eprintln!("carried by vhost-net");
+                    // Once is enough where exits are dear.
+                    if processors > 1 || matches!(monitor, Monitor::Mote(_)) {
+                        continue;
+                    }
+                    config = host::config(&guest, "mote.hostile");
+                    config.machine_config.vcpu_count = processors;
+                    host::add_tap(&mut config, "tap0", MAC);
+                    config.network_interfaces[0].vhost = true;
+                    let outcome = run(monitor, &config);
+                    if let Err(why) = outcome.report().verdict() {
+                        panic!("{why}\n{}\n{}", outcome.output, outcome.log);
+                    }
+                } else {
+                    let expected = Some(i32::from(ExitReason::BadConfig.code()));
+                    assert_eq!(outcome.code, expected, "{}", outcome.log);
+                    assert!(outcome.log.contains("cannot use /dev/vhost-net"), "{}", outcome.log);
+                }
+            }
+        }
+    });
+}
+
+#[test]
 fn a_static_cpu_template_is_for_its_processors_only() {
     let (monitor, guest) = programs_or_skip!();
     use mote_vmm_api::CpuTemplate;
@@ -383,7 +428,10 @@ fn the_guest_passes_under_the_kvm_of_an_ordinary_linux() {
         "the_guest_passes_entered_by_pvh",
         "the_guest_passes_entered_by_the_linux_boot_protocol",
         "the_guest_passes_with_its_devices_on_pci",
+        "the_kernel_carries_frames_where_it_has_vhost_net_and_it_is_named_where_not",
     ];
+    let loaded = Lab::script().args(["exec", "--name", &lab.0, "--", "modprobe", "vhost_net"]).status();
+    assert!(loaded.is_ok_and(|status| status.success()), "no vhost_net in the lab");
     let output = Lab::script()
         .args(["exec", "--name", &lab.0, "--", "env"])
         .args(variables)
@@ -394,7 +442,8 @@ fn the_guest_passes_under_the_kvm_of_an_ordinary_linux() {
         .expect("a script");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(text.contains("3 passed") && !text.contains("SKIPPED"), "{text}");
+    assert!(text.contains("4 passed") && !text.contains("SKIPPED"), "{text}");
+    assert_eq!(text.matches("carried by vhost-net").count(), 4, "{text}");
 }
 
 #[test]

@@ -330,6 +330,10 @@ pub struct NetworkInterface {
     /// *Mote*: drop what the guest sends from another source address than `guest_mac`, which is needed then.
     #[serde(default, skip_serializing_if = "is_false")]
     pub anti_spoofing: bool,
+    /// *Mote*: the kernel moves the frames (/dev/vhost-net). What the VMM does itself can't stand beside it: rate limits, several queue
+    /// pairs, anti-spoofing, the metadata service, the link's state.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub vhost: bool,
     /// *Mote*: the link is up (VIRTIO_NET_F_STATUS). While it is down, frames of both directions are lost.
     #[serde(default = "up", skip_serializing_if = "is_up")]
     pub link_up: bool,
@@ -347,6 +351,7 @@ impl Default for NetworkInterface {
             tx_rate_limiter: None,
             num_queue_pairs: None,
             anti_spoofing: false,
+            vhost: false,
             link_up: true,
         }
     }

@@ -57,6 +57,9 @@ pub enum DeviceError {
     /// A drive that another process serves.
     #[error(transparent)]
     VhostUser(#[from] virtio::vhost::block::VhostUserError),
+    /// A network interface that the kernel serves.
+    #[error(transparent)]
+    VhostNet(#[from] virtio::vhost::net::VhostNetError),
     /// Sockets.
     #[error(transparent)]
     Vsock(#[from] virtio::vsock::VsockError),

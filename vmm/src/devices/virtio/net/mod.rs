@@ -46,6 +46,8 @@ const fn bit(feature: u32) -> u64 {
     1 << feature
 }
 
+/// Bytes of the configuration space: MAC, status, number of queue pairs, MTU.
+pub(super) const CONFIG_BYTES: usize = 12;
 /// Place of the link's state in the configuration space.
 const STATUS_AT: usize = 6;
 
@@ -99,20 +101,7 @@ impl Net {
     /// The tap can't be had, or MAC or MTU are no such thing.
     pub fn open(interface: &NetworkInterface) -> Result<Self, DeviceError> {
         let iface = &interface.iface_id;
-        let mut features = FEATURES;
-        let mut config = [0; 12];
-        if let Some(mac) = &interface.guest_mac {
-            let bad = || NetError::BadMac { iface: iface.clone(), mac: mac.clone() };
-            config[0..6].copy_from_slice(&parse_mac(mac).ok_or_else(bad)?);
-            features |= bit(abi::VIRTIO_NET_F_MAC);
-        }
-        if let Some(mtu) = interface.mtu {
-            if mtu < MIN_MTU {
-                return Err(NetError::BadMtu { iface: iface.clone(), mtu }.into());
-            }
-            config[10..12].copy_from_slice(&mtu.to_le_bytes());
-            features |= bit(abi::VIRTIO_NET_F_MTU);
-        }
+        let (config, features) = config_space(interface)?;
         if interface.anti_spoofing && interface.guest_mac.is_none() {
             return Err(NetError::NoMac { iface: iface.clone() }.into());
         }
@@ -122,11 +111,7 @@ impl Net {
             let queues = Tap::open_queues(iface, name, pairs.min(MAX_QUEUE_PAIRS).into())?;
             return Self::over_queues(queues, interface, config, features);
         }
-        let tap = match interface.tap_fd {
-            Some(fd) => Tap::from_inherited_fd(iface, name, fd)?,
-            None => Tap::open(iface, name)?,
-        };
-        Self::over(tap, interface, config, features)
+        Self::over(open_tap(interface)?, interface, config, features)
     }
 
     /// A device with several queue pairs, of which the driver uses the first until it says otherwise.
@@ -215,6 +200,42 @@ impl Net {
     }
 }
 
+/// The configuration space of an interface with one queue pair whose link is down, and the features of every tap with what is
+/// in that space.
+///
+/// # Errors
+/// MAC or MTU are no such thing.
+pub(super) fn config_space(interface: &NetworkInterface) -> Result<([u8; CONFIG_BYTES], u64), NetError> {
+    let iface = &interface.iface_id;
+    let mut features = FEATURES;
+    let mut config = [0; CONFIG_BYTES];
+    if let Some(mac) = &interface.guest_mac {
+        let bad = || NetError::BadMac { iface: iface.clone(), mac: mac.clone() };
+        config[0..6].copy_from_slice(&parse_mac(mac).ok_or_else(bad)?);
+        features |= bit(abi::VIRTIO_NET_F_MAC);
+    }
+    if let Some(mtu) = interface.mtu {
+        if mtu < MIN_MTU {
+            return Err(NetError::BadMtu { iface: iface.clone(), mtu });
+        }
+        config[10..12].copy_from_slice(&mtu.to_le_bytes());
+        features |= bit(abi::VIRTIO_NET_F_MTU);
+    }
+    Ok((config, features))
+}
+
+/// The tap of an interface with one queue pair.
+///
+/// # Errors
+/// As [`NetError`].
+pub(super) fn open_tap(interface: &NetworkInterface) -> Result<Tap, NetError> {
+    let (iface, name) = (&interface.iface_id, &interface.host_dev_name);
+    match interface.tap_fd {
+        Some(fd) => Tap::from_inherited_fd(iface, name, fd),
+        None => Tap::open(iface, name),
+    }
+}
+
 /// `aa:bb:cc:dd:ee:ff`, not a group address.
 fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let mut mac = [0; 6];
@@ -230,7 +251,7 @@ fn parse_mac(text: &str) -> Option<[u8; 6]> {
 }
 
 /// What the tap may hand over, from what the guest can take.
-fn offloads(features: u64) -> libc::c_uint {
+pub(super) fn offloads(features: u64) -> libc::c_uint {
     [
         (abi::VIRTIO_NET_F_GUEST_CSUM, libc::TUN_F_CSUM),
         (abi::VIRTIO_NET_F_GUEST_TSO4, libc::TUN_F_TSO4),

@@ -25,6 +25,7 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use virtio_bindings::virtio_blk as abi;
+use vmm_sys_util::epoll::EventSet;
 
 use super::{Addresses, Call, hand_over, memory_table, watch};
 use crate::devices::virtio::queue::VirtQueue;
@@ -346,7 +347,7 @@ impl VhostUserBlock {
         }
         let fd = connection.frontend.as_raw_fd();
         let (backend, told, line) = (self.backend.clone(), gone.clone(), interrupt.clone());
-        let worker = watch("vhost-user", calls, Some(fd), interrupt, move || {
+        let worker = watch("vhost-user", calls, Some((fd, EventSet::READ_HANG_UP)), interrupt, move || {
             told.store(true, Ordering::Release);
             backend.metrics.disconnects.add_one();
             let error = std::io::Error::from(std::io::ErrorKind::ConnectionReset);

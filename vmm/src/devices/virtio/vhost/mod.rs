@@ -24,6 +24,7 @@ use crate::devices::{DeviceError, report};
 use crate::memory::GuestMemory;
 
 pub mod block;
+pub mod net;
 
 /// All of the guest's memory, as a backend is told of it.
 ///
@@ -59,6 +60,8 @@ impl Call {
 enum Addresses {
     /// Those of this process, which the backend finds in the memory table.
     Process,
+    /// The guest's, which the crate looks up.
+    Guest,
 }
 
 /// Tells the backend everything about a queue. It may begin to serve it.
@@ -71,6 +74,7 @@ fn hand_over(
     let (index, rings) = (usize::from(queue.index()), queue.rings());
     let address = |guest| match addresses {
         Addresses::Process => queue.host_address(guest).ok_or(vhost::Error::InvalidQueue),
+        Addresses::Guest => Ok(guest),
     };
     let places = VringConfigData {
         queue_max_size: rings.size,
@@ -90,19 +94,19 @@ fn hand_over(
     backend.set_vring_kick(index, notifier)
 }
 
-/// Starts the thread that passes on interrupts which the backend can't raise by itself, and calls `gone` once if the other end of
-/// `connection` is closed.
+/// Starts the thread that passes on interrupts which the backend can't raise by itself, and calls `gone` at the first such
+/// event of `other`.
 fn watch(
     name: &'static str,
     calls: Vec<Call>,
-    connection: Option<RawFd>,
+    other: Option<(RawFd, EventSet)>,
     interrupt: Arc<Interrupt>,
     gone: impl FnOnce() + Send + 'static,
 ) -> Result<Worker, DeviceError> {
     let relayed: Vec<Call> = calls.into_iter().filter(|call| call.relayed).collect();
     let mut events: Vec<(RawFd, EventSet)> =
         relayed.iter().map(|call| (std::os::fd::AsRawFd::as_raw_fd(&*call.event), EventSet::IN)).collect();
-    events.extend(connection.map(|fd| (fd, EventSet::READ_HANG_UP)));
+    events.extend(other);
     let mut poller = Poller::new(&events).map_err(DeviceError::EventFd)?;
     Worker::spawn(name, move |stop: BorrowedFd<'_>| {
         let mut gone = Some(gone);
