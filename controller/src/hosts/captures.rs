@@ -34,8 +34,15 @@ pub(super) async fn receive(
         Some("active") => {}
         Some(_) => {
             let received = image::data::receive_capture(&app, &image_id, &headers, body).await;
-            if let Err(error @ (ApiError::BadRequest(_) | ApiError::TooLarge(_))) = received {
-                // It will never be taken: better no image than a host that sends it for ever.
+            if let Err(
+                error @ (ApiError::BadRequest(_)
+                | ApiError::TooLarge(_)
+                | ApiError::Gone(_)
+                | ApiError::NotFound(_)),
+            ) = received
+            {
+                // It will never be taken, or its user deleted the image meanwhile: better no image than a host that
+                // sends it for ever, and a server that waits for it.
                 end(&app, &speaker.key, &image_id, false).await?;
                 return Err(error);
             }

@@ -361,7 +361,11 @@ async fn update_endpoint(
 ) -> Result<Json<Value>, ApiError> {
     let mut tx = super::begin(&app).await?;
     let mut row = find_endpoint(&mut tx, &id).await?;
+    let older = body["endpoint"]["region"].is_string();
     row.apply(Fields::of(body, "endpoint")?)?;
+    if older {
+        row.make_region(&mut tx).await?;
+    }
     row.check(&mut tx).await?;
     sqlx::query(
         "UPDATE endpoints SET service_id = $2, region_id = $3, interface = $4, url = $5, enabled = $6 WHERE id = $1",

@@ -181,8 +181,9 @@ struct ForAdminsSince3<'a> {
     ramdisk_id: &'a str,
     #[serde(rename = "OS-EXT-SRV-ATTR:root_device_name")]
     root_device_name: &'a str,
-    #[serde(rename = "OS-EXT-SRV-ATTR:user_data")]
-    user_data: Option<&'a str>,
+    /// Not in the answer of a rebuild, which has it under its own name.
+    #[serde(rename = "OS-EXT-SRV-ATTR:user_data", skip_serializing_if = "Option::is_none")]
+    user_data: Option<Option<&'a str>>,
 }
 
 /// The full form. A field that a microversion doesn't have is `None`, one that it has and that is null is `Some(None)`.
@@ -326,7 +327,7 @@ pub(super) fn document<'a>(
             kernel_id: "",
             ramdisk_id: "",
             root_device_name: ROOT_DEVICE,
-            user_data: row.user_data.as_deref(),
+            user_data: (!rebuilt).then_some(row.user_data.as_deref()),
         }),
         hostname: ((admin && version.has(3)) || version.has(90)).then_some(&row.hostname),
         locked: version.has(9).then_some(row.locked_by.is_some()),

@@ -271,7 +271,13 @@ async fn console(asked: &Asked<'_>) -> Result<Response, ApiError> {
     let kind =
         HostRequestKind::ConsoleOutput { server_id: row.id.parse().map_err(ApiError::internal)?, lines };
     match hosts::ask(asked.app, asked.ctx, &row.id, kind, Duration::ZERO).await? {
-        HostReply::ConsoleOutput { output } => Ok(Json(json!({ "output": output })).into_response()),
+        HostReply::ConsoleOutput { mut output } => {
+            // So many lines, and not an empty one after them.
+            if lines.is_some() && output.ends_with('\n') {
+                output.pop();
+            }
+            Ok(Json(json!({ "output": output })).into_response())
+        }
         _ => Err(ApiError::internal("a host answered a question that was not asked")),
     }
 }
