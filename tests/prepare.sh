@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # prepare.sh TARGET: what the end-to-end tests need beside the programs: the openstack client, a Firecracker SDK, an S3 server
-# (moto) and schemathesis, each in a virtual environment, clients of network services, and the lab's kernel where it is needed.
+# (moto), schemathesis and Tempest, each in a virtual environment, clients of network services, and the lab's kernel where it is needed.
 # Writes TARGET/prepare.env with the variables that tell the tests where. Quick when there is nothing to do.
 set -euo pipefail
 target=$1
@@ -20,6 +20,7 @@ sdk=$target/firecracker-sdk
 compgen -G "$sdk/lib/python*/site-packages/firecracker" >/dev/null || from_pypi "$sdk" firecracker-python==0.0.5
 [ -x "$target/s3/bin/moto_server" ] || from_pypi "$target/s3" 'moto[server,s3]'
 [ -x "$target/schemathesis/bin/schemathesis" ] || from_pypi "$target/schemathesis" schemathesis
+[ -x "$target/tempest/bin/tempest" ] || from_pypi "$target/tempest" tempest
 "$venv/bin/openstack" --version
 if reason=$(tests/lab/lab needed); then
   echo "lab: $reason"
@@ -28,3 +29,4 @@ fi
 printf 'export MOTE_OPENSTACK=%q MOTE_FIRECRACKER_SDK=%q\n' "$venv/bin/openstack" "$sdk/bin/python" >"$target/prepare.env"
 printf 'export MOTE_S3_SERVER=%q MOTE_SCHEMATHESIS=%q\n' "$target/s3/bin/moto_server" "$target/schemathesis/bin/schemathesis" \
   >>"$target/prepare.env"
+printf 'export MOTE_TEMPEST=%q\n' "$target/tempest/bin/tempest" >>"$target/prepare.env"

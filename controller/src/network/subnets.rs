@@ -14,12 +14,12 @@ use super::{
     ipam::{self, Pool, Range},
     listing::{Collection, Query},
     networks::{self, MIN_MTU_IPV6, NetworkRow},
-    ports, quotas, reach,
+    ports, quotas, rbac, reach,
     resource::{Change, Resource},
     subnet_pools,
 };
 use crate::{
-    db::{Conn, now_us, rfc3339_s},
+    db::{Conn, Db, now_us, rfc3339_s},
     http::error::ApiError,
 };
 
@@ -402,15 +402,27 @@ pub(super) async fn find(db: &mut Conn, id: &str) -> Result<SubnetRow, ApiError>
     row.ok_or_else(|| Subnets::missing(id))
 }
 
+/// Adds the condition that the asker may see the subnets of a network: its own, or shared with it. That a network leads to
+/// the outside lets everybody see it, and not what is in it.
+fn push_visible(query: &mut QueryBuilder<Db>, scope: &Scope) {
+    rbac::push_visible(query, ["networks.id", "networks.project_id"], scope);
+}
+
 /// The subnet with its network, if the asker may see it.
 pub(super) async fn visible(
     db: &mut Conn,
     id: &str,
     scope: &Scope,
 ) -> Result<(SubnetRow, NetworkRow), ApiError> {
-    let row = find(db, id).await?;
-    let network = networks::visible(db, &row.network_id, scope).await;
-    network.map(|network| (row, network)).map_err(|_| Subnets::missing(id))
+    let mut query = QueryBuilder::<Db>::new(
+        "SELECT subnets.* FROM subnets JOIN networks ON networks.id = subnets.network_id WHERE subnets.id = ",
+    );
+    query.push_bind(id.to_owned()).push(" AND ");
+    push_visible(&mut query, scope);
+    let row: Option<SubnetRow> = query.build_query_as().fetch_optional(&mut *db).await?;
+    let row = row.ok_or_else(|| Subnets::missing(id))?;
+    let network = networks::visible(db, &row.network_id, scope).await?;
+    Ok((row, network))
 }
 
 async fn owned(db: &mut Conn, id: &str, scope: &Scope) -> Result<SubnetRow, ApiError> {
@@ -523,7 +535,7 @@ impl Resource for Subnets {
             "SELECT subnets.*, networks.shared FROM subnets JOIN networks ON networks.id = subnets.network_id
              WHERE ",
         );
-        networks::push_visible(&mut statement, scope);
+        push_visible(&mut statement, scope);
         query.narrow(&mut statement, &[("id", "subnets.id"), ("network_id", "subnets.network_id")]);
         statement.push(" ORDER BY subnets.created_us, subnets.id");
         let rows: Vec<SubnetRow> = statement.build_query_as().fetch_all(db).await?;
