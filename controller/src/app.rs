@@ -61,6 +61,9 @@ pub enum OpenError {
     /// The bucket itself.
     #[error("the image store's bucket can't be used")]
     ImageStore(#[source] ApiError),
+    /// What an earlier version has left can't be brought up to date.
+    #[error("can't bring what an earlier version has made up to date")]
+    Upgrade(#[source] ApiError),
 }
 
 impl App {
@@ -92,7 +95,7 @@ impl App {
         });
         let image_store = image::store::ImageStore::new(images.clone(), bucket.transpose()?);
         image_store.claim(&pools.write).await.map_err(OpenError::ImageStore)?;
-        Ok(Self {
+        let app = Self {
             db: pools.read,
             writer: pools.write,
             metrics: Arc::default(),
@@ -105,7 +108,9 @@ impl App {
             blobs: Arc::default(),
             presence,
             hub,
-        })
+        };
+        network::upgrade::run(&app).await.map_err(OpenError::Upgrade)?;
+        Ok(app)
     }
 
     /// Begins a write transaction: waits for its turn, sees the newest state, and nobody else writes until it ends.

@@ -10,6 +10,7 @@ mod postgres;
 use crate::{
     app::{self, App},
     config::Config,
+    db,
     identity::bootstrap::{Credentials, bootstrap},
 };
 
@@ -65,11 +66,27 @@ impl TestApp {
         Self::with(|_| {}).await
     }
 
-    pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+    /// One whose database was made by a version that had the migrations before this one, with what these statements
+    /// make.
+    pub async fn from_before(migration: i64, made: &[&'static str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let database = postgres::empty().await;
+        db::make_old(dir.path(), database.as_deref(), migration, made).await;
+        Self::open(dir, database, |_| {}).await
+    }
+
+    pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::open(tempfile::tempdir().unwrap(), postgres::database().await, change).await
+    }
+
+    async fn open(
+        dir: tempfile::TempDir,
+        database: Option<String>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
         let listen = ([127, 0, 0, 1], 8774).into();
         let mut config = Config::new(listen, dir.path().to_owned(), "http://cloud.test:8774").unwrap();
-        config.database = postgres::database().await;
+        config.database = database;
         change(&mut config);
         let app = App::open(config).await.unwrap();
         let admin = bootstrap(&app, Some("adminpw".into()), false).await.unwrap();

@@ -275,6 +275,33 @@ fn create_private_file(path: &Path) -> Result<(), DbError> {
     options.open(path).map(drop).map_err(|source| DbError::CreateFile { path: path.to_owned(), source })
 }
 
+/// Makes a database with the schema as it was before a migration, and in it what an earlier version would have made.
+#[cfg(test)]
+pub(crate) async fn make_old(state_dir: &Path, url: Option<&str>, before: i64, made: &[&'static str]) {
+    let migrations = MIGRATIONS.iter().filter(|migration| migration.version < before).cloned().collect();
+    let old = Migrator::with_migrations(migrations);
+    match url {
+        None => {
+            let options = SqliteConnectOptions::new().filename(state_dir.join(SQLITE_FILE));
+            let mut conn =
+                sqlx::SqliteConnection::connect_with(&options.create_if_missing(true)).await.unwrap();
+            old.run(&mut conn).await.unwrap();
+            for sql in made {
+                sqlx::query(*sql).execute(&mut conn).await.unwrap();
+            }
+            conn.close().await.unwrap();
+        }
+        Some(url) => {
+            let mut conn = sqlx::PgConnection::connect(url).await.unwrap();
+            old.run(&mut conn).await.unwrap();
+            for sql in made {
+                sqlx::query(*sql).execute(&mut conn).await.unwrap();
+            }
+            conn.close().await.unwrap();
+        }
+    }
+}
+
 /// Begins a transaction that is the only one of the whole cloud that writes.
 ///
 /// # Errors

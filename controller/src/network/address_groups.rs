@@ -211,7 +211,7 @@ impl Resource for AddressGroups {
     async fn create(change: &mut Change, mut body: Attributes) -> Result<String, ApiError> {
         let project_id = change.scope.owner(&mut body)?;
         let name = body.string("name")?.unwrap_or_default();
-        let description = body.string("description")?.unwrap_or_default();
+        let description = body.long_description()?.unwrap_or_default();
         let addresses = addresses(&mut body)?;
         body.finish()?;
         quotas::check(&mut change.tx, &project_id, quotas::Resource::AddressGroup).await?;
@@ -232,7 +232,7 @@ impl Resource for AddressGroups {
     }
 
     async fn update(change: &mut Change, id: &str, mut body: Attributes) -> Result<(), ApiError> {
-        let (name, description) = (body.string("name")?, body.string("description")?);
+        let (name, description) = (body.string("name")?, body.long_description()?);
         body.finish()?;
         owned(&mut change.tx, id, &change.scope).await?;
         sqlx::query(

@@ -11,6 +11,9 @@ use crate::http::error::ApiError;
 /// Longest name, as in Neutron (`NAME_MAX_LEN`); also used for descriptions.
 const MAX_NAME: usize = 255;
 
+/// Longest description of a resource without Neutron's standard attributes (`LONG_DESCRIPTION_MAX_LEN`).
+const MAX_DESCRIPTION: usize = 1024;
+
 /// Resources that one request can make.
 const MAX_BULK: usize = 1000;
 
@@ -80,10 +83,19 @@ impl Attributes {
 
     /// Takes a text.
     pub(super) fn string(&mut self, name: &str) -> Result<Option<String>, ApiError> {
+        self.text(name, MAX_NAME)
+    }
+
+    /// Takes `description` where it may be long.
+    pub(super) fn long_description(&mut self) -> Result<Option<String>, ApiError> {
+        self.text("description", MAX_DESCRIPTION)
+    }
+
+    fn text(&mut self, name: &str, max: usize) -> Result<Option<String>, ApiError> {
         match self.0.remove(name) {
             None => Ok(None),
-            Some(Value::String(text)) if text.chars().count() <= MAX_NAME => Ok(Some(text)),
-            Some(Value::String(_)) => Err(invalid(name, format!("the text exceeds {MAX_NAME} characters"))),
+            Some(Value::String(text)) if text.chars().count() <= max => Ok(Some(text)),
+            Some(Value::String(_)) => Err(invalid(name, format!("the text exceeds {max} characters"))),
             Some(other) => Err(invalid(name, format!("'{other}' is not a valid string"))),
         }
     }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::http::{context::Ctx, error::ApiError};
 
 /// Alias, name, description, date of the last change in Neutron.
-const EXTENSIONS: [(&str, &str, &str, &str); 52] = [
+const EXTENSIONS: [(&str, &str, &str, &str); 58] = [
     ("address-group", "Address group", "Support address group", "2020-07-15T10:00:00-00:00"),
     ("agent", "agent", "The agent management extension.", "2013-02-03T10:00:00-00:00"),
     (
@@ -22,6 +22,12 @@ const EXTENSIONS: [(&str, &str, &str, &str); 52] = [
         "2015-01-01T10:00:00-00:00",
     ),
     (
+        "availability_zone_filter",
+        "Availability Zone Filter Extension",
+        "Add filter parameters to AvailabilityZone resource",
+        "2018-06-22T10:00:00-00:00",
+    ),
+    (
         "binding",
         "Port Binding",
         "Expose port bindings of a virtual port to external application",
@@ -32,6 +38,12 @@ const EXTENSIONS: [(&str, &str, &str, &str); 52] = [
         "Default Subnetpools",
         "Provides ability to mark and use a subnetpool as the default.",
         "2016-02-18T18:00:00-00:00",
+    ),
+    (
+        "empty-string-filtering",
+        "Empty String Filtering Extension",
+        "Allow filtering by attributes with empty string value",
+        "2018-05-01T10:00:00-00:00",
     ),
     (
         "enable-default-route-ecmp",
@@ -132,6 +144,12 @@ const EXTENSIONS: [(&str, &str, &str, &str); 52] = [
     ),
     ("port-security", "Port Security", "Provides port security", "2012-07-23T10:00:00-00:00"),
     (
+        "port-security-groups-filtering",
+        "Port filtering on security groups",
+        "Provides security groups filtering when listing ports",
+        "2018-01-09T09:00:00-00:00",
+    ),
+    (
         "project-id",
         "project_id field enabled",
         "Extension that indicates that project_id field is enabled.",
@@ -161,6 +179,12 @@ const EXTENSIONS: [(&str, &str, &str, &str); 52] = [
         "Floating IP QoS",
         "The floating IP Quality of Service extension",
         "2017-07-20T00:00:00-00:00",
+    ),
+    (
+        "qos-port-network-policy",
+        "QoS port network policy ID",
+        "Adds a the QoS network ID to the port definition",
+        "2019-11-01T10:00:00-00:00",
     ),
     (
         "qos-rule-type-details",
@@ -242,6 +266,12 @@ const EXTENSIONS: [(&str, &str, &str, &str); 52] = [
         "2021-10-05T09:00:00-00:00",
     ),
     (
+        "sort-key-validation",
+        "Sort keys validation",
+        "Provides validation on sort keys.",
+        "2018-07-04T10:00:00-00:00",
+    ),
+    (
         "sorting",
         "Sorting support",
         "Extension that indicates that sorting is enabled.",
@@ -288,6 +318,12 @@ const EXTENSIONS: [(&str, &str, &str, &str); 52] = [
         "Subnet Allocation",
         "Enables allocation of subnets from a subnet pool",
         "2015-03-30T10:00:00-00:00",
+    ),
+    (
+        "tag-ports-during-bulk-creation",
+        "Tag Ports During Bulk Creation",
+        "Allow to tag ports during bulk creation",
+        "2019-12-29T19:00:00-00:00",
     ),
 ];
 

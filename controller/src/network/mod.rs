@@ -58,6 +58,7 @@ mod subnet_pools;
 pub(crate) mod subnets;
 #[cfg(test)]
 mod tests;
+pub(crate) mod upgrade;
 mod views;
 
 use resource::{routes, routes_below};

@@ -77,7 +77,7 @@ fn merge(row: &mut ForwardingRow, body: &mut Attributes) -> Result<(), ApiError>
     if let Some(ip) = body.value("internal_ip_address") {
         row.internal_ip_address = address("internal_ip_address", &ip)?.to_string();
     }
-    row.description = body.string("description")?.unwrap_or_else(|| row.description.clone());
+    row.description = body.long_description()?.unwrap_or_else(|| row.description.clone());
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use axum::{
     Json,
-    extract::{Path, State},
+    extract::{Path, Query as Params, State},
 };
 use serde_json::{Value, json};
 use sqlx::{FromRow, QueryBuilder};
@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::{
     Id, Scope,
     attributes::{Attributes, invalid},
+    base,
     listing::{Collection, Query},
     rbac, reach,
     resource::{Change, Resource},
@@ -23,9 +24,9 @@ use crate::{
 
 /// Neutron's largest rate (`DB_INTEGER_MAX_VALUE`).
 const MAX_KBPS: i64 = 2_147_483_647;
-/// The marks that have a meaning (RFC 2474, 2597, 3246; Neutron's list).
-const DSCP_MARKS: [i64; 21] =
-    [0, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34, 36, 38, 40, 46, 48, 56];
+/// The marks that have a meaning (RFC 2474, 2597, 3246, 5865; Neutron's list).
+const DSCP_MARKS: [i64; 22] =
+    [0, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30, 32, 34, 36, 38, 40, 44, 46, 48, 56];
 
 /// QoS policies as resources.
 pub(super) struct Policies;
@@ -457,9 +458,16 @@ impl Resource for DscpMarks {
 const RULE_TYPES: [&str; 2] = ["bandwidth_limit", "dscp_marking"];
 
 /// `GET /v2.0/qos/rule-types`.
-pub(super) async fn rule_types(State(_): State<App>, ctx: Ctx) -> Result<Json<Value>, ApiError> {
+pub(super) async fn rule_types(
+    State(app): State<App>,
+    ctx: Ctx,
+    Params(pairs): Params<Vec<(String, String)>>,
+) -> Result<Json<Value>, ApiError> {
     ctx.require_project()?;
-    Ok(Json(json!({"rule_types": RULE_TYPES.map(|kind| json!({"type": kind}))})))
+    let kinds = Collection { name: "rule_types", attributes: &["type"] };
+    let query = Query::parse(pairs, kinds)?;
+    let documents = RULE_TYPES.map(|kind| json!({"type": kind})).into();
+    query.answer(documents, kinds, &format!("{}/qos/rule-types", base(&app))).map(Json)
 }
 
 /// `GET /v2.0/qos/rule-types/{type}` (admin).

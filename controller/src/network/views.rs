@@ -26,7 +26,6 @@ type Pairs = Params<Vec<(String, String)>>;
 const AVAILABILITIES: Collection = Collection {
     name: "network_ip_availabilities",
     attributes: &[
-        "ip_version",
         "network_id",
         "network_name",
         "project_id",
@@ -36,6 +35,9 @@ const AVAILABILITIES: Collection = Collection {
         "used_ips",
     ],
 };
+
+const ZONES: Collection =
+    Collection { name: "availability_zones", attributes: &["name", "resource", "state"] };
 
 const AGENTS: Collection = Collection {
     name: "agents",
@@ -84,7 +86,8 @@ fn shown(number: u128) -> u64 {
     u64::try_from(number).unwrap_or(u64::MAX)
 }
 
-async fn availabilities(db: &mut Conn) -> Result<Vec<Value>, ApiError> {
+/// `ip_versions`: those that subnets are counted of; none: all. A network without any is left out then, as in Neutron.
+async fn availabilities(db: &mut Conn, ip_versions: Option<&[String]>) -> Result<Vec<Value>, ApiError> {
     let rows: Vec<SubnetUse> = sqlx::query_as(
         "SELECT networks.id AS network_id, networks.name AS network_name, networks.project_id,
              subnets.id AS subnet_id, subnets.name AS subnet_name, subnets.cidr, subnets.ip_version,
@@ -96,7 +99,11 @@ async fn availabilities(db: &mut Conn) -> Result<Vec<Value>, ApiError> {
     .fetch_all(db)
     .await?;
     let mut documents: Vec<(Value, u128, i64)> = Vec::new();
-    for row in rows {
+    let counts = |row: &SubnetUse| {
+        let version = row.ip_version.map(|version| version.to_string());
+        ip_versions.is_none_or(|wanted| version.is_some_and(|version| wanted.contains(&version)))
+    };
+    for row in rows.into_iter().filter(counts) {
         if documents.last().is_none_or(|(last, ..)| last["network_id"] != row.network_id.as_str()) {
             let document = json!({
                 "network_id": row.network_id, "network_name": row.network_name, "project_id": row.project_id,
@@ -110,8 +117,6 @@ async fn availabilities(db: &mut Conn) -> Result<Vec<Value>, ApiError> {
         let all = total(row.allocation_pools.as_deref().unwrap_or_default());
         *sum = sum.saturating_add(all);
         *used += row.used;
-        // Neutron's filter of versions is by subnet.
-        document["ip_version"] = json!(row.ip_version);
         let cidr: Option<IpNet> = row.cidr.as_ref().and_then(|cidr| cidr.parse().ok());
         if let Value::Array(list) = &mut document["subnet_ip_availability"] {
             list.push(json!({
@@ -135,8 +140,12 @@ pub(super) async fn ip_availabilities(
     Params(pairs): Pairs,
 ) -> Result<Json<Value>, ApiError> {
     ctx.require_admin()?;
+    // By subnet, and no attribute of what is shown.
+    let (versions, pairs): (Vec<_>, Vec<_>) = pairs.into_iter().partition(|(key, _)| key == "ip_version");
+    let versions: Vec<String> = versions.into_iter().map(|(_, version)| version).collect();
+    let versions = Some(&versions[..]).filter(|versions| !versions.is_empty());
     let query = Query::parse(pairs, AVAILABILITIES)?;
-    let documents = availabilities(&mut *app.db.acquire().await?).await?;
+    let documents = availabilities(&mut *app.db.acquire().await?, versions).await?;
     query.answer(documents, AVAILABILITIES, &format!("{}/network-ip-availabilities", base(&app))).map(Json)
 }
 
@@ -147,7 +156,7 @@ pub(super) async fn ip_availability(
     Path(id): Id,
 ) -> Result<Json<Value>, ApiError> {
     ctx.require_admin()?;
-    let documents = availabilities(&mut *app.db.acquire().await?).await?;
+    let documents = availabilities(&mut *app.db.acquire().await?, None).await?;
     let found = documents.into_iter().find(|document| document["network_id"] == *id);
     Ok(Json(json!({"network_ip_availability": found.ok_or_else(|| Networks::missing(&id))?})))
 }
@@ -217,8 +226,13 @@ pub(super) async fn agent(State(app): State<App>, ctx: Ctx, Path(id): Id) -> Res
 }
 
 /// `GET /v2.0/availability_zones`: for networks and for routers.
-pub(super) async fn availability_zones(State(app): State<App>, ctx: Ctx) -> Result<Json<Value>, ApiError> {
+pub(super) async fn availability_zones(
+    State(app): State<App>,
+    ctx: Ctx,
+    Params(pairs): Pairs,
+) -> Result<Json<Value>, ApiError> {
     Scope::reading(&ctx)?;
+    let query = Query::parse(pairs, ZONES)?;
     let zones = super::zones(&mut *app.db.acquire().await?).await?;
     let document =
         |name: &String, resource: &str| json!({"name": name, "resource": resource, "state": "available"});
@@ -226,5 +240,5 @@ pub(super) async fn availability_zones(State(app): State<App>, ctx: Ctx) -> Resu
         .iter()
         .flat_map(|name| ["network", "router"].map(|resource| document(name, resource)))
         .collect();
-    Ok(Json(json!({"availability_zones": zones})))
+    query.answer(zones, ZONES, &format!("{}/availability_zones", base(&app))).map(Json)
 }

@@ -19,10 +19,19 @@ const TEMPLATE: &str = "mote_template";
 
 /// A new, migrated database for one test; `None` where tests run on SQLite.
 pub(super) async fn database() -> Option<String> {
+    copy_of(TEMPLATE).await
+}
+
+/// One without anything in it.
+pub(super) async fn empty() -> Option<String> {
+    copy_of("template0").await
+}
+
+async fn copy_of(template: &str) -> Option<String> {
     let server = std::env::var(POSTGRES_VARIABLE).ok()?;
     let name = format!("t{}", uuid::Uuid::new_v4().simple());
     let mut conn = PgConnection::connect(&url(&server, "postgres")).await.unwrap();
-    let sql = format!("CREATE DATABASE {name} TEMPLATE {TEMPLATE}");
+    let sql = format!("CREATE DATABASE {name} TEMPLATE {template}");
     sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&mut conn).await.unwrap();
     conn.close().await.unwrap();
     Some(url(&server, &name))

@@ -298,3 +298,36 @@ async fn a_change_that_names_a_revision_is_refused_once_the_resource_has_another
     with_revision(&ada, Method::DELETE, &path, "revision_number=2", "").await.expect(204);
     refused(ada.get(&path).await, 404, "SecurityGroupNotFound");
 }
+
+#[tokio::test]
+async fn views_take_filters_and_long_descriptions_are_kept() {
+    let test = TestApp::new().await;
+    let admin = Client::admin(&test);
+    let network = admin.network("dual").await;
+    admin.subnet(&network, "10.0.0.0/24").await;
+    admin.subnet(&network, "fd00::/64").await;
+    for (filter, subnets) in
+        [("", 2), ("&ip_version=4", 1), ("&ip_version=6", 1), ("&ip_version=4&ip_version=6", 2)]
+    {
+        let path = format!("network-ip-availabilities?network_id={network}{filter}");
+        let found = admin.get(&path).await.expect(200);
+        let [view] = &found["network_ip_availabilities"].as_array().unwrap()[..] else { panic!("{found}") };
+        assert_eq!(view["subnet_ip_availability"].as_array().unwrap().len(), subnets, "{filter}");
+        assert!(view.get("ip_version").is_none());
+    }
+    let none = admin.get("availability_zones?resource=compute").await.expect(200);
+    assert_eq!(none["availability_zones"], json!([]));
+    refused(admin.get("availability_zones?color=red").await, 400, "HTTPBadRequest");
+    let kinds = admin.get("qos/rule-types?type=dscp_marking").await.expect(200);
+    assert_eq!(kinds["rule_types"], json!([{"type": "dscp_marking"}]));
+    refused(admin.get("qos/rule-types?all_rules=true").await, 400, "HTTPBadRequest");
+    let long = "d".repeat(1024);
+    let body = json!({"name": "friends", "description": long, "addresses": []});
+    assert_eq!(admin.make("address-groups", "address_group", body).await["description"], json!(long));
+    let body = json!({"network": {"name": "n", "description": long}});
+    refused(admin.post("networks", body).await, 400, "HTTPBadRequest");
+    let policy = id(&admin.make("qos/policies", "policy", json!({"name": "p"})).await);
+    // VOICE-ADMIT (RFC 5865).
+    let mark = json!({"dscp_marking_rule": {"dscp_mark": 44}});
+    admin.post(&format!("qos/policies/{policy}/dscp_marking_rules"), mark).await.expect(201);
+}

@@ -10,6 +10,7 @@ mod filters;
 mod hosts;
 mod routing;
 mod sharing;
+mod upgrade;
 
 const BASE: &str = "/network/v2.0";
 
