@@ -323,6 +323,7 @@ fn run_unjailed(jail: &Jail, options: &[&str]) -> (Option<i32>, String) {
     let config = serde_json::json!({
         "boot-source": {"kernel_image_path": jail.root().join("kernel")},
         "machine-config": {"vcpu_count": 1, "mem_size_mib": 16},
+        "metrics": {"metrics_path": jail.base.path().join("metrics")},
     });
     let file = jail.base.path().join("unjailed");
     fs::write(&file, config.to_string()).unwrap();
@@ -367,6 +368,8 @@ fn a_refused_system_call_ends_the_process_with_148_and_its_number() {
     let (code, text) = run_unjailed(&jail, &["--seccomp-filter", file.to_str().unwrap()]);
     assert_eq!(code, Some(148), "{text}");
     assert!(text.contains("the seccomp filter refused system call 0016"), "{text}");
+    let metrics = fs::read_to_string(jail.base.path().join("metrics")).unwrap();
+    assert_eq!(metrics.lines().next_back(), Some(r#"{"seccomp":{"num_faults":1}}"#), "{metrics}");
     fs::write(&file, "{}").unwrap();
     let (code, text) = run_unjailed(&jail, &["--seccomp-filter", file.to_str().unwrap()]);
     assert_eq!(code, Some(152), "{text}");

@@ -274,6 +274,14 @@ group! {
 }
 
 group! {
+    /// The seccomp filters.
+    SeccompMetrics {
+        /// Calls that were refused: one, and then the process ends.
+        num_faults,
+    }
+}
+
+group! {
     /// The metadata service, of all interfaces together.
     MmdsMetrics {
         /// Frames that went to the service instead of the network.

@@ -5,9 +5,10 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mote_vmm_api::Metrics as MetricsConfig;
@@ -17,8 +18,8 @@ mod devices;
 
 pub use devices::{
     BalloonMetrics, BlockMetrics, ConsoleMetrics, EntropyMetrics, Group, I8042Metrics, MemoryHotplugMetrics,
-    MmdsMetrics, NetMetrics, PmemMetrics, SignalMetrics, UartMetrics, VcpuMetrics, VhostUserBlockMetrics,
-    VsockMetrics, device,
+    MmdsMetrics, NetMetrics, PmemMetrics, SeccompMetrics, SignalMetrics, UartMetrics, VcpuMetrics,
+    VhostUserBlockMetrics, VsockMetrics, device,
 };
 
 /// Time between two lines, as Firecracker has it.
@@ -114,14 +115,37 @@ pub static MMDS: MmdsMetrics = MmdsMetrics::new();
 pub static VCPU: VcpuMetrics = VcpuMetrics::new();
 /// Signals.
 pub static SIGNALS: SignalMetrics = SignalMetrics::new();
+/// The seccomp filters.
+pub static SECCOMP: SeccompMetrics = SeccompMetrics::new();
 /// The serial port.
 pub static UART: UartMetrics = UartMetrics::new();
 /// The keyboard controller.
 pub static I8042: I8042Metrics = I8042Metrics::new();
 
 /// Groups that there is one of.
-fn single_groups() -> [(&'static str, &'static dyn Group); 5] {
-    [("i8042", &I8042), ("mmds", &MMDS), ("signals", &SIGNALS), ("uart", &UART), ("vcpu", &VCPU)]
+fn single_groups() -> [(&'static str, &'static dyn Group); 6] {
+    [
+        ("i8042", &I8042),
+        ("mmds", &MMDS),
+        ("seccomp", &SECCOMP),
+        ("signals", &SIGNALS),
+        ("uart", &UART),
+        ("vcpu", &VCPU),
+    ]
+}
+
+/// Descriptor of the metrics' file for [`write_refusal`]; -1 if there is none.
+static FILE: AtomicI32 = AtomicI32::new(-1);
+
+/// Appends a line that says that a system call was refused, and nothing else: the process ends, and the thread may be in the
+/// middle of anything. Only makes an async-signal-safe call.
+pub fn write_refusal() {
+    const LINE: &[u8] = b"{\"seccomp\":{\"num_faults\":1}}\n";
+    let file = FILE.load(Ordering::Acquire);
+    if file >= 0 {
+        // SAFETY: the buffer is valid for its length; the descriptor stays open as long as the process has metrics.
+        unsafe { libc::write(file, LINE.as_ptr().cast(), LINE.len()) };
+    }
 }
 
 /// How long the last of each operation took, in microseconds; 0 if there was none.
@@ -281,6 +305,7 @@ impl Sink {
     pub fn open(id: &str, config: MetricsConfig) -> Result<Self, OpenError> {
         let file = open_appending(&config.metrics_path)
             .map_err(|source| OpenError { path: config.metrics_path.clone(), source })?;
+        FILE.store(file.as_raw_fd(), Ordering::Release);
         Ok(Self { id: id.to_owned(), config, file, last: Instant::now() })
     }
 
@@ -322,6 +347,14 @@ impl Sink {
             std::fs::rename(&temporary, path)?;
         }
         Ok(())
+    }
+}
+
+impl Drop for Sink {
+    fn drop(&mut self) {
+        // Unless another one has come meanwhile.
+        let own = self.file.as_raw_fd();
+        let _ = FILE.compare_exchange(own, -1, Ordering::AcqRel, Ordering::Relaxed);
     }
 }
 

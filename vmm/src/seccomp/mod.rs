@@ -9,7 +9,8 @@
 //! A thread inherits the filter of the one that makes it, and both hold. So workers are made by a thread of its own
 //! ([`set_up`]) rather than by the vCPU whose guest asked for it: a vCPU's list stays short.
 //!
-//! A refused call raises SIGSYS; its handler says which call it was and ends the process with Firecracker's code 148.
+//! A refused call raises SIGSYS; its handler says which call it was, leaves a line in the metrics' file and ends the process
+//! with Firecracker's code 148.
 
 pub mod lists;
 mod program;
@@ -148,6 +149,8 @@ fn install_handler() -> io::Result<()> {
             *digit = b'0' + (rest % 10) as u8;
             rest /= 10;
         }
+        crate::metrics::SECCOMP.num_faults.add_one();
+        crate::metrics::write_refusal();
         // SAFETY: both are async-signal-safe; the buffer is valid for its length.
         unsafe {
             libc::write(2, line.as_ptr().cast(), line.len());
