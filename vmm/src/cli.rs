@@ -20,6 +20,7 @@ use crate::cpu_template::{self, TemplateOptions};
 use crate::error_chain;
 use crate::event_loop::{self, EventLoop};
 use crate::jail::{self, JailOptions, Next};
+use crate::landlock;
 use crate::log::{self, Level};
 use crate::metrics;
 use crate::outcome::Outcome;
@@ -108,6 +109,9 @@ pub struct Options {
     /// do not restrict the system calls of this process: for debugging only
     #[argh(switch)]
     no_seccomp: bool,
+    /// do not give up by Landlock what this process never needs: for debugging only
+    #[argh(switch)]
+    no_landlock: bool,
     /// take the seccomp filters from this JSON file (seccompiler's format) with filters named main, setup, worker, vcpu
     #[argh(option, arg_name = "PATH")]
     seccomp_filter: Option<PathBuf>,
@@ -153,6 +157,8 @@ enum RunError {
     Metrics(ActionError),
     #[error("cannot set up signals and events")]
     Events(#[source] io::Error),
+    #[error("cannot give up rights by Landlock (--no-landlock does without)")]
+    Landlock(#[source] io::Error),
     #[error("cannot read the config file {}", .0.display())]
     ReadConfig(PathBuf, #[source] io::Error),
     #[error("the config file {} is wrong", .0.display())]
@@ -185,6 +191,7 @@ impl RunError {
             | Self::ReadMetadata(..)
             | Self::ParseMetadata(..)
             | Self::Metadata(..)
+            | Self::Landlock(_)
             | Self::Seccomp(_)
             | Self::Bind(_) => ExitReason::BadConfig,
             Self::Start(ActionError::Start(error)) => error.reason(),
@@ -350,6 +357,10 @@ fn run(options: &Options) -> Result<ExitReport, RunError> {
     };
     log::configure(&look).map_err(RunError::LogLook)?;
     note_startup_time(options);
+    if !options.no_landlock {
+        // Before any thread is made: they inherit it.
+        landlock::restrict_and_tell().map_err(RunError::Landlock)?;
+    }
     if !options.no_seccomp {
         seccomp::prepare(options.seccomp_filter.as_deref())?;
     }

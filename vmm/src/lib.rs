@@ -16,6 +16,7 @@
 //! | `cpu_template` | `mote-vmm cpu-template`: what guests see of their processors here |
 //! | [`snapshot`] | a machine in two files, and back |
 //! | [`jail`] | `mote-vmm jail`: chroot, namespaces, cgroups, limits, an unprivileged user |
+//! | `landlock` | what the process gives up for ever |
 //! | [`seccomp`] | a filter for each kind of thread |
 //! | `signals` | limits that are reached are counted |
 //! | [`api`] | Firecracker's REST API |
@@ -48,6 +49,7 @@ mod hotplug;
 mod ioapic;
 pub mod jail;
 mod kvm;
+mod landlock;
 mod layout;
 mod loader;
 mod log;
