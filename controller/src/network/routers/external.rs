@@ -14,7 +14,7 @@ use sqlx::FromRow;
 use super::{
     super::{
         Id, Scope,
-        attributes::Attributes,
+        attributes::{Attributes, invalid},
         gateways,
         listing::Query,
         networks,
@@ -374,7 +374,14 @@ async fn edit(
 ) -> Result<Json<Value>, ApiError> {
     let scope = Scope::writing(&ctx)?;
     let mut body = Attributes::open(body, Routers::NAME)?;
-    let given = body.list("external_gateways")?;
+    let given = match body.value("external_gateways") {
+        // Neutron takes nothing in any form; `openstack router unset --external-gateway` sends an empty object.
+        Some(Value::Null) => Some(Vec::new()),
+        Some(Value::Object(map)) if map.is_empty() => Some(Vec::new()),
+        Some(Value::Array(list)) => Some(list),
+        Some(other) => return Err(invalid("external_gateways", format!("'{other}' is not a list"))),
+        None => None,
+    };
     body.finish()?;
     let parse = |value| Wish::parse(value, &scope, verb != Verb::Remove);
     let wishes: Option<Vec<Wish>> =

@@ -190,6 +190,8 @@ async fn several_gateways_are_added_matched_ordered_and_removed() {
     ada.delete(&format!("floatingips/{floating}")).await.expect(204);
     let none = ada.put(&update, list(json!([]))).await.expect(200);
     assert_eq!(networks(&none), Vec::<String>::new());
+    // As the client says it.
+    ada.put(&remove, list(json!({}))).await.expect(200);
     // A router that goes takes them along.
     ada.put(&add, list(json!([one, two]))).await.expect(200);
     ada.put(&format!("{path}/remove_router_interface"), json!({"subnet_id": inside})).await.expect(200);
