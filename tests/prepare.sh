@@ -7,7 +7,7 @@ target=$1
 cd "$(dirname "$0")/.."
 . tests/setup.sh
 # Clients and servers that we did not write, for the tests of networks.
-need dig bind9-dnsutils dnsmasq dnsmasq-base dhclient isc-dhcp-client dhcpcd dhcpcd-base dhcp6c wide-dhcpv6-client nc netcat-openbsd iperf3 iperf3
+need dig bind9-dnsutils dnsmasq dnsmasq-base dhclient isc-dhcp-client dhcpcd dhcpcd-base dhcp6c wide-dhcpv6-client nc netcat-openbsd iperf3 iperf3 strace strace
 # from_pypi VENV PACKAGE: installs a package as it is.
 from_pypi() {
   need python3 python3
