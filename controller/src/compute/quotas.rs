@@ -114,16 +114,36 @@ pub(crate) async fn limit(conn: &mut Conn, project: &str, resource: Resource) ->
     Ok(own.unwrap_or(resource.default_limit()))
 }
 
+/// The limits of a project, -1 for none, in this order.
+///
+/// # Errors
+/// Of the database.
+pub(crate) async fn limits_of<const N: usize>(
+    conn: &mut Conn,
+    project: &str,
+    resources: [Resource; N],
+) -> Result<[i64; N], ApiError> {
+    let own: Vec<(String, i64)> =
+        sqlx::query_as("SELECT resource, hard_limit FROM quotas WHERE project_id = $1")
+            .bind(project)
+            .fetch_all(conn)
+            .await?;
+    Ok(resources.map(|resource| {
+        let found = own.iter().find(|(name, _)| name == resource.name());
+        found.map_or(resource.default_limit(), |(_, limit)| *limit)
+    }))
+}
+
 /// What a project uses.
 ///
 /// # Errors
 /// Of the database.
 pub(crate) async fn used(conn: &mut Conn, project: &str) -> Result<Used, ApiError> {
-    // What is held for a resize that can be taken back counts, as in Nova.
-    let sql = "SELECT COUNT(*) AS instances, CAST(COALESCE(SUM(vcpus + held_vcpus), 0) AS BIGINT) AS cores,
-         CAST(COALESCE(SUM(memory_mib + held_memory_mib), 0) AS BIGINT) AS ram,
-         (SELECT COUNT(*) FROM server_groups WHERE server_groups.project_id = $1) AS server_groups
-         FROM servers WHERE project_id = $1";
+    // Counted by triggers (migration 0096). What is held for a resize that can be taken back counts, as in Nova.
+    let sql = "SELECT COALESCE(u.instances, 0) AS instances, COALESCE(u.cores, 0) AS cores,
+             COALESCE(u.ram_mib, 0) AS ram, g.server_groups
+         FROM (SELECT COUNT(*) AS server_groups FROM server_groups WHERE project_id = $1) AS g
+             LEFT JOIN project_usage AS u ON u.project_id = $1";
     Ok(sqlx::query_as(sql).bind(project).fetch_one(conn).await?)
 }
 
@@ -160,11 +180,9 @@ fn fixed(version: Version) -> impl Iterator<Item = (&'static str, i64)> {
 }
 
 async fn limits(conn: &mut Conn, project: &str) -> Result<Map<String, Value>, ApiError> {
-    let mut limits = Map::new();
-    for resource in Resource::ALL {
-        limits.insert(resource.name().into(), limit(conn, project, resource).await?.into());
-    }
-    Ok(limits)
+    let limits = limits_of(conn, project, Resource::ALL).await?;
+    let named = Resource::ALL.into_iter().zip(limits);
+    Ok(named.map(|(resource, limit)| (resource.name().into(), limit.into())).collect())
 }
 
 async fn show(
@@ -201,8 +219,8 @@ async fn detail(
     let mut db = app.db.acquire().await?;
     let used = used(&mut db, &project).await?;
     let mut quota = Map::new();
-    for resource in Resource::ALL {
-        let limit = limit(&mut db, &project, resource).await?;
+    let limits = limits_of(&mut db, &project, Resource::ALL).await?;
+    for (resource, limit) in Resource::ALL.into_iter().zip(limits) {
         let value = json!({"limit": limit, "in_use": used.of(resource), "reserved": 0});
         quota.insert(resource.name().into(), value);
     }

@@ -22,10 +22,11 @@
 //! expected.
 //!
 //! **Durability.** SQLite runs with WAL and `synchronous = FULL`: what was acknowledged survives `kill -9` *and* loss of
-//! power, at the price of one `fdatasync` per commit. `NORMAL` would survive only the former: after a power failure hosts
+//! power, at the price of one `fdatasync` per commit; the log is carried over beside the commits. `NORMAL` would survive only the former: after a power failure hosts
 //! would have executed a generation of their desired state that the database has forgotten. PostgreSQL does the same with
 //! its default `synchronous_commit`.
 
+mod checkpoint;
 pub mod driver;
 mod presence;
 
@@ -37,7 +38,7 @@ use std::{
 use jiff::Timestamp;
 use sqlx::{
     Connection, SqlSafeStr, Transaction,
-    migrate::Migrator,
+    migrate::{Migration, MigrationType, Migrator},
     pool::PoolOptions,
     postgres::PgConnectOptions,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
@@ -61,8 +62,6 @@ const STATEMENT: Duration = Duration::from_secs(60);
 const STARTING: Duration = Duration::from_secs(30);
 /// Pause before it is asked again.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
-/// Rows that SQLite's thread may be ahead of who reads them: with few, the two wait for each other row by row.
-const ROW_BUFFER: usize = 1024;
 /// Takes away what SQLite knows of how large tables are. It would be of some earlier day (of the empty tables of a new cloud,
 /// say), and make plans that read whole tables; without, it trusts the indexes.
 const STATISTICS: [&str; 2] = ["DROP TABLE IF EXISTS sqlite_stat1", "DROP TABLE IF EXISTS sqlite_stat4"];
@@ -74,6 +73,10 @@ const BLOBS_LOCK: &str = "SELECT pg_advisory_xact_lock(1836020838)";
 
 /// The schema, for both databases.
 static MIGRATIONS: Migrator = sqlx::migrate!("./migrations");
+/// The triggers of 0097 in SQLite's language.
+const SQLITE_TRIGGERS: &str = include_str!("../../migrations/sqlite/0097_usage_triggers.sql");
+/// The same in PostgreSQL's.
+const POSTGRES_TRIGGERS: &str = include_str!("../../migrations/postgres/0097_usage_triggers.sql");
 
 /// The database's driver. Everything outside this module names it by these aliases, so that one place decides.
 pub type Db = driver::Mote;
@@ -155,6 +158,13 @@ pub async fn open(state_dir: &Path, url: Option<&str>) -> Result<Pools, DbError>
     }
 }
 
+/// The migrations of one database: the shared ones, and its own triggers.
+fn migrations(triggers: &'static str) -> Migrator {
+    let own =
+        Migration::new(97, "usage triggers".into(), MigrationType::Simple, triggers.into_sql_str(), false);
+    Migrator::with_migrations(MIGRATIONS.iter().cloned().chain([own]).collect())
+}
+
 async fn open_sqlite(state_dir: &Path) -> Result<Pools, DbError> {
     let path = state_dir.join(SQLITE_FILE);
     create_private_file(&path)?;
@@ -166,18 +176,20 @@ async fn open_sqlite(state_dir: &Path) -> Result<Pools, DbError> {
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Full)
         .foreign_keys(true)
-        .busy_timeout(WRITE_WAIT)
-        .row_buffer_size(ROW_BUFFER);
+        .busy_timeout(WRITE_WAIT);
     let mut first = sqlx::SqliteConnection::connect_with(&options).await.map_err(failed)?;
-    let migrated = MIGRATIONS.run(&mut first).await;
+    let migrated = migrations(SQLITE_TRIGGERS).run(&mut first).await;
     migrated.map_err(|source| DbError::Migrate { place: place.clone(), source })?;
     for table in STATISTICS {
         sqlx::query(table).execute(&mut first).await.map_err(failed)?;
     }
     first.close().await.map_err(failed)?;
-    let options = driver::Options::Sqlite(Box::new(options));
+    let file = driver::SqliteOptions { path, lock_wait: WRITE_WAIT };
+    let options = driver::Options::Sqlite(file.clone());
     let (write, read) = pools(options.clone(), options, READERS);
-    Ok(Pools { write: write.await.map_err(failed)?, read: read.await.map_err(failed)?, postgres: None })
+    let (write, read) = (write.await.map_err(failed)?, read.await.map_err(failed)?);
+    tokio::spawn(checkpoint::run(file, write.close_event()));
+    Ok(Pools { write, read, postgres: None })
 }
 
 async fn open_postgres(url: &str) -> Result<Pools, DbError> {
@@ -199,7 +211,7 @@ async fn open_postgres(url: &str) -> Result<Pools, DbError> {
         let version = version.map_or_else(String::new, |number| (number / 10_000).to_string());
         return Err(DbError::TooOld { place, version });
     }
-    let migrated = MIGRATIONS.run(&mut first).await;
+    let migrated = migrations(POSTGRES_TRIGGERS).run(&mut first).await;
     migrated.map_err(|source| DbError::Migrate { place: place.clone(), source })?;
     first.close().await.map_err(failed)?;
     let ms = |limit: Duration| limit.as_millis().to_string();
@@ -364,24 +376,50 @@ mod tests {
         assert_eq!(rfc3339_us(1_795_402_800_000_007), "2026-11-23T03:00:00.000007Z");
     }
 
-    #[tokio::test]
-    async fn a_statement_is_prepared_once_by_connection() {
-        let test = crate::testing::TestApp::new().await;
-        let mut conn = test.app.db.acquire().await.unwrap();
-        conn.clear_cached_statements().await.unwrap();
-        for id in ["a", "b", "c"] {
-            let rows: Vec<String> = sqlx::query_scalar("SELECT name FROM servers WHERE id = $1")
-                .bind(id)
-                .fetch_all(&mut *conn)
-                .await
-                .unwrap();
-            assert!(rows.is_empty());
-            assert_eq!(conn.cached_statements_size(), 1);
-        }
-    }
-
     mod sqlite {
         use super::*;
+
+        #[tokio::test]
+        async fn what_was_there_before_it_was_counted_is_counted() {
+            let dir = tempfile::tempdir().unwrap();
+            let options =
+                SqliteConnectOptions::new().filename(dir.path().join("a.db")).create_if_missing(true);
+            let mut conn = sqlx::SqliteConnection::connect_with(&options).await.unwrap();
+            let all = migrations(SQLITE_TRIGGERS);
+            let before = all.iter().filter(|migration| migration.version < 96).cloned().collect();
+            Migrator::with_migrations(before).run(&mut conn).await.unwrap();
+            sqlx::raw_sql(
+                "INSERT INTO hosts (id, number, name, availability_zone, own_zone, secret_hash, vcpus, memory_mib,
+                     disk_gib, kernel, version, traits, last_seen_us, created_us)
+                 VALUES ('h', 1, 'h', 'nova', 'nova', '', 4, 4096, 40, '', '', '[]', 0, 0),
+                     ('empty', 2, 'empty', 'nova', 'nova', '', 4, 4096, 40, '', '', '[]', 0, 0);
+                 INSERT INTO servers (id, project_id, user_id, name, hostname, flavor_id, flavor_name, vcpus,
+                     memory_mib, disk_gib, disk_claim_gib, image_id, boot, metadata, restart_policy, launch_index,
+                     availability_zone, host_id, desired_power, run_generation, changed_generation, vm_state,
+                     created_us, updated_us, held_vcpus, held_memory_mib)
+                 VALUES ('s', 'p', '', '', '', '', '', 2, 512, 1, 5, '', '', '', '', 0, '', 'h', '', 0, 0, '', 0, 0,
+                     1, 100),
+                     ('t', 'p', '', '', '', '', '', 1, 256, 1, 2, '', '', '', '', 0, '', NULL, '', 0, 0, '', 0, 0, 0, 0)",
+            )
+            .execute(&mut conn)
+            .await
+            .unwrap();
+            all.run(&mut conn).await.unwrap();
+            let hosts: Vec<(i64, i64, i64, i64)> = sqlx::query_as(
+                "SELECT promised_servers, promised_vcpus, promised_memory_mib, promised_disk_gib FROM hosts
+                 ORDER BY number",
+            )
+            .fetch_all(&mut conn)
+            .await
+            .unwrap();
+            assert_eq!(hosts, [(1, 3, 612, 5), (0, 0, 0, 0)]);
+            let projects: Vec<(String, i64, i64, i64, i64)> =
+                sqlx::query_as("SELECT project_id, instances, cores, ram_mib, ports FROM project_usage")
+                    .fetch_all(&mut conn)
+                    .await
+                    .unwrap();
+            assert_eq!(projects, [("p".to_owned(), 2, 4, 868, 0)]);
+        }
 
         #[tokio::test]
         async fn opening_twice_keeps_the_data_and_pragmas_are_set() {

@@ -64,15 +64,13 @@ pub(crate) fn is_up(last_seen_us: i64) -> bool {
     silent_us <= i64::try_from(HOST_DOWN_AFTER_S).unwrap_or(i64::MAX).saturating_mul(1_000_000)
 }
 
-/// All hosts by name. A server counts from the moment that its row names the host until the host has removed it.
+/// All hosts by name, with what triggers have counted (migration 0096). A server counts from the moment that its row names the host until the host has removed it.
 pub(super) async fn rows(conn: &mut Conn) -> Result<Vec<HostRow>, ApiError> {
     let sql =
-        "SELECT h.id, h.name, h.availability_zone, h.enabled, h.vcpus, h.memory_mib, h.disk_gib, h.kernel,
-            h.version, h.traits, h.last_seen_us, COUNT(s.host_id) AS servers,
-            CAST(COALESCE(SUM(s.vcpus + s.held_vcpus), 0) AS BIGINT) AS used_vcpus,
-            CAST(COALESCE(SUM(s.memory_mib + s.held_memory_mib), 0) AS BIGINT) AS used_memory_mib,
-            CAST(COALESCE(SUM(s.disk_claim_gib), 0) AS BIGINT) AS used_disk_gib
-        FROM hosts h LEFT JOIN servers s ON s.host_id = h.id GROUP BY h.id ORDER BY h.name";
+        "SELECT id, name, availability_zone, enabled, vcpus, memory_mib, disk_gib, kernel, version, traits,
+            last_seen_us, promised_servers AS servers, promised_vcpus AS used_vcpus,
+            promised_memory_mib AS used_memory_mib, promised_disk_gib AS used_disk_gib
+        FROM hosts ORDER BY name";
     Ok(sqlx::query_as(sql).fetch_all(conn).await?)
 }
 

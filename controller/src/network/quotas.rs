@@ -87,7 +87,8 @@ impl Resource {
             Resource::Network => "SELECT COUNT(*) FROM networks WHERE project_id = $1",
             Resource::Subnet => "SELECT COUNT(*) FROM subnets WHERE project_id = $1",
             Resource::Port => {
-                "SELECT COUNT(*) FROM ports WHERE project_id = $1 AND device_owner != 'network:distributed'"
+                // Counted by triggers (migration 0096).
+                "SELECT COALESCE((SELECT ports FROM project_usage WHERE project_id = $1), 0)"
             }
             Resource::SubnetPool => "SELECT COUNT(*) FROM subnet_pools WHERE project_id = $1",
             Resource::Router => "SELECT COUNT(*) FROM routers WHERE project_id = $1",

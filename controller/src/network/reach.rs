@@ -102,16 +102,18 @@ pub(super) async fn of_port(tx: &mut Conn, network_id: &str, port_id: &str) -> R
 
 /// The hosts with rules for a port's groups: its addresses are in sets there, on whatever network it is.
 pub(super) async fn of_port_groups(tx: &mut Conn, port_id: &str) -> Result<Vec<String>, ApiError> {
-    let mut hosts = Vec::new();
-    let groups: Vec<String> =
-        sqlx::query_scalar("SELECT security_group_id FROM port_security_groups WHERE port_id = $1")
-            .bind(port_id)
-            .fetch_all(&mut *tx)
-            .await?;
-    for group in groups {
-        hosts.extend(naming_group(tx, &group).await?);
-    }
-    Ok(hosts)
+    Ok(sqlx::query_scalar(
+        "SELECT DISTINCT servers.host_id FROM port_security_groups AS own
+             JOIN security_group_rules ON security_group_rules.remote_group_id = own.security_group_id
+             JOIN port_security_groups
+                 ON port_security_groups.security_group_id = security_group_rules.security_group_id
+             JOIN ports ON ports.id = port_security_groups.port_id JOIN servers ON servers.id = ports.server_id
+         WHERE own.port_id = $1
+             AND servers.host_id IS NOT NULL AND NOT (servers.deleting OR servers.offloading)",
+    )
+    .bind(port_id)
+    .fetch_all(tx)
+    .await?)
 }
 
 /// The hosts with a port that a QoS policy shapes, or with the gateway of a floating IP that it shapes.

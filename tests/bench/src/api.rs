@@ -31,6 +31,8 @@ const MAX_BODY_BYTES: usize = 64 << 20;
 const START_LIMIT: Duration = Duration::from_secs(60);
 /// Servers made.
 const CREATES: usize = 200;
+/// What a create of a server adds to SQLite's log: some forty pages.
+const COMMIT_BYTES: usize = 40 * 4096;
 /// Servers of a page, as the target says.
 const PAGE: usize = 1000;
 
@@ -133,6 +135,7 @@ pub fn run(arguments: &ApiArguments) -> Result<Report> {
         case("show server", &show, at, 1, measured)?,
         case("list 1,000 servers in detail", &detail, at, 1, measured)?,
         all_pages(at, &token, arguments.servers)?,
+        flushes(state.path())?,
         creates(at, &token, &filled)?,
     ];
     let database = if arguments.database.is_some() { "PostgreSQL" } else { "SQLite" };
@@ -332,6 +335,21 @@ fn all_pages(address: SocketAddr, token: &str, servers: u32) -> Result<Case> {
     }
     ensure!(seen == usize::try_from(servers)?, "{seen} of {servers} servers were listed");
     summary("all servers, page by page of 1,000", 1, times, begun.elapsed())
+}
+
+/// What a commit can't do without: as many bytes as a create writes into SQLite's log, on the same disk and flushed.
+fn flushes(dir: &Path) -> Result<Case> {
+    let file = std::fs::File::create(dir.join("floor"))?;
+    let bytes = vec![1_u8; COMMIT_BYTES];
+    let mut times = Vec::with_capacity(CREATES);
+    let begun = Instant::now();
+    for _ in 0..CREATES {
+        let asked = Instant::now();
+        (&file).write_all(&bytes)?;
+        file.sync_data()?;
+        times.push(asked.elapsed());
+    }
+    summary("floor: one flush of a commit's bytes", 1, times, begun.elapsed())
 }
 
 /// Makes servers one after the other, each on one of a few small networks: an answer means that it is scheduled, since that

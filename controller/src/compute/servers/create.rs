@@ -300,14 +300,15 @@ pub(super) async fn only_network(tx: &mut Conn, project: &str) -> Result<NicWish
 /// How many servers the quota leaves room for, at least `min_count` and at most `max_count`.
 async fn within_quota(tx: &mut Conn, plan: &Plan<'_>) -> Result<u64, ApiError> {
     let used = quotas::used(tx, plan.project).await?;
+    let limited = [Resource::Instances, Resource::Cores, Resource::Ram];
+    let limits = quotas::limits_of(tx, plan.project, limited).await?;
     let mut count = plan.wanted.max_count;
     let mut over = Vec::new();
-    for (resource, name, used, each) in [
-        (Resource::Instances, "instances", used.instances, 1),
-        (Resource::Cores, "cores", used.cores, plan.flavor.vcpus),
-        (Resource::Ram, "ram", used.ram, plan.flavor.memory_mib),
+    for (limit, name, used, each) in [
+        (limits[0], "instances", used.instances, 1),
+        (limits[1], "cores", used.cores, plan.flavor.vcpus),
+        (limits[2], "ram", used.ram, plan.flavor.memory_mib),
     ] {
-        let limit = quotas::limit(tx, plan.project, resource).await?;
         if limit < 0 || each <= 0 {
             continue;
         }

@@ -5,6 +5,7 @@
 //! the few differences between the databases that a query's author can't see are levelled in [`value`].
 
 mod row;
+mod sqlite;
 mod value;
 
 use std::{
@@ -21,11 +22,15 @@ use futures_util::{
 use log::LevelFilter;
 use sqlx::{
     ConnectOptions, Connection, Database, Describe, Either, Executor, PgConnection, Postgres, SqlSafeStr,
-    SqlStr, Sqlite, SqliteConnection, Transaction, postgres::PgConnectOptions, sqlite::SqliteConnectOptions,
+    SqlStr, Transaction,
+    error::BoxDynError,
+    postgres::{PgArguments, PgConnectOptions, PgStatement},
 };
 use sqlx_core::{database::HasStatementCache, executor::Execute, transaction::TransactionManager};
 
 pub use row::{Column, Row, Statement};
+use sqlite::Outcome;
+pub use sqlite::{SqliteConn, SqliteOptions};
 pub use value::{Arguments, TypeInfo, Value, ValueRef};
 
 /// The driver.
@@ -72,11 +77,14 @@ impl Extend<QueryResult> for QueryResult {
     }
 }
 
+/// How long another process's lock on SQLite's file is waited for, if nothing else is said.
+const DEFAULT_LOCK_WAIT: Duration = Duration::from_secs(15);
+
 /// A connection to one of the two.
 #[derive(Debug)]
 pub enum Conn {
     /// SQLite.
-    Sqlite(Box<SqliteConnection>),
+    Sqlite(Box<SqliteConn>),
     /// PostgreSQL.
     Postgres(Box<PgConnection>),
 }
@@ -85,7 +93,7 @@ pub enum Conn {
 #[derive(Debug, Clone)]
 pub enum Options {
     /// SQLite.
-    Sqlite(Box<SqliteConnectOptions>),
+    Sqlite(SqliteOptions),
     /// PostgreSQL.
     Postgres(Box<PgConnectOptions>),
 }
@@ -105,27 +113,27 @@ impl ConnectOptions for Options {
     fn from_url(url: &url::Url) -> Result<Self, sqlx::Error> {
         Ok(match url.scheme() {
             "postgres" | "postgresql" => Self::Postgres(Box::new(PgConnectOptions::from_url(url)?)),
-            _ => Self::Sqlite(Box::new(SqliteConnectOptions::from_url(url)?)),
+            _ => Self::Sqlite(SqliteOptions { path: url.path().into(), lock_wait: DEFAULT_LOCK_WAIT }),
         })
     }
 
     async fn connect(&self) -> Result<Conn, sqlx::Error> {
         Ok(match self {
-            Self::Sqlite(options) => Conn::Sqlite(Box::new(options.connect().await?)),
+            Self::Sqlite(options) => Conn::Sqlite(Box::new(SqliteConn::open(options)?)),
             Self::Postgres(options) => Conn::Postgres(Box::new(options.connect().await?)),
         })
     }
 
     fn log_statements(self, level: LevelFilter) -> Self {
         match self {
-            Self::Sqlite(options) => Self::Sqlite(Box::new(options.log_statements(level))),
+            Self::Sqlite(options) => Self::Sqlite(options),
             Self::Postgres(options) => Self::Postgres(Box::new(options.log_statements(level))),
         }
     }
 
     fn log_slow_statements(self, level: LevelFilter, duration: Duration) -> Self {
         match self {
-            Self::Sqlite(options) => Self::Sqlite(Box::new(options.log_slow_statements(level, duration))),
+            Self::Sqlite(options) => Self::Sqlite(options),
             Self::Postgres(options) => Self::Postgres(Box::new(options.log_slow_statements(level, duration))),
         }
     }
@@ -137,23 +145,21 @@ impl Connection for Conn {
 
     fn close(self) -> impl Future<Output = Result<(), sqlx::Error>> + Send + 'static {
         match self {
-            Self::Sqlite(conn) => conn.close().boxed(),
+            Self::Sqlite(conn) => async move { conn.close() }.boxed(),
             Self::Postgres(conn) => conn.close().boxed(),
         }
     }
 
     fn close_hard(self) -> impl Future<Output = Result<(), sqlx::Error>> + Send + 'static {
         match self {
-            Self::Sqlite(conn) => conn.close_hard().boxed(),
+            Self::Sqlite(conn) => async move { conn.close() }.boxed(),
             Self::Postgres(conn) => conn.close_hard().boxed(),
         }
     }
 
     fn ping(&mut self) -> impl Future<Output = Result<(), sqlx::Error>> + Send + '_ {
         match self {
-            // The pool asks before and after each use. SQLite's file doesn't go away, and its thread does what is left
-            // of a dropped statement or transaction before it takes the next: the two trips to it would cost more than
-            // most queries.
+            // SQLite's file doesn't go away.
             Self::Sqlite(_) => future::ready(Ok(())).boxed(),
             Self::Postgres(conn) => conn.ping().boxed(),
         }
@@ -172,35 +178,40 @@ impl Connection for Conn {
 
     fn cached_statements_size(&self) -> usize {
         match self {
-            Self::Sqlite(conn) => conn.cached_statements_size(),
+            // It keeps no count.
+            Self::Sqlite(_) => 0,
             Self::Postgres(conn) => conn.cached_statements_size(),
         }
     }
 
     fn clear_cached_statements(&mut self) -> impl Future<Output = Result<(), sqlx::Error>> + Send + '_ {
         match self {
-            Self::Sqlite(conn) => conn.clear_cached_statements().boxed(),
+            Self::Sqlite(conn) => async move {
+                conn.forget_statements();
+                Ok(())
+            }
+            .boxed(),
             Self::Postgres(conn) => conn.clear_cached_statements().boxed(),
         }
     }
 
     fn shrink_buffers(&mut self) {
         match self {
-            Self::Sqlite(conn) => conn.shrink_buffers(),
+            Self::Sqlite(_) => {}
             Self::Postgres(conn) => conn.shrink_buffers(),
         }
     }
 
     fn flush(&mut self) -> impl Future<Output = Result<(), sqlx::Error>> + Send + '_ {
         match self {
-            Self::Sqlite(conn) => conn.flush().boxed(),
+            Self::Sqlite(_) => future::ready(Ok(())).boxed(),
             Self::Postgres(conn) => conn.flush().boxed(),
         }
     }
 
     fn should_flush(&self) -> bool {
         match self {
-            Self::Sqlite(conn) => conn.should_flush(),
+            Self::Sqlite(_) => false,
             Self::Postgres(conn) => conn.should_flush(),
         }
     }
@@ -210,7 +221,6 @@ impl Connection for Conn {
 #[derive(Debug)]
 pub struct Transactions;
 
-type SqliteTransactions = <Sqlite as Database>::TransactionManager;
 type PgTransactions = <Postgres as Database>::TransactionManager;
 
 impl TransactionManager for Transactions {
@@ -221,57 +231,61 @@ impl TransactionManager for Transactions {
         statement: Option<SqlStr>,
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send + '_ {
         match conn {
-            Conn::Sqlite(conn) => SqliteTransactions::begin(conn, statement).boxed(),
+            Conn::Sqlite(conn) => conn.begin(statement).boxed(),
             Conn::Postgres(conn) => PgTransactions::begin(conn, statement).boxed(),
         }
     }
 
     fn commit(conn: &mut Conn) -> impl Future<Output = Result<(), sqlx::Error>> + Send + '_ {
         match conn {
-            Conn::Sqlite(conn) => SqliteTransactions::commit(conn).boxed(),
+            Conn::Sqlite(conn) => async move { conn.commit() }.boxed(),
             Conn::Postgres(conn) => PgTransactions::commit(conn).boxed(),
         }
     }
 
     fn rollback(conn: &mut Conn) -> impl Future<Output = Result<(), sqlx::Error>> + Send + '_ {
         match conn {
-            Conn::Sqlite(conn) => SqliteTransactions::rollback(conn).boxed(),
+            Conn::Sqlite(conn) => async move { conn.rollback() }.boxed(),
             Conn::Postgres(conn) => PgTransactions::rollback(conn).boxed(),
         }
     }
 
     fn start_rollback(conn: &mut Conn) {
         match conn {
-            Conn::Sqlite(conn) => SqliteTransactions::start_rollback(conn),
+            Conn::Sqlite(conn) => {
+                if let Err(error) = conn.rollback() {
+                    tracing::error!(%error, "a transaction can't be taken back");
+                }
+            }
             Conn::Postgres(conn) => PgTransactions::start_rollback(conn),
         }
     }
 
     fn get_transaction_depth(conn: &Conn) -> usize {
         match conn {
-            Conn::Sqlite(conn) => SqliteTransactions::get_transaction_depth(conn),
+            Conn::Sqlite(conn) => conn.depth(),
             Conn::Postgres(conn) => PgTransactions::get_transaction_depth(conn),
         }
     }
 }
 
-/// A query for one of the two native drivers.
-struct Native<DB: Database> {
+/// A query for PostgreSQL's driver.
+struct Native {
     sql: SqlStr,
-    arguments: Option<DB::Arguments>,
+    arguments: Option<PgArguments>,
     persistent: bool,
 }
 
-impl<DB: Database> Execute<'_, DB> for Native<DB> {
+impl Execute<'_, Postgres> for Native {
     fn sql(self) -> SqlStr {
         self.sql
     }
 
-    fn statement(&self) -> Option<&DB::Statement> {
+    fn statement(&self) -> Option<&PgStatement> {
         None
     }
 
-    fn take_arguments(&mut self) -> Result<Option<DB::Arguments>, sqlx::error::BoxDynError> {
+    fn take_arguments(&mut self) -> Result<Option<PgArguments>, BoxDynError> {
         Ok(self.arguments.take())
     }
 
@@ -280,18 +294,25 @@ impl<DB: Database> Execute<'_, DB> for Native<DB> {
     }
 }
 
-/// The native form of a query.
-fn native<'q, DB: Database>(mut query: impl Execute<'q, Mote>) -> Result<Native<DB>, sqlx::Error>
-where
-    Arguments: value::Into<DB>,
-{
+/// The form of a query for PostgreSQL's driver.
+fn native<'q>(mut query: impl Execute<'q, Mote>) -> Result<Native, sqlx::Error> {
     let persistent = query.persistent();
     let arguments = query.take_arguments().map_err(sqlx::Error::Encode)?;
-    let arguments = arguments.map(value::Into::<DB>::into_native).transpose().map_err(sqlx::Error::Encode)?;
-    // A statement without arguments may be several: not to be prepared. The native drivers ask for this when they have
+    let arguments = arguments.map(Arguments::into_postgres).transpose().map_err(sqlx::Error::Encode)?;
+    // A statement without arguments may be several: not to be prepared. The native driver asks for this when it has
     // taken the arguments already.
     let persistent = persistent && arguments.is_some();
     Ok(Native { sql: query.sql(), arguments, persistent })
+}
+
+/// Runs a query on SQLite, and reads up to `limit` rows.
+fn run<'q>(
+    conn: &mut SqliteConn,
+    mut query: impl Execute<'q, Mote>,
+    limit: usize,
+) -> Result<Outcome, sqlx::Error> {
+    let arguments = query.take_arguments().map_err(sqlx::Error::Encode)?;
+    conn.run(query.sql().as_str(), arguments, limit)
 }
 
 type Step = Either<QueryResult, Row>;
@@ -304,9 +325,18 @@ impl<'c> Executor<'c> for &'c mut Conn {
         'c: 'e,
         E: 'q + Execute<'q, Mote>,
     {
-        let failed = |error| stream::once(future::ready(Err(error))).boxed();
         match self {
-            Conn::Sqlite(conn) => match native::<Sqlite>(query) {
+            Conn::Sqlite(conn) => stream::once(async move { run(conn, query, usize::MAX) })
+                .map_ok(|Outcome { rows, rows_affected }| {
+                    let count = rows.len();
+                    let rows =
+                        (0..count).map(move |place| Either::Right(Row::of_sqlite(rows.clone(), place)));
+                    let done = Either::Left(QueryResult { rows_affected });
+                    stream::iter(rows.chain([done]).map(Ok))
+                })
+                .try_flatten()
+                .boxed(),
+            Conn::Postgres(conn) => match native(query) {
                 Ok(query) => conn
                     .fetch_many(query)
                     .map_ok(|step| match step {
@@ -316,19 +346,7 @@ impl<'c> Executor<'c> for &'c mut Conn {
                         Either::Right(row) => Either::Right(Row::from(row)),
                     })
                     .boxed(),
-                Err(error) => failed(error),
-            },
-            Conn::Postgres(conn) => match native::<Postgres>(query) {
-                Ok(query) => conn
-                    .fetch_many(query)
-                    .map_ok(|step| match step {
-                        Either::Left(done) => {
-                            Either::Left(QueryResult { rows_affected: done.rows_affected() })
-                        }
-                        Either::Right(row) => Either::Right(Row::from(row)),
-                    })
-                    .boxed(),
-                Err(error) => failed(error),
+                Err(error) => stream::once(future::ready(Err(error))).boxed(),
             },
         }
     }
@@ -339,11 +357,12 @@ impl<'c> Executor<'c> for &'c mut Conn {
         E: 'q + Execute<'q, Mote>,
     {
         match self {
-            Conn::Sqlite(conn) => match native::<Sqlite>(query) {
-                Ok(query) => conn.fetch_optional(query).map_ok(|row| row.map(Row::from)).boxed(),
-                Err(error) => future::ready(Err(error)).boxed(),
-            },
-            Conn::Postgres(conn) => match native::<Postgres>(query) {
+            Conn::Sqlite(conn) => async move {
+                let rows = run(conn, query, 1)?.rows;
+                Ok((rows.len() > 0).then(|| Row::of_sqlite(rows, 0)))
+            }
+            .boxed(),
+            Conn::Postgres(conn) => match native(query) {
                 Ok(query) => conn.fetch_optional(query).map_ok(|row| row.map(Row::from)).boxed(),
                 Err(error) => future::ready(Err(error)).boxed(),
             },
@@ -359,7 +378,11 @@ impl<'c> Executor<'c> for &'c mut Conn {
         'c: 'e,
     {
         match self {
-            Conn::Sqlite(conn) => conn.prepare_with(sql, &[]).map_ok(Statement::from_sqlite).boxed(),
+            Conn::Sqlite(conn) => async move {
+                let names = conn.columns(sql.as_str())?;
+                Ok(Statement::of_sqlite(sql, &names))
+            }
+            .boxed(),
             Conn::Postgres(conn) => conn.prepare_with(sql, &[]).map_ok(Statement::from_postgres).boxed(),
         }
     }

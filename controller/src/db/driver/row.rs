@@ -1,14 +1,16 @@
 //! Rows, columns and prepared statements: the native ones, handed through.
 
-use std::sync::OnceLock;
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use sqlx::{
     Column as _, ColumnIndex, Decode, Either, SqlStr, Statement as _, Type, TypeInfo as _, ValueRef as _,
     postgres::{PgRow, PgStatement},
-    sqlite::{SqliteRow, SqliteStatement},
 };
 
-use super::{Arguments, Mote, TypeInfo, ValueRef};
+use super::{Arguments, Mote, TypeInfo, ValueRef, sqlite::Rows};
 
 /// A row. Values are decoded from the native row, without a copy in between.
 pub struct Row {
@@ -18,13 +20,24 @@ pub struct Row {
 }
 
 enum NativeRow {
-    Sqlite(SqliteRow),
+    Sqlite {
+        /// All rows of the statement.
+        rows: Arc<Rows>,
+        /// Which of them this is.
+        place: usize,
+        /// The column after the one that was last asked for by name: who decodes a row asks for its columns in order.
+        next: AtomicUsize,
+    },
     Postgres(PgRow),
 }
 
-impl From<SqliteRow> for Row {
-    fn from(row: SqliteRow) -> Self {
-        Self { native: NativeRow::Sqlite(row), columns: OnceLock::new() }
+impl Row {
+    /// A row of SQLite.
+    pub(super) fn of_sqlite(rows: Arc<Rows>, place: usize) -> Self {
+        Self {
+            native: NativeRow::Sqlite { rows, place, next: AtomicUsize::new(0) },
+            columns: OnceLock::new(),
+        }
     }
 }
 
@@ -58,13 +71,10 @@ impl sqlx::Column for Column {
     }
 }
 
-fn sqlite_columns(columns: &[sqlx::sqlite::SqliteColumn]) -> Box<[Column]> {
-    let column = |c: &sqlx::sqlite::SqliteColumn| Column {
-        ordinal: c.ordinal(),
-        name: c.name().into(),
-        type_info: TypeInfo::Sqlite(c.type_info().clone()),
-    };
-    columns.iter().map(column).collect()
+/// Columns of SQLite, whose types are those of the values.
+fn sqlite_columns<'a>(named: impl Iterator<Item = (&'a str, TypeInfo)>) -> Box<[Column]> {
+    let numbered = named.enumerate();
+    numbered.map(|(ordinal, (name, type_info))| Column { ordinal, name: name.into(), type_info }).collect()
 }
 
 fn postgres_columns(columns: &[sqlx::postgres::PgColumn]) -> Box<[Column]> {
@@ -81,14 +91,19 @@ impl sqlx::Row for Row {
 
     fn len(&self) -> usize {
         match &self.native {
-            NativeRow::Sqlite(row) => row.len(),
+            NativeRow::Sqlite { rows, .. } => rows.names().len(),
             NativeRow::Postgres(row) => row.len(),
         }
     }
 
     fn columns(&self) -> &[Column] {
         self.columns.get_or_init(|| match &self.native {
-            NativeRow::Sqlite(row) => sqlite_columns(row.columns()),
+            NativeRow::Sqlite { rows, place, .. } => {
+                let of =
+                    |column| rows.value(*place, column).map_or(TypeInfo::Null, |value| value.type_info());
+                let named = rows.names().iter().enumerate();
+                sqlite_columns(named.map(|(column, name)| (&**name, of(column))))
+            }
             NativeRow::Postgres(row) => postgres_columns(row.columns()),
         })
     }
@@ -113,7 +128,7 @@ impl sqlx::Row for Row {
     fn try_get_raw<I: ColumnIndex<Self>>(&self, index: I) -> Result<ValueRef<'_>, sqlx::Error> {
         let index = index.index(self)?;
         Ok(match &self.native {
-            NativeRow::Sqlite(row) => ValueRef::Sqlite(row.try_get_raw(index)?),
+            NativeRow::Sqlite { rows, place, .. } => ValueRef::Sqlite(rows.value(*place, index)?),
             NativeRow::Postgres(row) => ValueRef::Postgres(row.try_get_raw(index)?),
         })
     }
@@ -124,7 +139,17 @@ sqlx_core::impl_column_index_for_row!(Row);
 impl ColumnIndex<Row> for &'_ str {
     fn index(&self, row: &Row) -> Result<usize, sqlx::Error> {
         match &row.native {
-            NativeRow::Sqlite(row) => ColumnIndex::<SqliteRow>::index(self, row),
+            NativeRow::Sqlite { rows, next, .. } => {
+                let names = rows.names();
+                let expected = next.load(Ordering::Relaxed);
+                let found = match names.get(expected).is_some_and(|name| **name == **self) {
+                    true => Some(expected),
+                    false => names.iter().position(|name| **name == **self),
+                };
+                let found = found.ok_or_else(|| sqlx::Error::ColumnNotFound((*self).to_owned()))?;
+                next.store(found + 1, Ordering::Relaxed);
+                Ok(found)
+            }
             NativeRow::Postgres(row) => ColumnIndex::<PgRow>::index(self, row),
         }
     }
@@ -138,8 +163,8 @@ pub struct Statement {
 }
 
 impl Statement {
-    pub(super) fn from_sqlite(statement: SqliteStatement) -> Self {
-        Self { columns: sqlite_columns(statement.columns()), sql: statement.into_sql() }
+    pub(super) fn of_sqlite(sql: SqlStr, names: &[Box<str>]) -> Self {
+        Self { columns: sqlite_columns(names.iter().map(|name| (&**name, TypeInfo::Null))), sql }
     }
 
     pub(super) fn from_postgres(statement: PgStatement) -> Self {

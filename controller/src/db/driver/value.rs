@@ -6,16 +6,15 @@
 use std::{borrow::Cow, fmt};
 
 use sqlx::{
-    Arguments as _, Decode, Encode, Postgres, Sqlite, Type, TypeInfo as _, ValueRef as _,
+    Arguments as _, Decode, Encode, Postgres, Type, TypeInfo as _, ValueRef as _,
     encode::IsNull,
     error::BoxDynError,
     postgres::{PgArguments, PgTypeInfo, PgValue, PgValueFormat, PgValueRef},
-    sqlite::{SqliteArguments, SqliteTypeInfo, SqliteValue, SqliteValueRef},
 };
 
 use super::Mote;
 
-/// The kinds of arguments.
+/// The kinds of arguments, and of SQLite's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// `BOOLEAN`.
@@ -26,15 +25,27 @@ pub enum Kind {
     Text,
 }
 
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bool => "BOOLEAN",
+            Self::Int => "BIGINT",
+            Self::Text => "TEXT",
+        }
+    }
+}
+
 /// A type, as a database or as Rust names it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum TypeInfo {
-    /// Of a value of SQLite.
-    Sqlite(SqliteTypeInfo),
+    /// Of a Rust value, or a value of SQLite (which has no truth values of its own).
+    Kind(Kind),
+    /// Of NULL.
+    Null,
+    /// A type of SQLite that the tables don't have.
+    Other(&'static str),
     /// Of a value of PostgreSQL.
     Postgres(PgTypeInfo),
-    /// Of a Rust value.
-    Rust(Kind),
 }
 
 impl fmt::Display for TypeInfo {
@@ -46,19 +57,18 @@ impl fmt::Display for TypeInfo {
 impl sqlx::TypeInfo for TypeInfo {
     fn is_null(&self) -> bool {
         match self {
-            Self::Sqlite(info) => info.is_null(),
+            Self::Kind(_) | Self::Other(_) => false,
+            Self::Null => true,
             Self::Postgres(info) => info.is_null(),
-            Self::Rust(_) => false,
         }
     }
 
     fn name(&self) -> &str {
         match self {
-            Self::Sqlite(info) => info.name(),
+            Self::Kind(kind) => kind.name(),
+            Self::Null => "NULL",
+            Self::Other(name) => name,
             Self::Postgres(info) => info.name(),
-            Self::Rust(Kind::Bool) => "BOOLEAN",
-            Self::Rust(Kind::Int) => "BIGINT",
-            Self::Rust(Kind::Text) => "TEXT",
         }
     }
 }
@@ -79,28 +89,67 @@ pub enum ValueRef<'r> {
     Postgres(PgValueRef<'r>),
 }
 
+/// A value of SQLite, with its text as `T`.
+#[derive(Debug, Clone, Copy)]
+pub enum SqliteCell<T> {
+    /// NULL.
+    Null,
+    /// A number or a truth value.
+    Int(i64),
+    /// Text.
+    Text(T),
+    /// Of a type that the tables don't have.
+    Other(&'static str),
+}
+
+/// An owned value of SQLite.
+pub type SqliteValue = SqliteCell<String>;
+/// A value of SQLite in its row.
+pub type SqliteValueRef<'r> = SqliteCell<&'r str>;
+
+impl<T> SqliteCell<T> {
+    pub(super) fn map<'s, U>(&'s self, text: impl FnOnce(&'s T) -> U) -> SqliteCell<U> {
+        match self {
+            Self::Null => SqliteCell::Null,
+            Self::Int(value) => SqliteCell::Int(*value),
+            Self::Text(value) => SqliteCell::Text(text(value)),
+            Self::Other(kind) => SqliteCell::Other(kind),
+        }
+    }
+
+    pub(super) fn type_info(&self) -> TypeInfo {
+        match self {
+            Self::Null => TypeInfo::Null,
+            Self::Int(_) => TypeInfo::Kind(Kind::Int),
+            Self::Text(_) => TypeInfo::Kind(Kind::Text),
+            Self::Other(kind) => TypeInfo::Other(kind),
+        }
+    }
+
+    fn int(&self) -> Result<i64, BoxDynError> {
+        match self {
+            Self::Int(value) => Ok(*value),
+            other => Err(format!("{} is no integer", other.type_info()).into()),
+        }
+    }
+}
+
 impl sqlx::Value for Value {
     type Database = Mote;
 
     fn as_ref(&self) -> ValueRef<'_> {
         match self {
-            Self::Sqlite(value) => ValueRef::Sqlite(value.as_ref()),
+            Self::Sqlite(value) => ValueRef::Sqlite(value.map(String::as_str)),
             Self::Postgres(value) => ValueRef::Postgres(value.as_ref()),
         }
     }
 
     fn type_info(&self) -> Cow<'_, TypeInfo> {
-        Cow::Owned(match self {
-            Self::Sqlite(value) => TypeInfo::Sqlite(value.type_info().into_owned()),
-            Self::Postgres(value) => TypeInfo::Postgres(value.type_info().into_owned()),
-        })
+        Cow::Owned(sqlx::ValueRef::type_info(&self.as_ref()).into_owned())
     }
 
     fn is_null(&self) -> bool {
-        match self {
-            Self::Sqlite(value) => value.is_null(),
-            Self::Postgres(value) => value.is_null(),
-        }
+        sqlx::ValueRef::is_null(&self.as_ref())
     }
 }
 
@@ -109,21 +158,21 @@ impl<'r> sqlx::ValueRef<'r> for ValueRef<'r> {
 
     fn to_owned(&self) -> Value {
         match self {
-            Self::Sqlite(value) => Value::Sqlite(sqlx::ValueRef::to_owned(value)),
+            Self::Sqlite(value) => Value::Sqlite(value.map(|text| (*text).to_owned())),
             Self::Postgres(value) => Value::Postgres(sqlx::ValueRef::to_owned(value)),
         }
     }
 
     fn type_info(&self) -> Cow<'_, TypeInfo> {
         Cow::Owned(match self {
-            Self::Sqlite(value) => TypeInfo::Sqlite(value.type_info().into_owned()),
+            Self::Sqlite(value) => value.type_info(),
             Self::Postgres(value) => TypeInfo::Postgres(value.type_info().into_owned()),
         })
     }
 
     fn is_null(&self) -> bool {
         match self {
-            Self::Sqlite(value) => value.is_null(),
+            Self::Sqlite(value) => matches!(value, SqliteCell::Null),
             Self::Postgres(value) => value.is_null(),
         }
     }
@@ -146,6 +195,32 @@ pub enum Argument {
 #[derive(Debug, Default, Clone)]
 pub struct Arguments(Vec<Argument>);
 
+impl Arguments {
+    /// The argument of an index from 0.
+    pub(super) fn get(&self, index: usize) -> Option<&Argument> {
+        self.0.get(index)
+    }
+
+    /// In PostgreSQL's form.
+    ///
+    /// # Errors
+    /// If one is too large for the database.
+    pub(super) fn into_postgres(self) -> Result<PgArguments, BoxDynError> {
+        let mut native = PgArguments::default();
+        for argument in self.0 {
+            match argument {
+                Argument::Null(Kind::Bool) => native.add(None::<bool>)?,
+                Argument::Null(Kind::Int) => native.add(None::<i64>)?,
+                Argument::Null(Kind::Text) => native.add(None::<String>)?,
+                Argument::Bool(value) => native.add(value)?,
+                Argument::Int(value) => native.add(value)?,
+                Argument::Text(value) => native.add(value)?,
+            }
+        }
+        Ok(native)
+    }
+}
+
 impl sqlx::Arguments for Arguments {
     type Database = Mote;
 
@@ -155,7 +230,7 @@ impl sqlx::Arguments for Arguments {
 
     fn add<'t, T: Encode<'t, Mote> + Type<Mote>>(&mut self, value: T) -> Result<(), BoxDynError> {
         if value.encode(&mut self.0)?.is_null() {
-            let TypeInfo::Rust(kind) = T::type_info() else {
+            let TypeInfo::Kind(kind) = T::type_info() else {
                 return Err("an argument's type is one of Rust's".into());
             };
             self.0.push(Argument::Null(kind));
@@ -176,57 +251,16 @@ impl sqlx::Arguments for Arguments {
 sqlx_core::impl_into_arguments_for_arguments!(Arguments);
 sqlx_core::impl_encode_for_option!(Mote);
 
-/// Arguments in a native driver's form.
-pub trait Into<DB: sqlx::Database> {
-    /// Hands them over.
-    ///
-    /// # Errors
-    /// If one is too large for the database.
-    fn into_native(self) -> Result<DB::Arguments, BoxDynError>;
-}
-
-impl Into<Sqlite> for Arguments {
-    fn into_native(self) -> Result<SqliteArguments, BoxDynError> {
-        let mut native = SqliteArguments::default();
-        for argument in self.0 {
-            match argument {
-                Argument::Null(_) => native.add(None::<i64>)?,
-                Argument::Bool(value) => native.add(value)?,
-                Argument::Int(value) => native.add(value)?,
-                Argument::Text(value) => native.add(value)?,
-            }
-        }
-        Ok(native)
-    }
-}
-
-impl Into<Postgres> for Arguments {
-    fn into_native(self) -> Result<PgArguments, BoxDynError> {
-        let mut native = PgArguments::default();
-        for argument in self.0 {
-            match argument {
-                Argument::Null(Kind::Bool) => native.add(None::<bool>)?,
-                Argument::Null(Kind::Int) => native.add(None::<i64>)?,
-                Argument::Null(Kind::Text) => native.add(None::<String>)?,
-                Argument::Bool(value) => native.add(value)?,
-                Argument::Int(value) => native.add(value)?,
-                Argument::Text(value) => native.add(value)?,
-            }
-        }
-        Ok(native)
-    }
-}
-
 impl Type<Mote> for bool {
     fn type_info() -> TypeInfo {
-        TypeInfo::Rust(Kind::Bool)
+        TypeInfo::Kind(Kind::Bool)
     }
 
     fn compatible(found: &TypeInfo) -> bool {
         match found {
-            TypeInfo::Sqlite(info) => <bool as Type<Sqlite>>::compatible(info),
+            TypeInfo::Kind(kind) => matches!(kind, Kind::Bool | Kind::Int),
             TypeInfo::Postgres(info) => <bool as Type<Postgres>>::compatible(info),
-            TypeInfo::Rust(kind) => *kind == Kind::Bool,
+            TypeInfo::Null | TypeInfo::Other(_) => false,
         }
     }
 }
@@ -241,7 +275,7 @@ impl Encode<'_, Mote> for bool {
 impl<'r> Decode<'r, Mote> for bool {
     fn decode(value: ValueRef<'r>) -> Result<Self, BoxDynError> {
         match value {
-            ValueRef::Sqlite(value) => Decode::<Sqlite>::decode(value),
+            ValueRef::Sqlite(value) => Ok(value.int()? != 0),
             ValueRef::Postgres(value) => Decode::<Postgres>::decode(value),
         }
     }
@@ -249,14 +283,14 @@ impl<'r> Decode<'r, Mote> for bool {
 
 impl Type<Mote> for i64 {
     fn type_info() -> TypeInfo {
-        TypeInfo::Rust(Kind::Int)
+        TypeInfo::Kind(Kind::Int)
     }
 
     fn compatible(found: &TypeInfo) -> bool {
         match found {
-            TypeInfo::Sqlite(info) => <i64 as Type<Sqlite>>::compatible(info),
+            TypeInfo::Kind(kind) => *kind == Kind::Int,
             TypeInfo::Postgres(info) => matches!(info.name(), "INT2" | "INT4" | "INT8" | "NUMERIC"),
-            TypeInfo::Rust(kind) => *kind == Kind::Int,
+            TypeInfo::Null | TypeInfo::Other(_) => false,
         }
     }
 }
@@ -271,7 +305,7 @@ impl Encode<'_, Mote> for i64 {
 impl<'r> Decode<'r, Mote> for i64 {
     fn decode(value: ValueRef<'r>) -> Result<Self, BoxDynError> {
         let value = match value {
-            ValueRef::Sqlite(value) => return Decode::<Sqlite>::decode(value),
+            ValueRef::Sqlite(value) => return value.int(),
             ValueRef::Postgres(value) => value,
         };
         if value.format() == PgValueFormat::Text {
@@ -335,14 +369,14 @@ impl<'r> Decode<'r, Mote> for i32 {
 
 impl Type<Mote> for str {
     fn type_info() -> TypeInfo {
-        TypeInfo::Rust(Kind::Text)
+        TypeInfo::Kind(Kind::Text)
     }
 
     fn compatible(found: &TypeInfo) -> bool {
         match found {
-            TypeInfo::Sqlite(info) => <str as Type<Sqlite>>::compatible(info),
+            TypeInfo::Kind(kind) => *kind == Kind::Text,
             TypeInfo::Postgres(info) => <str as Type<Postgres>>::compatible(info),
-            TypeInfo::Rust(kind) => *kind == Kind::Text,
+            TypeInfo::Null | TypeInfo::Other(_) => false,
         }
     }
 }
@@ -357,7 +391,8 @@ impl Encode<'_, Mote> for &'_ str {
 impl<'r> Decode<'r, Mote> for &'r str {
     fn decode(value: ValueRef<'r>) -> Result<Self, BoxDynError> {
         match value {
-            ValueRef::Sqlite(value) => Decode::<Sqlite>::decode(value),
+            ValueRef::Sqlite(SqliteCell::Text(text)) => Ok(text),
+            ValueRef::Sqlite(other) => Err(format!("{} is no text", other.type_info()).into()),
             ValueRef::Postgres(value) => Decode::<Postgres>::decode(value),
         }
     }

@@ -35,25 +35,28 @@ pub(in super::super) struct FixedIpWish {
     pub(in super::super) ip: Option<IpAddr>,
 }
 
-/// Gives a new port its addresses.
+/// Gives a new port its addresses, and says how many.
 pub(super) async fn take(
     tx: &mut Conn,
     network_id: &str,
     [port_id, mac]: [&str; 2],
     fixed_ips: &FixedIps,
-) -> Result<(), ApiError> {
+) -> Result<i64, ApiError> {
     let ranges = subnets::ranges(tx, network_id).await?;
     match fixed_ips {
         FixedIps::Any => {
             let position = take_any(tx, network_id, &ranges, port_id).await?;
             take_automatic(tx, &ranges, [port_id, mac], position).await
         }
-        FixedIps::Exactly(wishes) => take_these(tx, network_id, &ranges, [port_id, mac], wishes).await,
+        FixedIps::Exactly(wishes) => {
+            take_these(tx, network_id, &ranges, [port_id, mac], wishes).await?;
+            i64::try_from(wishes.len()).map_err(ApiError::internal)
+        }
         FixedIps::These(wishes) => {
             take_these(tx, network_id, &ranges, [port_id, mac], wishes).await?;
             let position = i64::try_from(wishes.len()).map_err(ApiError::internal)?;
             match wishes.is_empty() {
-                true => Ok(()),
+                true => Ok(0),
                 false => take_automatic(tx, &ranges, [port_id, mac], position).await,
             }
         }
@@ -80,13 +83,13 @@ async fn take_any(tx: &mut Conn, network_id: &str, ranges: &[Range], port_id: &s
     Ok(position)
 }
 
-/// The addresses that follow from the MAC, as far as the port doesn't have them yet.
+/// The addresses that follow from the MAC, as far as the port doesn't have them yet; gives the next position.
 async fn take_automatic(
     tx: &mut Conn,
     ranges: &[Range],
     [port_id, mac]: [&str; 2],
     mut position: i64,
-) -> Result<(), ApiError> {
+) -> Result<i64, ApiError> {
     for range in ranges.iter().filter(|range| range.automatic) {
         let there: bool = sqlx::query_scalar(
             "SELECT EXISTS (SELECT 1 FROM fixed_ips WHERE port_id = $1 AND subnet_id = $2)",
@@ -101,7 +104,7 @@ async fn take_automatic(
         take_eui64(tx, range, [port_id, mac], position).await?;
         position += 1;
     }
-    Ok(())
+    Ok(position)
 }
 
 /// Gives a port whose MAC has changed the addresses that follow from the new one.
@@ -211,7 +214,8 @@ pub(in super::super) async fn replace(tx: &mut Conn, port: &Port, wanted: FixedI
         .bind(&port.row.id)
         .fetch_one(&mut *tx)
         .await?;
-    take(tx, &port.row.network_id, [&port.row.id, &mac], &FixedIps::These(wishes)).await
+    take(tx, &port.row.network_id, [&port.row.id, &mac], &FixedIps::These(wishes)).await?;
+    Ok(())
 }
 
 /// Gives a port one more address: this one, or the next free one of the subnet.

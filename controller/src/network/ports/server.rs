@@ -137,6 +137,10 @@ async fn network(tx: &mut Conn, scope: &Scope, id: &str) -> Result<NetworkRow, A
 
 /// The ids of the groups that a create request names, by name or id; what is wrong is a 400, as in Nova.
 pub(crate) async fn group_ids(tx: &mut Conn, ctx: &Ctx, names: &[String]) -> Result<Vec<String>, ApiError> {
+    if names.is_empty() {
+        // Its ports get the default group when they are made.
+        return Ok(Vec::new());
+    }
     let scope = Scope::of_project(ctx.require_project()?);
     // "default" is there for everybody who asks.
     security_groups::default_group(tx, &scope.project).await?;
@@ -236,20 +240,19 @@ fn nova_rule(rule: &serde_json::Value) -> serde_json::Value {
 /// Gives the hosts that know of the server's ports, except its own, their new state: to be called once the ports are
 /// there, and before they go.
 pub(crate) async fn touch_others(tx: &mut Conn, server_id: &str) -> Result<Vec<Touched>, ApiError> {
-    let own: Option<Option<String>> = sqlx::query_scalar("SELECT host_id FROM servers WHERE id = $1")
-        .bind(server_id)
-        .fetch_optional(&mut *tx)
-        .await?;
-    let ports: Vec<(String, String)> =
-        sqlx::query_as("SELECT id, network_id FROM ports WHERE server_id = $1")
-            .bind(server_id)
-            .fetch_all(&mut *tx)
-            .await?;
+    let ports: Vec<(String, String, Option<String>)> = sqlx::query_as(
+        "SELECT ports.id, ports.network_id, servers.host_id FROM ports
+             JOIN servers ON servers.id = ports.server_id WHERE ports.server_id = $1",
+    )
+    .bind(server_id)
+    .fetch_all(&mut *tx)
+    .await?;
+    let own = ports.iter().find_map(|(.., host)| host.clone());
     let mut concerned = BTreeSet::new();
-    for (port, network) in ports {
+    for (port, network, _) in ports {
         concerned.extend(reach::of_port(tx, &network, &port).await?);
     }
-    if let Some(own) = own.flatten() {
+    if let Some(own) = own {
         concerned.remove(&own);
     }
     hosts::touch_all(tx, &concerned).await
@@ -266,7 +269,7 @@ pub(crate) async fn plug(
 ) -> Result<Vec<Touched>, ApiError> {
     let groups = match server.security_groups {
         [] => Groups::Default,
-        groups => Groups::These(groups.to_vec()),
+        groups => Groups::IfSecure(groups.to_vec()),
     };
     let device_owner = format!("compute:{}", server.zone);
     for (index, wish) in (0i64..).zip(wishes) {
@@ -277,15 +280,9 @@ pub(crate) async fn plug(
                     Some(ip) => FixedIps::These(vec![FixedIpWish { subnet_id: None, ip: Some(*ip) }]),
                     None => FixedIps::Any,
                 };
-                let secure: bool =
-                    sqlx::query_scalar("SELECT port_security_enabled FROM networks WHERE id = $1")
-                        .bind(id)
-                        .fetch_one(&mut *tx)
-                        .await?;
                 let new = NewPort {
                     port_security: None,
-                    // As in Nova: a network without port security has no use for groups.
-                    groups: if secure { groups.clone() } else { Groups::Default },
+                    groups: groups.clone(),
                     plugged: Some(Plugged { server_id: server.id.to_owned(), index }),
                     ..NewPort::own(server.project_id, &device_owner, server.id, fixed_ips)
                 };

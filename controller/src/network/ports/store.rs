@@ -64,6 +64,8 @@ pub(in super::super) enum Groups {
     Default,
     /// These.
     These(Vec<String>),
+    /// These, if it has port security: as in Nova, a network without it has no use for groups.
+    IfSecure(Vec<String>),
 }
 
 /// The server that a port is made for.
@@ -233,11 +235,13 @@ pub(super) async fn check_groups(tx: &mut Conn, scope: &Scope, groups: &[String]
 async fn write_groups(tx: &mut Conn, port_id: &str, groups: &[String]) -> Result<(), ApiError> {
     let mut kinds = BTreeSet::new();
     for group in groups {
-        let stateful: bool = sqlx::query_scalar("SELECT stateful FROM security_groups WHERE id = $1")
-            .bind(group)
-            .fetch_one(&mut *tx)
-            .await?;
-        kinds.insert(stateful);
+        if groups.len() > 1 {
+            let stateful: bool = sqlx::query_scalar("SELECT stateful FROM security_groups WHERE id = $1")
+                .bind(group)
+                .fetch_one(&mut *tx)
+                .await?;
+            kinds.insert(stateful);
+        }
         sqlx::query("INSERT INTO port_security_groups (port_id, security_group_id) VALUES ($1, $2)")
             .bind(port_id)
             .bind(group)
@@ -298,11 +302,15 @@ pub(in super::super) async fn insert(
         Some(mac) => mac.clone(),
         None => free_mac(tx, network_id).await?,
     };
-    let of_network: bool = sqlx::query_scalar("SELECT port_security_enabled FROM networks WHERE id = $1")
-        .bind(network_id)
-        .fetch_one(&mut *tx)
-        .await?;
-    let secure = new.port_security.unwrap_or(of_network);
+    let secure = match new.port_security {
+        Some(own) => own,
+        None => {
+            sqlx::query_scalar("SELECT port_security_enabled FROM networks WHERE id = $1")
+                .bind(network_id)
+                .fetch_one(&mut *tx)
+                .await?
+        }
+    };
     if !secure && !new.pairs.is_empty() {
         return Err(security_required_for_pairs());
     }
@@ -332,15 +340,12 @@ pub(in super::super) async fn insert(
     .bind(now_us())
     .execute(&mut *tx)
     .await?;
-    addresses::take(tx, network_id, [&id, &mac], &new.fixed_ips).await?;
-    let addressed: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM fixed_ips WHERE port_id = $1)")
-        .bind(&id)
-        .fetch_one(&mut *tx)
-        .await?;
+    let addressed = addresses::take(tx, network_id, [&id, &mac], &new.fixed_ips).await? > 0;
     match &new.groups {
         Groups::These(groups) if groups.is_empty() => {}
-        Groups::These(_) if !secure || !addressed => return Err(security_required()),
-        Groups::These(groups) => write_groups(tx, &id, groups).await?,
+        Groups::IfSecure(_) if !secure => {}
+        Groups::These(_) | Groups::IfSecure(_) if !secure || !addressed => return Err(security_required()),
+        Groups::These(groups) | Groups::IfSecure(groups) => write_groups(tx, &id, groups).await?,
         Groups::Default if secure && addressed => {
             let group = security_groups::default_group(tx, &new.project_id).await?;
             write_groups(tx, &id, &[group]).await?;

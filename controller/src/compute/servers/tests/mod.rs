@@ -110,7 +110,9 @@ impl Cloud {
 
     /// The host does all that is wanted.
     async fn settle(&self) {
+        self.test.usage_is_exact().await;
         self.host.settle(&self.test).await;
+        self.test.usage_is_exact().await;
     }
 
     async fn get(&self, path: &str) -> Answer {
