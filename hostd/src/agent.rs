@@ -18,7 +18,9 @@ use std::{
 
 use futures_util::FutureExt;
 use jiff::Timestamp;
-use mote_host_api::{DesiredPower, DesiredState, ImageId, ObservedServer, ServerId};
+use mote_host_api::{
+    DesiredPower, DesiredState, GivenUp, ImageId, ObservedServer, ServerId, ServerSpec, Wish,
+};
 use mote_vmm_api::ExitReport;
 use serde::{Deserialize, Serialize};
 use tokio::{
@@ -111,6 +113,8 @@ struct Entry {
     task: Option<(SeenTask, CancellationToken)>,
     retry_at: Option<Timestamp>,
     tries: u32,
+    /// What was given up, and why: kept as long as it is wanted, and tried again by the next process.
+    given_up: BTreeMap<Wish, String>,
 }
 
 enum Event {
@@ -231,7 +235,8 @@ impl Agent {
         let changed = |id: &ServerId, old: Option<&DesiredState>| {
             let of = |state: Option<&DesiredState>| {
                 let spec = state?.servers.iter().find(|s| s.id == *id)?;
-                Some((spec.power, spec.run_generation, fingerprint(spec), spec.captures.len()))
+                let captures: Vec<ImageId> = spec.captures.iter().map(|capture| capture.image_id).collect();
+                Some((spec.power, spec.run_generation, fingerprint(spec), captures))
             };
             of(old) != of(new.as_deref())
         };
@@ -241,6 +246,8 @@ impl Agent {
                 entry.retry_at = None;
                 entry.tries = 0;
             }
+            let spec = new.as_ref().and_then(|new| new.servers.iter().find(|spec| spec.id == *id));
+            entry.given_up.retain(|wish, _| spec.is_some_and(|spec| is_wished(spec, *wish)));
         }
         self.networks.retry_at = None;
         self.desired = new;
@@ -273,6 +280,7 @@ impl Agent {
             captures: entry.captures.clone(),
             task: entry.task.as_ref().map(|(task, _)| task.clone()),
             retry_at: entry.retry_at,
+            given_up: entry.given_up.keys().copied().collect(),
         };
         Observed {
             servers: self.servers.iter().map(|(id, entry)| (*id, seen(entry))).collect(),
@@ -373,6 +381,13 @@ impl Agent {
             Event::Task(TaskEvent::Forgotten(id)) => {
                 self.servers.remove(&id);
             }
+            Event::Task(TaskEvent::GaveUp(id, wish, message)) => {
+                let wished = |spec: &ServerSpec| spec.id == id && is_wished(spec, wish);
+                let desired = self.desired.as_ref().filter(|desired| desired.servers.iter().any(wished));
+                if let Some(entry) = self.servers.get_mut(&id).filter(|_| desired.is_some()) {
+                    entry.given_up.insert(wish, message);
+                }
+            }
             Event::Task(TaskEvent::Done(id, result)) => {
                 let now = self.parts.clock.now();
                 if let Some(entry) = self.servers.get_mut(&id) {
@@ -431,6 +446,7 @@ impl Agent {
             task: None,
             retry_at: None,
             tries: 0,
+            given_up: BTreeMap::new(),
         };
         self.servers.insert(id, entry);
     }
@@ -493,6 +509,8 @@ impl Agent {
 impl Entry {
     fn status(&self, network_problems: &[String]) -> ServerStatus {
         let mut observed = self.record.observed(self.disks.clone());
+        let given_up = |(wish, message): (&Wish, &String)| GivenUp { wish: *wish, message: message.clone() };
+        observed.given_up = self.given_up.iter().map(given_up).collect();
         if self.record.phase == Phase::Preparing
             && !self.disks.is_empty()
             && self.task.is_none()
@@ -541,6 +559,14 @@ impl Entry {
         tracing::debug!(server = %self.record.id, tries = self.tries, message, "to be tried again");
         self.tries = self.tries.saturating_add(1);
         self.retry_at = Some(retry_time(now, self.tries));
+    }
+}
+
+/// Whether a specification still has a wish.
+fn is_wished(spec: &ServerSpec, wish: Wish) -> bool {
+    match wish {
+        Wish::Suspend => spec.power == DesiredPower::Suspended,
+        Wish::Capture(image) => spec.captures.iter().any(|capture| capture.image_id == image),
     }
 }
 

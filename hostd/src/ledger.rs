@@ -154,6 +154,7 @@ impl ServerRecord {
             disks,
             since: self.since,
             message: self.message.clone(),
+            given_up: Vec::new(),
         }
     }
 

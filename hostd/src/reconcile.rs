@@ -19,9 +19,12 @@
 //! | suspended | runs | `Running`, generation right; `Suspended` | [`Action::Suspend`] |
 //! | suspended | none | `Suspended` | the last row |
 //! | suspended | any | else | as for running |
+//! | suspended, but that was given up | any | not `Suspended` | as for running |
 //! | running, paused | runs | `Suspended` | [`Action::Suspend`], so that it ends as it was meant to |
 //! | running, paused | none | `Suspended` | [`Action::Start`], which goes on from the files |
 //! | any | as it should be | – | [`Action::Capture`] of a disk that is asked for, then [`Action::Prune`] of what nothing names |
+//!
+//! A suspension or a capture that keeps failing is given up ([`Wish`]) and reported, until it is wanted anew.
 //!
 //! A paused server is one that runs, but for [`Action::SetPaused`].
 //!
@@ -36,7 +39,7 @@ use std::{
 use jiff::Timestamp;
 use mote_host_api::{
     BootSpec, DesiredPower, DesiredState, ImageId, InstanceMetadata, NetworkId, NetworkSpec, PortId,
-    RestartPolicy, ServerId, ServerSpec,
+    RestartPolicy, ServerId, ServerSpec, Wish,
 };
 use mote_network::NetworkKey;
 use mote_vmm_api::{ExitReason, ExitReport, MAX_VCPUS};
@@ -92,6 +95,8 @@ pub struct SeenServer {
     pub task: Option<SeenTask>,
     /// The last action failed; try again then.
     pub retry_at: Option<Timestamp>,
+    /// What is wanted of it but was given up.
+    pub given_up: BTreeSet<Wish>,
 }
 
 /// A task in flight.
@@ -315,7 +320,9 @@ impl Decider<'_> {
         match want {
             None => self.remove(seen),
             Some(want) if want.power == DesiredPower::Stopped => halt(want, seen, self.observed.now),
-            Some(want) if want.power == DesiredPower::Suspended => self.suspend(want, seen),
+            Some(want) if want.power == DesiredPower::Suspended && !gave_up_suspend(seen) => {
+                self.suspend(want, seen)
+            }
             Some(want) => self.run(want, seen),
         }
     }
@@ -439,6 +446,11 @@ impl Decider<'_> {
     }
 }
 
+/// It could not be suspended: it runs until something else is wanted. (With complete files it is suspended all the same.)
+fn gave_up_suspend(seen: &SeenServer) -> bool {
+    seen.given_up.contains(&Wish::Suspend) && seen.record.phase != Phase::Suspended
+}
+
 /// A task that works for something else than what is wanted now.
 fn unwanted(task: &SeenTask, want: Option<&ServerSpec>) -> bool {
     want.is_none_or(|want| {
@@ -482,8 +494,9 @@ pub fn needed_disks(want: &ServerSpec, disks: &BTreeSet<u32>) -> BTreeSet<u32> {
 
 /// What is left to do for a server that is as it should be.
 fn tidy(want: &ServerSpec, seen: &SeenServer) -> Option<Action> {
-    let wanted =
-        want.captures.iter().map(|capture| capture.image_id).find(|image| !seen.captures.contains(image));
+    let due =
+        |image: &ImageId| !seen.captures.contains(image) && !seen.given_up.contains(&Wish::Capture(*image));
+    let wanted = want.captures.iter().map(|capture| capture.image_id).find(due);
     if let Some(image) = wanted.filter(|_| seen.disks.contains(&want.disk.number)) {
         return Some(Action::Capture(want.id, image));
     }

@@ -73,6 +73,8 @@ struct Inner {
     missing: BTreeSet<String>,
     /// VMMs that end as soon as they are started.
     short_lived: Option<ExitReason>,
+    /// Snapshots can't be written.
+    full: bool,
     launches: u64,
     /// Those that were not made of a suspended one's files.
     boots: u64,
@@ -169,6 +171,11 @@ impl World {
     /// Namespaces that exist now.
     pub fn networks(&self) -> BTreeSet<NetworkKey> {
         self.lock().networks.clone()
+    }
+
+    /// Whether there is no place for snapshots.
+    pub fn set_full(&self, full: bool) {
+        self.lock().full = full;
     }
 
     /// Servers whose guests stand still.
@@ -340,6 +347,9 @@ impl Vmms for Simulated {
             let inner = self.0.lock();
             if !inner.processes.values().any(|running| *running == id) || !inner.paused.contains(&id) {
                 return Err(failed("it does not stand still".into()));
+            }
+            if inner.full {
+                return Err(failed("No space left on device".into()));
             }
             drop(inner);
             for name in [STATE_FILE, MEMORY_FILE] {

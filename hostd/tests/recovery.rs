@@ -12,7 +12,8 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use mote_host_api::{
-    CloudId, DesiredPower, DesiredState, HostId, NetworkSpec, RestartPolicy, ServerSpec, ServerState,
+    CaptureSpec, CloudId, DesiredPower, DesiredState, GivenUp, HostId, ImageId, NetworkSpec, RestartPolicy,
+    ServerSpec, ServerState, Wish,
 };
 use mote_hostd::{
     agent::{Agent, Snapshot},
@@ -332,6 +333,67 @@ async fn a_suspended_server_survives_a_reboot_of_the_host_and_a_hard_reboot_begi
     assert_eq!((world.launches(), world.boots()), (3, 2));
     let files = dir.path().join("state/servers").join(spec.id.to_string()).join("vm/suspended");
     assert!(!files.exists() && world.paused().is_empty());
+}
+
+fn given_up(snapshot: &Snapshot, spec: &ServerSpec) -> Vec<GivenUp> {
+    let seen = snapshot.servers.iter().find(|server| server.observed.id == spec.id);
+    seen.map(|server| server.observed.given_up.clone()).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_suspension_that_keeps_failing_is_given_up_with_its_reason_and_the_guest_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).unwrap();
+    let running = vec![server_in_network(1)];
+    let mut suspended = running.clone();
+    suspended[0].1.power = DesiredPower::Suspended;
+    let spec = suspended[0].1.clone();
+    let mut agent = Running::start(&world, Arc::new(PassThrough), &desired(1, &running)).await;
+    agent.until("running", all_run(1, &running)).await;
+    world.set_full(true);
+    agent.want(&desired(2, &suspended));
+    let seen = agent.until("given up", |s| !given_up(s, &spec).is_empty()).await;
+    let [GivenUp { wish: Wish::Suspend, message }] = &given_up(&seen, &spec)[..] else { panic!("{seen:?}") };
+    assert!(message.contains("No space left on device"), "{message}");
+    agent.until("running as before", all_run(2, &running)).await;
+    assert!(world.paused().is_empty());
+    assert_eq!(world.boots(), 1, "it is the same guest");
+    // Another change doesn't make the host try again.
+    world.set_full(false);
+    agent.want(&desired(3, &suspended));
+    let seen = agent.until("seen", |s| s.applied_generation == 3).await;
+    assert_eq!(given_up(&seen, &spec).len(), 1);
+
+    agent.want(&desired(4, &running));
+    agent.until("taken back", |s| s.applied_generation == 4 && given_up(s, &spec).is_empty()).await;
+    agent.want(&desired(5, &suspended));
+    agent.until("suspended", |s| state(s, &spec) == Some(ServerState::Suspended)).await;
+    agent.kill().await;
+}
+
+#[tokio::test]
+async fn a_copy_of_a_disk_that_keeps_failing_is_given_up_and_the_guest_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).unwrap();
+    let mut parts = vec![server_in_network(1)];
+    let spec = parts[0].1.clone();
+    let mut agent = Running::start(&world, Arc::new(PassThrough), &desired(1, &parts)).await;
+    agent.until("running", all_run(1, &parts)).await;
+    let image = ImageId(uuid::Uuid::from_u128(7));
+    parts[0].1.captures.push(CaptureSpec { image_id: image });
+    // Nothing can be made where a directory is that isn't empty.
+    let server = mote_hostd::paths::StateDir::new(dir.path().join("state")).server(spec.id);
+    std::fs::create_dir_all(server.capture(image).join("x")).unwrap();
+    agent.want(&desired(2, &parts));
+    let seen = agent.until("given up", |s| !given_up(s, &spec).is_empty()).await;
+    assert_eq!(given_up(&seen, &spec)[0].wish, Wish::Capture(image));
+    agent.until("running as before", all_run(2, &parts)).await;
+    assert!(world.paused().is_empty());
+    std::fs::remove_dir_all(server.capture(image)).unwrap();
+    parts[0].1.captures.clear();
+    agent.want(&desired(3, &parts));
+    agent.until("taken back", |s| s.applied_generation == 3 && given_up(s, &spec).is_empty()).await;
+    agent.kill().await;
 }
 
 #[tokio::test]

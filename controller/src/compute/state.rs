@@ -359,6 +359,7 @@ mod tests {
             disks: [1].into(),
             since: Timestamp::UNIX_EPOCH,
             message: Some("why".into()),
+            given_up: Vec::new(),
         }
     }
 

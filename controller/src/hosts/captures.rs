@@ -73,7 +73,7 @@ async fn wanted(conn: &mut Conn, host: &str, image_id: &str) -> Result<Option<(S
 }
 
 /// The copy is no longer wanted; a server that is being shelved leaves its host now, unless there is no image after all.
-async fn finish(
+pub(super) async fn finish(
     tx: &mut Conn,
     host: &str,
     image_id: &str,

@@ -97,5 +97,6 @@ pub(crate) fn as_wanted(spec: &ServerSpec) -> ObservedServer {
         disks: [Some(spec.disk.number), spec.kept_disk].into_iter().flatten().collect(),
         since: Timestamp::UNIX_EPOCH,
         message: None,
+        given_up: Vec::new(),
     }
 }

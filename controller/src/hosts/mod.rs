@@ -32,6 +32,7 @@ mod console;
 mod desired;
 #[cfg(test)]
 pub(crate) mod fake;
+mod given_up;
 mod hub;
 mod inventory;
 mod join;

@@ -9,7 +9,7 @@ use mote_host_api::{BootSpec, DesiredPower, ObservedServer, ObservedState, Rescu
 use serde_json::json;
 use sqlx::FromRow;
 
-use super::{Touched, desired, join, secrets::Speaker, touch, traffic};
+use super::{Touched, desired, given_up, join, secrets::Speaker, touch, traffic};
 use crate::{
     app::App,
     compute::{
@@ -52,7 +52,7 @@ pub(super) async fn report(
 /// What is left to do after the commit.
 #[derive(Debug, Default)]
 struct Outcome {
-    touched: Option<Touched>,
+    touched: Vec<Touched>,
     released: Vec<String>,
 }
 
@@ -129,11 +129,14 @@ async fn take(tx: &mut Conn, host: &str, observed: &ObservedState) -> Result<Out
             }
             (true, None) if row.changed_generation <= applied => finish_offload(tx, &row).await?,
             (false, Some(server)) => {
+                for given_up in &server.given_up {
+                    outcome.touched.extend(given_up::take(tx, host, &row.id, applied, given_up).await?);
+                }
                 let known = row.known()?;
                 let Some(change) = state::observe(&known, server, applied.unsigned_abs()) else { continue };
                 if change.desired_power != known.desired_power {
                     let (touched, generation) = touch(tx, host).await?;
-                    outcome.touched = Some(touched);
+                    outcome.touched.push(touched);
                     store_wish(tx, &row.id, change.desired_power, generation).await?;
                 }
                 store(tx, &row, &change).await?;

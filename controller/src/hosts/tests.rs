@@ -33,6 +33,7 @@ fn observed(id: ServerId, state: ServerState, run_generation: u64) -> ObservedSe
         disks: [1].into(),
         since: Timestamp::UNIX_EPOCH,
         message: Some("why".into()),
+        given_up: Vec::new(),
     }
 }
 

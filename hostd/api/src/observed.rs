@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{CloudId, HostId, PortId, ServerId};
+use crate::{CloudId, HostId, ImageId, PortId, ServerId};
 
 /// `POST /mote/v1/hosts`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,6 +120,28 @@ pub struct ObservedServer {
     pub since: Timestamp,
     /// For `Failed`: why, one line for a person. For `Preparing`: what is going on.
     pub message: Option<String>,
+    /// What was wanted of it, failed several times, and is not tried again as long as it is wanted in the same way.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub given_up: Vec<GivenUp>,
+}
+
+/// Something that a host could not do for a server, which goes on as it was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GivenUp {
+    /// What it was.
+    pub wish: Wish,
+    /// Why, one line for a person.
+    pub message: String,
+}
+
+/// What can be wanted of a server without which it can go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wish {
+    /// That it is suspended.
+    Suspend,
+    /// A copy of its root disk for that image.
+    Capture(ImageId),
 }
 
 /// The life of a server on a host.

@@ -50,6 +50,7 @@ fn seen(spec: &ServerSpec, phase: Phase) -> SeenServer {
     record.started_at = Some(at(990));
     record.process = Some(process(1));
     SeenServer {
+        given_up: BTreeSet::new(),
         record,
         alive: vec![],
         ended: None,
@@ -365,6 +366,7 @@ fn apply(action: Action, desired: &DesiredState, state: &mut Observed, next_pid:
         captures: [].into(),
         task: None,
         retry_at: None,
+        given_up: [].into(),
     };
     let seen = state.servers.entry(id).or_insert(fresh);
     seen.ended = None;
@@ -555,6 +557,7 @@ impl AnySeen {
             captures: [].into(),
             task,
             retry_at: None,
+            given_up: [].into(),
         }
     }
 }

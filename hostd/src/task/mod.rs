@@ -15,6 +15,7 @@
 //! | in `suspend` after that | `Suspended`, perhaps a process | ends that |
 //! | in `start` of a suspended server, before it went on | `Starting` and `suspended`, perhaps a process | starts or adopts it |
 //! | in `capture` | the same, no capture | makes it again |
+//! | after it had given up a `suspend` or `capture` | the same | tries anew, and gives up anew |
 //! | in `terminate` | `Stopping` | goes on ending it; its end is no failure |
 //! | in `teardown`, `forget` | `Removing`, or `.removed-…` | goes on removing |
 
@@ -25,7 +26,7 @@ mod suspend;
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use mote_host_api::{DesiredState, ImageId, NetworkId, PortSpec, ServerId, ServerSpec};
+use mote_host_api::{DesiredState, ImageId, NetworkId, PortSpec, ServerId, ServerSpec, Wish};
 use mote_network::services::metadata::Guest;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -44,7 +45,8 @@ pub const DISK_TASKS_MAX: usize = 2;
 /// VMMs that are started at the same time (from plugging in the ports until the guest runs).
 pub const START_TASKS_MAX: usize = 16;
 
-/// So many tries to prepare or start a server may fail for a reason on this host; then it is recorded as failed.
+/// So many tries to prepare or start a server may fail for a reason on this host; then it is recorded as failed. So many to
+/// suspend one or to copy its disk; then that is given up.
 pub const LOCAL_TRIES_MAX: u32 = 6;
 
 /// Why a task did not reach its end.
@@ -99,6 +101,8 @@ pub enum TaskEvent {
     Ended(ServerId, ProcessIdentity),
     /// The disks and captures that a server has now.
     Disks(ServerId, BTreeSet<u32>, BTreeSet<ImageId>),
+    /// What was wanted will not be tried again.
+    GaveUp(ServerId, Wish, String),
     /// The task has ended.
     Done(ServerId, Result<(), TaskError>),
     /// The server is gone from this host.
@@ -173,6 +177,12 @@ impl Work {
         let id = self.record.id;
         // What is asked of a server that runs must not end it by failing.
         let has_to_end = !matches!(action, Action::Prepare(_) | Action::Start(_) | Action::Adopt(..));
+        let wish = match &action {
+            Action::Suspend(_) => Some(Wish::Suspend),
+            Action::Capture(_, image) => Some(Wish::Capture(*image)),
+            _ => None,
+        };
+        let last_try = self.tries + 1 >= LOCAL_TRIES_MAX;
         let result = match action {
             Action::Prepare(_) => self.prepare().await,
             Action::Start(_) => self.start().await,
@@ -189,8 +199,13 @@ impl Work {
         };
         let result = match result {
             Ok(()) => Ok(()),
-            Err(TaskError::Local(message)) if !has_to_end && self.tries + 1 >= LOCAL_TRIES_MAX => {
+            Err(TaskError::Local(message)) if !has_to_end && last_try => {
                 self.give_up(TaskError::Permanent(message)).await
+            }
+            Err(TaskError::Local(message)) if last_try && let Some(wish) = wish => {
+                tracing::warn!(server = %id, ?wish, "{message}; given up after {LOCAL_TRIES_MAX} tries");
+                self.tell(TaskEvent::GaveUp(id, wish, message)).await;
+                Ok(())
             }
             Err(error) => self.give_up(error).await,
         };

@@ -41,7 +41,26 @@ impl Work {
         parts.vmms.set_paused(id, true).await?;
         let dir = parts.state.server(id);
         let (suspended, unfinished) = (dir.suspended(), dir.suspended_unfinished());
-        let (old, new) = (suspended.clone(), unfinished.clone());
+        if let Err(error) = self.write_files(&dir).await {
+            // It goes on until the next attempt. The files are of a moment that is over then; as long as the record doesn't
+            // count on them, a removal that fails leaves only what the next attempt removes.
+            let removed = self
+                .blocking(move || files::remove_dir(&unfinished).and_then(|()| files::remove_dir(&suspended)))
+                .await?;
+            parts.vmms.set_paused(id, false).await?;
+            self.record.paused = Some(false);
+            self.save().await?;
+            removed?;
+            return Err(error);
+        }
+        self.reach("after files").await;
+        Ok(())
+    }
+
+    /// The files, complete and synced with the disks that go with them.
+    async fn write_files(&self, dir: &ServerDir) -> Result<(), TaskError> {
+        let id = self.record.id;
+        let (old, new) = (dir.suspended(), dir.suspended_unfinished());
         self.blocking(move || {
             files::remove_dir(&old)?;
             files::remove_dir(&new)?;
@@ -49,23 +68,16 @@ impl Work {
         })
         .await??;
         self.reach("before snapshot").await;
-        let written = parts.vmms.snapshot(id, unfinished.clone()).await;
+        let written = self.parts.vmms.snapshot(id, dir.suspended_unfinished()).await;
         self.reach("after snapshot").await;
-        if let Err(error) = written {
-            // It goes on until the next attempt.
-            self.blocking(move || files::remove_dir(&unfinished)).await??;
-            parts.vmms.set_paused(id, false).await?;
-            self.record.paused = Some(false);
-            self.save().await?;
-            return Err(error.into());
-        }
+        written?;
+        let dir = dir.clone();
         self.blocking(move || {
             sync_disks(&dir)?;
-            rename(&unfinished, &suspended)?;
+            rename(&dir.suspended_unfinished(), &dir.suspended())?;
             sync(&dir.vm())
         })
         .await??;
-        self.reach("after files").await;
         Ok(())
     }
 

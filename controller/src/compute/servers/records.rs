@@ -46,7 +46,15 @@ struct ActionRow {
     project_id: String,
     user_id: String,
     started_us: i64,
+    /// Why it could not be carried out, and when that was known.
+    error: Option<String>,
+    finished_us: Option<i64>,
 }
+
+/// What actions are read from.
+const SELECT: &str =
+    "SELECT request_id, server_id, action, project_id, user_id, started_us, error, finished_us
+     FROM server_actions WHERE server_id = $1 ORDER BY started_us DESC, request_id";
 
 /// A time as Nova writes it here.
 pub(in super::super) fn time(us: i64) -> String {
@@ -57,24 +65,26 @@ impl ActionRow {
     fn document(&self, version: Version) -> Value {
         let mut document = json!({
             "action": self.action, "instance_uuid": self.server_id, "request_id": self.request_id,
-            "project_id": self.project_id, "user_id": self.user_id, "message": null,
-            "start_time": time(self.started_us),
+            "project_id": self.project_id, "user_id": self.user_id,
+            "message": self.error.as_ref().map(|_| "Error"), "start_time": time(self.started_us),
         });
         if version.has(58) {
-            document["updated_at"] = json!(time(self.started_us));
+            document["updated_at"] = json!(time(self.finished_us.unwrap_or(self.started_us)));
         }
         document
     }
 
-    /// The one event of an action here: that the wish was written down for the host.
+    /// The one event of an action here: that the wish was written down for the host, or that it had to be taken back.
     fn event(&self, version: Version, ctx: &Ctx, row: &ServerRow) -> Value {
         let at = time(self.started_us);
         let mut event = json!({
-            "event": format!("controller_{}_server", self.action), "start_time": at, "finish_time": at,
-            "result": "Success",
+            "event": format!("controller_{}_server", self.action), "start_time": at,
+            "finish_time": time(self.finished_us.unwrap_or(self.started_us)),
+            "result": if self.error.is_some() { "Error" } else { "Success" },
         });
         if ctx.is_admin || !version.has(51) {
-            event["traceback"] = Value::Null;
+            // The reason is all that there is to trace.
+            event["traceback"] = json!(self.error);
         }
         if version.has(62) {
             event["hostId"] = json!(view::host_id(row));
@@ -83,7 +93,7 @@ impl ActionRow {
             }
         }
         if version.has(84) {
-            event["details"] = Value::Null;
+            event["details"] = json!(self.error);
         }
         event
     }
@@ -92,13 +102,7 @@ impl ActionRow {
 async fn rows(app: &App, ctx: &Ctx, id: &str) -> Result<(ServerRow, Vec<ActionRow>), ApiError> {
     let mut db = app.db.acquire().await?;
     let row = row::visible(&mut db, ctx, id).await?;
-    let rows = sqlx::query_as(
-        "SELECT request_id, server_id, action, project_id, user_id, started_us FROM server_actions
-         WHERE server_id = $1 ORDER BY started_us DESC, request_id",
-    )
-    .bind(&row.id)
-    .fetch_all(&mut *db)
-    .await?;
+    let rows = sqlx::query_as(SELECT).bind(&row.id).fetch_all(&mut *db).await?;
     Ok((row, rows))
 }
 

@@ -1,8 +1,9 @@
 //! Each row of the table in `compute::state`, with a host that does what is wanted.
 
-use mote_host_api::{DesiredPower, DiskSpec};
+use mote_host_api::{DesiredPower, DiskSpec, GivenUp, ObservedServer, ServerState, Wish};
 
 use super::*;
+use crate::hosts::fake::as_wanted;
 
 #[tokio::test]
 async fn a_paused_server_stands_still_until_it_goes_on() {
@@ -21,6 +22,65 @@ async fn a_paused_server_stands_still_until_it_goes_on() {
     cloud.settle().await;
     assert_eq!(cloud.states(&id).await, json!(["ACTIVE", "active", null, 1]));
     fault(cloud.act(&id, json!({"unpause": null})).await, 409, "conflictingRequest");
+}
+
+/// Reports all as it is wanted but what the host has given up.
+async fn give_up(cloud: &Cloud, state: ServerState, wish: Wish) {
+    let desired = cloud.host.desired(&cloud.test, 0).await;
+    let given_up = vec![GivenUp { wish, message: "No space left on device".into() }];
+    let mut server = as_wanted(&desired.servers[0]);
+    (server.state, server.given_up) = (state, given_up);
+    cloud.host.report(&cloud.test, desired.generation, vec![server]).await.expect(204);
+}
+
+/// The newest action with its event, as of microversion 2.84.
+async fn last_action(cloud: &Cloud, id: &str) -> Value {
+    let path = format!("{SERVERS}/{id}/os-instance-actions");
+    let all = cloud.test.get(&path, &cloud.token).await.expect(200);
+    let request = all["instanceActions"][0]["request_id"].as_str().unwrap().to_owned();
+    let path = format!("{path}/{request}");
+    cloud.test.get_at(&path, &cloud.token, 84).await.expect(200)["instanceAction"].take()
+}
+
+#[tokio::test]
+async fn a_suspension_that_a_host_gives_up_is_taken_back_and_the_action_says_why() {
+    let cloud = Cloud::new().await;
+    let id = cloud.run("s").await;
+    let old = cloud.host.desired(&cloud.test, 0).await.generation;
+    cloud.begun(&id, json!({"suspend": null})).await;
+    // What was said before the host knew of this wish is of another one.
+    let spec = cloud.spec().await;
+    let given_up = vec![GivenUp { wish: Wish::Suspend, message: "x".into() }];
+    let early = ObservedServer { state: ServerState::Running, given_up, ..as_wanted(&spec) };
+    cloud.host.report(&cloud.test, old, vec![early]).await.expect(204);
+    assert_eq!(cloud.states(&id).await, json!(["ACTIVE", "active", "suspending", 1]));
+    give_up(&cloud, ServerState::Running, Wish::Suspend).await;
+    assert_eq!(cloud.states(&id).await, json!(["ACTIVE", "active", null, 1]));
+    assert_eq!(cloud.spec().await.power, DesiredPower::Running);
+    let action = last_action(&cloud, &id).await;
+    assert_eq!((&action["action"], &action["message"]), (&json!("suspend"), &json!("Error")));
+    let event = &action["events"][0];
+    assert_eq!(event["result"], "Error");
+    assert!(event["details"].as_str().unwrap().contains("No space left on device"), "{event}");
+    // It can be asked for again, and then it works.
+    cloud.begun(&id, json!({"suspend": null})).await;
+    cloud.settle().await;
+    assert_eq!(cloud.states(&id).await, json!(["SUSPENDED", "suspended", null, 4]));
+}
+
+#[tokio::test]
+async fn an_image_whose_disk_a_host_can_not_copy_goes_and_the_action_says_why() {
+    let cloud = Cloud::new().await;
+    let id = cloud.run("s").await;
+    let answer = cloud.act(&id, json!({"createImage": {"name": "copy"}})).await;
+    assert_eq!(answer.status.as_u16(), 202);
+    let image = cloud.spec().await.captures[0].image_id;
+    give_up(&cloud, ServerState::Running, Wish::Capture(image)).await;
+    assert_eq!(cloud.states(&id).await, json!(["ACTIVE", "active", null, 1]));
+    assert!(cloud.spec().await.captures.is_empty());
+    cloud.test.get(&format!("/image/v2/images/{image}"), &cloud.token).await.expect(404);
+    let action = last_action(&cloud, &id).await;
+    assert_eq!((&action["action"], &action["events"][0]["result"]), (&json!("createImage"), &json!("Error")));
 }
 
 #[tokio::test]
