@@ -206,13 +206,15 @@ impl Ledger {
         Ok(Self { state })
     }
 
-    /// Writes a record; the server's directory is created if need be.
+    /// Writes a record; the first one makes the server's directories.
     ///
     /// # Errors
     /// [`FileError`].
     pub fn write(&self, record: &ServerRecord) -> Result<(), FileError> {
         let dir = self.state.server(record.id);
-        jail::make_directories(record.id, &dir)?;
+        if !dir.vm().is_dir() {
+            jail::make_directories(record.id, &dir)?;
+        }
         files::replace_json(&dir.ledger(), record, record.durability())
     }
 
