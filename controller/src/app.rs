@@ -14,9 +14,20 @@ use crate::{
     identity, image, network,
 };
 
-/// State of the running controller; cloning is cheap.
+/// State of the running controller. Each layer around a route clones it for each request, so it is one pointer.
 #[derive(Clone)]
-pub struct App {
+pub struct App(Arc<Shared>);
+
+impl std::ops::Deref for App {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+/// What [`App`] points to.
+pub struct Shared {
     /// Connections for reading. Write through [`App::begin`].
     pub db: Pool,
     /// The one connection that writes: a queue in this process instead of retries on a busy database.
@@ -95,7 +106,7 @@ impl App {
         });
         let image_store = image::store::ImageStore::new(images.clone(), bucket.transpose()?);
         image_store.claim(&pools.write).await.map_err(OpenError::ImageStore)?;
-        let app = Self {
+        let app = Self(Arc::new(Shared {
             db: pools.read,
             writer: pools.write,
             metrics: Arc::default(),
@@ -108,7 +119,7 @@ impl App {
             blobs: Arc::default(),
             presence,
             hub,
-        };
+        }));
         network::upgrade::run(&app).await.map_err(OpenError::Upgrade)?;
         Ok(app)
     }
