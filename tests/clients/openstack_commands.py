@@ -343,6 +343,108 @@ def network(client):
     same(client.json("port", "show", "extra")["description"], "spare")
     client.fails("409", "network", "delete", "net")
     has(column(client.json("extension", "list", "--network"), "Alias"), "quotas")
+    routing(client)
+    filters(client)
+
+
+def routing(client):
+    """Routers with several gateways, floating IPs and port forwardings."""
+    for name, cidr in (("public", "203.0.113.0/24"), ("second", "198.18.0.0/24")):
+        client.json("network", "create", name, "--external", "--provider-network-type", "flat",
+            "--provider-physical-network", name)
+        client.json("subnet", "create", name, "--network", name, "--subnet-range", cidr, "--no-dhcp")
+    nets = {name: client.json("network", "show", name)["id"] for name in ("public", "second")}
+
+    def gateways():
+        shown = client.json("router", "show", "r")
+        found = [gateway["network_id"] for gateway in shown["external_gateways"]]
+        first = shown["external_gateway_info"]
+        same(first and first["network_id"], found[0] if found else None)
+        return found
+
+    client.json("router", "create", "r", "--external-gateway", "public", "--external-gateway", "second")
+    same(gateways(), [nets["public"], nets["second"]])
+    has(column(client.json("router", "list"), "Name"), "r")
+    client.text("router", "add", "subnet", "r", "sub")
+    left = client.json("router", "remove", "gateway", "r", "second")
+    same([gateway["network_id"] for gateway in left["external_gateways"]], [nets["public"]])
+    client.fails("400", "router", "remove", "gateway", "r", "second")
+    client.json("router", "add", "gateway", "r", "second", "--fixed-ip", "subnet=second,ip-address=198.18.0.50")
+    same(gateways(), [nets["public"], nets["second"]])
+    client.text("router", "set", "--enable-default-route-ecmp", "r")
+    same(client.json("router", "show", "r")["enable_default_route_ecmp"], True)
+    client.fails("enable_default_route_bfd", "router", "set", "--enable-default-route-bfd", "r")
+    # Each floating IP needs the gateway on its own network.
+    port = client.json("port", "create", "inside", "--network", "net")
+    floating = client.json("floating", "ip", "create", "second", "--port", "inside")
+    same(floating["port_id"], port["id"])
+    client.fails("409", "router", "remove", "gateway", "r", "second")
+    client.text("floating", "ip", "unset", "--port", floating["id"])
+    forward = client.json("floating", "ip", "port", "forwarding", "create", floating["id"], "--port", "inside",
+        "--internal-ip-address", port["fixed_ips"][0]["ip_address"], "--internal-protocol-port", "22",
+        "--external-protocol-port", "2222", "--protocol", "tcp")
+    same(len(client.json("floating", "ip", "port", "forwarding", "list", floating["id"])), 1)
+    client.text("floating", "ip", "port", "forwarding", "delete", floating["id"], forward["id"])
+    client.text("floating", "ip", "delete", floating["id"])
+    client.text("router", "set", "--external-gateway", "second", "r")
+    same(gateways(), [nets["second"]])
+    client.json("router", "add", "route", "r", "--route", "destination=192.0.2.0/24,gateway=10.60.0.9")
+    client.json("router", "remove", "route", "r", "--route", "destination=192.0.2.0/24,gateway=10.60.0.9")
+    client.text("router", "unset", "--external-gateway", "r")
+    same(gateways(), [])
+    client.text("router", "remove", "subnet", "r", "sub")
+    client.text("router", "delete", "r")
+    client.text("port", "delete", "inside")
+    for name in nets:
+        client.text("network", "delete", name)
+
+
+def filters(client):
+    """Security groups, address groups, QoS, sharing, pools, quotas, views."""
+    client.json("address", "group", "create", "friends", "--address", "192.0.2.0/24")
+    client.text("address", "group", "set", "--address", "198.51.100.7", "friends")
+    same(len(client.json("address", "group", "show", "friends")["addresses"]), 2)
+    client.json("security", "group", "create", "web", "--description", "one", "--stateful")
+    rule = client.json("security", "group", "rule", "create", "web", "--protocol", "tcp", "--dst-port", "80:81",
+        "--remote-address-group", "friends")
+    same((rule["port_range_min"], rule["port_range_max"]), (80, 81))
+    client.json("security", "group", "rule", "create", "web", "--protocol", "icmp", "--icmp-type", "8", "--remote-group", "web")
+    client.fails("409", "security", "group", "rule", "create", "web", "--protocol", "icmp", "--icmp-type", "8", "--remote-group", "web")
+    same(len(client.json("security", "group", "rule", "list", "web")), 4)
+    client.text("security", "group", "set", "web", "--name", "http")
+    client.json("port", "create", "filtered", "--network", "net", "--security-group", "http", "--allowed-address", "ip-address=10.60.0.99")
+    client.fails("409", "security", "group", "delete", "http")
+    client.text("port", "set", "filtered", "--no-security-group", "--no-allowed-address")
+    client.text("port", "set", "filtered", "--disable-port-security")
+    same(client.json("port", "show", "filtered")["port_security_enabled"], False)
+    client.json("network", "qos", "policy", "create", "slow", "--share")
+    client.json("network", "qos", "rule", "create", "slow", "--type", "bandwidth-limit", "--max-kbps", "1000", "--egress")
+    client.json("network", "qos", "rule", "create", "slow", "--type", "dscp-marking", "--dscp-mark", "26")
+    same(len(client.json("network", "qos", "rule", "list", "slow")), 2)
+    has(column(client.json("network", "qos", "rule", "type", "list"), "Type"), "bandwidth_limit", "dscp_marking")
+    client.text("port", "set", "filtered", "--qos-policy", "slow")
+    client.fails("409", "network", "qos", "policy", "delete", "slow")
+    client.text("port", "unset", "filtered", "--qos-policy")
+    client.text("network", "qos", "policy", "delete", "slow")
+    client.text("port", "delete", "filtered")
+    client.text("security", "group", "delete", "http")
+    client.text("address", "group", "delete", "friends")
+    shared = client.json("network", "rbac", "create", "--type", "network", "--action", "access_as_shared", "--target-all-projects", "net")
+    same(client.json("network", "show", "net")["shared"], True)
+    client.text("network", "rbac", "delete", shared["id"])
+    client.json("subnet", "pool", "create", "pool", "--pool-prefix", "10.128.0.0/16", "--default-prefix-length", "26")
+    client.json("network", "create", "pooled")
+    taken = client.json("subnet", "create", "taken", "--network", "pooled", "--subnet-pool", "pool")
+    same(taken["cidr"].split("/")[1], "26")
+    client.text("network", "delete", "pooled")
+    client.text("subnet", "pool", "delete", "pool")
+    client.text("network", "set", "net", "--tag", "blue")
+    has(column(client.json("network", "list", "--tags", "blue"), "Name"), "net")
+    client.text("network", "unset", "net", "--all-tag")
+    client.json("network", "agent", "list")
+    client.json("ip", "availability", "list")
+    client.json("availability", "zone", "list", "--network")
+    client.json("quota", "show", "--network")
 
 
 def compute(client):
