@@ -7,6 +7,7 @@
 //! | [`identity`] | Keystone v3: users, projects, roles, tokens, catalog |
 //! | [`image`] | Glance v2: image records and their bytes |
 //! | [`compute`], [`network`] | Nova v2.1 and Neutron v2.0 |
+//! | [`policy`], [`schema`] | who may do what, and what bodies may say: a table of every route each |
 //! | `events` | what happened, as a table with a cursor and as a stream |
 //! | [`hosts`], [`scheduler`] | the protocol with hosts (Mote's own API), and which host a server goes to |
 //!
@@ -25,6 +26,7 @@ pub mod image;
 pub mod network;
 pub mod policy;
 pub mod scheduler;
+pub mod schema;
 pub mod server;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -22,7 +22,7 @@ pub(crate) mod servers;
 mod services;
 pub(crate) mod state;
 mod usage;
-mod versions;
+pub(crate) mod versions;
 mod zones;
 
 pub(crate) use versions::HEADERS as MICROVERSION_HEADERS;

@@ -26,6 +26,7 @@ use crate::{
         json::{self, JsonBody},
     },
     scheduler::{Policy, Resources},
+    schema::Expected,
 };
 
 /// Longest description and reason in bytes.
@@ -44,10 +45,12 @@ pub(super) struct TokenBody {
 pub(super) async fn create_token(
     State(app): State<App>,
     ctx: Ctx,
+    expected: Expected,
     body: Bytes,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     ctx.require_admin()?;
-    let body: TokenBody = if body.is_empty() { TokenBody::default() } else { json::parse(&body)? };
+    let body: TokenBody =
+        if body.is_empty() { TokenBody::default() } else { json::parse_as(&body, &expected)? };
     short("description", &body.description)?;
     let wish = TokenWish {
         description: body.description,

@@ -7,13 +7,15 @@ use axum::{
 };
 use http::header;
 use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
 
 use super::error::ApiError;
+use crate::schema::Expected;
 
 /// Largest JSON body, 1 MiB.
 pub const MAX_JSON_BYTES: usize = 1 << 20;
 
-/// A JSON body. What is wrong with it is a 400 of the service that says what and where.
+/// A JSON body as its route has it in [`crate::schema`]. What is wrong with it is a 400 of the service that says what and where.
 #[derive(Debug, Clone, Copy)]
 pub struct JsonBody<T>(pub T);
 
@@ -26,9 +28,24 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
         if content_type.is_some_and(|t| !t.starts_with(b"application/json")) {
             return Err(ApiError::UnsupportedMedia("The body must be of type application/json.".into()));
         }
+        let expected = Expected::of(request.method(), request.extensions())?;
         let bytes = Bytes::from_request(request, state).await.map_err(body_error)?;
-        parse(&bytes).map(Self)
+        parse_as(&bytes, &expected).map(Self)
     }
+}
+
+/// Parses a body that has to be as its route has it.
+///
+/// # Errors
+/// 400.
+pub fn parse_as<T: DeserializeOwned>(bytes: &[u8], expected: &Expected) -> Result<T, ApiError> {
+    if expected.is_any() {
+        return parse(bytes);
+    }
+    let value: Value = parse(bytes)?;
+    expected.check(&value)?;
+    serde_json::from_value(value)
+        .map_err(|error| ApiError::BadRequest(format!("Invalid input in the JSON body: {error}")))
 }
 
 /// Parses a body.

@@ -50,6 +50,8 @@ pub fn wrap(router: Router, app: App) -> Router {
         .layer(from_fn(guard))
         .layer(from_fn_with_state(app.clone(), limit_log_ins))
         .layer(from_fn_with_state(app, observe));
+    #[cfg(test)]
+    let inner = inner.layer(from_fn(crate::schema::answers::watch));
     // A layer of a router runs after its routing; what changes the path must be around a router that has no routes.
     Router::new().fallback_service(inner).layer(from_fn(normalise))
 }

@@ -4,32 +4,53 @@ use axum::extract::{FromRequestParts, Query};
 use http::request::Parts;
 
 use super::error::ApiError;
+#[cfg(test)]
+use crate::schema;
 
 /// Most parameters in a query.
 const MAX_PARAMS: usize = 128;
 
 /// Parameters in their order; names may repeat.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Params(Vec<(String, String)>);
+#[derive(Debug, Clone, Default)]
+pub struct Params {
+    pairs: Vec<(String, String)>,
+    /// What the route's documentation has.
+    #[cfg(test)]
+    known: Option<&'static [schema::Member]>,
+}
+
+/// Tests check that a handler asks for what the documentation has, and as it has it.
+macro_rules! documented {
+    ($self:ident, $name:ident, $way:ident) => {
+        #[cfg(test)]
+        if let Some(known) = $self.known {
+            let way = schema::queries::Way::$way;
+            assert!(schema::queries::allows(known, $name, way), "{} is not documented as {way:?}", $name);
+        }
+    };
+}
 
 impl Params {
     /// The first value of a parameter.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+        documented!(self, name, Text);
+        self.pairs.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     }
 
     /// All values of a parameter.
     pub fn all<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        self.0.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str())
+        documented!(self, name, Text);
+        self.pairs.iter().filter(move |(n, _)| n == name).map(|(_, value)| value.as_str())
     }
 
     /// All parameters.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0.iter().map(|(name, value)| (name.as_str(), value.as_str()))
+        self.pairs.iter().map(|(name, value)| (name.as_str(), value.as_str()))
     }
 
     /// Keystone's way: there without a value, or anything but `0` and `false`, is yes.
     pub fn flag(&self, name: &str) -> bool {
+        documented!(self, name, Flag);
         self.get(name)
             .is_some_and(|value| !matches!(value.to_ascii_lowercase().as_str(), "0" | "false" | "no"))
     }
@@ -39,6 +60,7 @@ impl Params {
     /// # Errors
     /// 400 if it is none.
     pub fn boolean(&self, name: &str) -> Result<Option<bool>, ApiError> {
+        documented!(self, name, Boolean);
         let Some(value) = self.get(name) else { return Ok(None) };
         match value.to_ascii_lowercase().as_str() {
             "true" | "1" | "yes" | "on" | "t" | "y" => Ok(Some(true)),
@@ -52,6 +74,7 @@ impl Params {
     /// # Errors
     /// 400 if it is none.
     pub fn number(&self, name: &str) -> Result<Option<u64>, ApiError> {
+        documented!(self, name, Number);
         let Some(value) = self.get(name) else { return Ok(None) };
         let refused =
             |_| ApiError::BadRequest(format!("The parameter {name} must be a whole number, at least 0."));
@@ -74,7 +97,7 @@ impl Params {
 
 impl FromIterator<(String, String)> for Params {
     fn from_iter<I: IntoIterator<Item = (String, String)>>(params: I) -> Self {
-        Self(params.into_iter().collect())
+        Self { pairs: params.into_iter().collect(), ..Self::default() }
     }
 }
 
@@ -92,7 +115,8 @@ pub(crate) fn escaped(text: &str) -> String {
 
 impl<const N: usize> From<[(&str, &str); N]> for Params {
     fn from(pairs: [(&str, &str); N]) -> Self {
-        Self(pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect())
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        Self { pairs: pairs.iter().map(owned).collect(), ..Self::default() }
     }
 }
 
@@ -104,7 +128,11 @@ impl<S: Sync> FromRequestParts<S> for Params {
             .map_err(|_| ApiError::BadRequest("The query of the URL is malformed.".into()))?;
         match pairs.len() > MAX_PARAMS {
             true => Err(ApiError::BadRequest(format!("More than {MAX_PARAMS} parameters in the URL."))),
-            false => Ok(Self(pairs)),
+            false => Ok(Self {
+                pairs,
+                #[cfg(test)]
+                known: schema::queries::of_request(parts),
+            }),
         }
     }
 }

@@ -170,7 +170,6 @@ fn wish(ctx: &Ctx, user: &str, body: Value) -> Result<Wish, ApiError> {
         return Err(invalid("access_rules", "has more than 100 rules"));
     }
     let rules = rules.iter().map(access_rule).collect::<Result<_, _>>()?;
-    fields.nothing_else()?;
     Ok(Wish { row, secret, roles, rules })
 }
 

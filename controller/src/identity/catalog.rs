@@ -82,7 +82,7 @@ impl ServiceRow {
         self.name = fields.text("name")?.unwrap_or(std::mem::take(&mut self.name));
         self.description = fields.text("description")?.unwrap_or(std::mem::take(&mut self.description));
         self.enabled = fields.boolean("enabled")?.unwrap_or(self.enabled);
-        fields.nothing_else()
+        Ok(())
     }
 }
 
@@ -115,7 +115,7 @@ impl EndpointRow {
         };
         self.region_id = region.unwrap_or(self.region_id.take());
         self.enabled = fields.boolean("enabled")?.unwrap_or(self.enabled);
-        fields.nothing_else()
+        Ok(())
     }
 
     /// Who names the region as older clients do means one that is made by being named, as in Keystone.
@@ -441,7 +441,6 @@ async fn insert_region(
         description: fields.text("description")?.unwrap_or_default(),
         parent_region_id: fields.text("parent_region_id")?,
     };
-    fields.nothing_else()?;
     if row.id.is_empty() || row.id.len() > super::fields::MAX_NAME_CHARS {
         return Err(invalid("id", "must have 1 to 255 characters"));
     }
@@ -484,7 +483,6 @@ async fn update_region(
         }
         row.parent_region_id = parent;
     }
-    fields.nothing_else()?;
     sqlx::query("UPDATE regions SET description = $2, parent_region_id = $3 WHERE id = $1")
         .bind(&row.id)
         .bind(&row.description)

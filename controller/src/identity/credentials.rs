@@ -167,7 +167,6 @@ async fn create(
     if kind == EC2 && project_id.is_none() {
         return Err(invalid("project_id", "is missing, as type ec2 needs it"));
     }
-    fields.nothing_else()?;
     let id = id_of(&kind, &blob)?;
     let row = CredentialRow { id, user_id, project_id, r#type: kind, blob: app.identity.keys.seal(&blob)? };
     insert(&app, &row).await?;
@@ -202,7 +201,6 @@ async fn update(
         }
         row.blob = app.identity.keys.seal(&blob)?;
     }
-    fields.nothing_else()?;
     sqlx::query("UPDATE credentials SET project_id = $2, blob = $3 WHERE id = $1")
         .bind(&row.id)
         .bind(&row.project_id)

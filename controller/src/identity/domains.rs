@@ -85,8 +85,6 @@ async fn create(
         description: fields.text("description")?.unwrap_or_default(),
         enabled: fields.boolean("enabled")?.unwrap_or(true),
     };
-    fields.no_options()?;
-    fields.nothing_else()?;
     let mut tx = app.begin().await?;
     sqlx::query("INSERT INTO domains (id, name, description, enabled) VALUES ($1, $2, $3, $4)")
         .bind(&row.id)
@@ -127,8 +125,6 @@ async fn update(
     row.name = fields.short_name()?.unwrap_or(row.name);
     row.description = fields.text("description")?.unwrap_or(row.description);
     row.enabled = fields.boolean("enabled")?.unwrap_or(row.enabled);
-    fields.no_options()?;
-    fields.nothing_else()?;
     if row.id == DEFAULT_DOMAIN && !row.enabled {
         return Err(ApiError::Forbidden("The default domain can't be disabled.".into()));
     }

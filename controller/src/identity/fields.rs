@@ -1,4 +1,5 @@
-//! Reading the object of a request whose unknown fields are the user's own (Keystone's "extra").
+//! Reading the object of a request, which [`crate::schema`] has checked; where that lets others in, unknown fields are the
+//! user's own (Keystone's "extra").
 
 use serde_json::{Map, Value};
 
@@ -123,18 +124,6 @@ impl Fields {
         }
     }
 
-    /// Refuses resource options (`options: {…}`): none is supported; an empty object is fine.
-    ///
-    /// # Errors
-    /// 400 if there is any.
-    pub fn no_options(&mut self) -> Result<(), ApiError> {
-        match self.0.remove("options") {
-            None | Some(Value::Null) => Ok(()),
-            Some(Value::Object(options)) if options.is_empty() => Ok(()),
-            Some(_) => Err(invalid("options", "has options that are not supported")),
-        }
-    }
-
     /// Refuses a change of what can't be changed.
     ///
     /// # Errors
@@ -151,7 +140,7 @@ impl Fields {
     /// # Errors
     /// 400 if it is too much to keep.
     pub fn rest(mut self) -> Result<Map<String, Value>, ApiError> {
-        for name in ["id", "links"] {
+        for name in ["id", "links", "options"] {
             self.0.remove(name);
         }
         match Value::Object(self.0.clone()).to_string().len() > MAX_TEXT_BYTES {
@@ -159,20 +148,6 @@ impl Fields {
                 "The further fields have more than {MAX_TEXT_BYTES} bytes."
             ))),
             false => Ok(self.0),
-        }
-    }
-
-    /// Refuses what is left: this resource has no fields of the user's own.
-    ///
-    /// # Errors
-    /// 400 with the first unknown name.
-    pub fn nothing_else(self) -> Result<(), ApiError> {
-        match self.rest()?.keys().next() {
-            None => Ok(()),
-            Some(name) => {
-                let name: String = name.chars().take(64).collect();
-                Err(ApiError::BadRequest(format!("The field {name:?} is not known.")))
-            }
         }
     }
 }
@@ -211,8 +186,6 @@ mod tests {
         assert!(text.contains("'name'") && text.contains("string"), "{text}");
         assert!(fields(json!({"name": "  "})).name().is_err());
         assert!(fields(json!({"enabled": "yes"})).boolean("enabled").is_err());
-        assert!(fields(json!({"options": {"a": 1}})).no_options().is_err());
-        assert!(fields(json!({"color": 1})).nothing_else().unwrap_err().to_string().contains("color"));
     }
 
     #[test]

@@ -83,7 +83,6 @@ async fn create(
         name: fields.name()?.ok_or_else(|| ApiError::BadRequest("A group needs a name.".into()))?,
         description: fields.text("description")?.unwrap_or_default(),
     };
-    fields.nothing_else()?;
     let mut tx = app.begin().await?;
     projects::require_domain(&mut tx, &row.domain_id).await?;
     sqlx::query("INSERT INTO groups (id, domain_id, name, description) VALUES ($1, $2, $3, $4)")
@@ -117,7 +116,6 @@ async fn update(
     if let Some(description) = fields.nullable_text("description")? {
         row.description = description.unwrap_or_default();
     }
-    fields.nothing_else()?;
     sqlx::query("UPDATE groups SET name = $2, description = $3 WHERE id = $1")
         .bind(&row.id)
         .bind(&row.name)

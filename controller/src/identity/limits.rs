@@ -79,7 +79,6 @@ impl Registered {
         if let Some(text) = fields.nullable_text("description")? {
             self.description = text;
         }
-        fields.nothing_else()?;
         if !(1..=MAX_RESOURCE_CHARS).contains(&self.resource_name.chars().count()) {
             return Err(invalid("resource_name", "must have 1 to 255 characters"));
         }
@@ -373,7 +372,6 @@ async fn create(
         let amount = limit(&mut fields, "resource_limit")?;
         let amount = amount.ok_or_else(|| invalid("resource_limit", "is missing"))?;
         let description = fields.text("description")?;
-        fields.nothing_else()?;
         match (&project, &domain) {
             (Some(id), None) => {
                 known(&mut tx, "SELECT EXISTS (SELECT 1 FROM projects WHERE id = $1)", "project_id", id)
@@ -429,7 +427,6 @@ async fn change(
     let mut fields = Fields::of(body, "limit")?;
     let amount = limit(&mut fields, "resource_limit")?;
     let description = fields.nullable_text("description")?;
-    fields.nothing_else()?;
     let mut tx = app.begin().await?;
     let mut row = find(&mut tx, &ctx, &id).await?;
     row.resource_limit = amount.unwrap_or(row.resource_limit);

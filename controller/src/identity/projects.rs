@@ -82,7 +82,6 @@ impl ProjectRow {
         if fields.boolean("is_domain")? == Some(true) {
             return Err(invalid("is_domain", "can't be true: use /v3/domains"));
         }
-        fields.no_options()?;
         self.extra = merge_extra(&self.extra, fields.rest()?);
         Ok(())
     }

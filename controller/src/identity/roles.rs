@@ -84,11 +84,9 @@ async fn create(
         name: fields.name()?.ok_or_else(|| ApiError::BadRequest("A role needs a name.".into()))?,
         description: fields.text("description")?.unwrap_or_default(),
     };
-    fields.no_options()?;
     if fields.text("domain_id")?.is_some() {
         return Err(ApiError::BadRequest("Roles of a domain are not supported.".into()));
     }
-    fields.nothing_else()?;
     let mut tx = app.begin().await?;
     sqlx::query("INSERT INTO roles (id, name, description) VALUES ($1, $2, $3)")
         .bind(&row.id)
@@ -137,8 +135,6 @@ async fn update(
         row.name = name;
     }
     row.description = fields.text("description")?.unwrap_or(row.description);
-    fields.no_options()?;
-    fields.nothing_else()?;
     sqlx::query("UPDATE roles SET name = $2, description = $3 WHERE id = $1")
         .bind(&row.id)
         .bind(&row.name)

@@ -56,7 +56,7 @@ async fn wrong_password_and_unknown_user_look_the_same() {
 async fn malformed_requests_for_a_token_are_400_and_say_why() {
     let test = TestApp::new().await;
     let cases = [
-        (json!({}), "missing field `auth`"),
+        (json!({}), "'auth' is a required"),
         (json!({"auth": {"identity": {"methods": []}}}), "No authentication method"),
         (json!({"auth": {"identity": {"methods": ["password"]}}}), "auth.identity.password is missing"),
         (json!({"auth": {"identity": {"methods": ["saml2"]}}}), "saml2"),

@@ -67,7 +67,6 @@ impl UserRow {
             self.tokens_valid_from_us = db::now_us();
         }
         self.enabled = enabled;
-        fields.no_options()?;
         self.extra = merge_extra(&self.extra, fields.rest()?);
         Ok(())
     }

@@ -27,7 +27,7 @@ mod import_tests;
 pub(crate) mod index;
 mod info;
 mod members;
-mod patch;
+pub(crate) mod patch;
 pub(crate) mod record;
 pub(crate) mod routes;
 pub(crate) mod snapshot;

@@ -26,6 +26,7 @@ use crate::{
         error::ApiError,
         json::{self, JsonBody},
     },
+    schema::Expected,
 };
 
 /// Most images of a project.
@@ -116,12 +117,13 @@ pub async fn update(
     ctx: Ctx,
     Path(id): Path<String>,
     headers: HeaderMap,
+    expected: Expected,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Json<Value>, ApiError> {
     let kind = headers.get(header::CONTENT_TYPE);
     let is = |media_type: &str| kind.is_some_and(|value| value == media_type);
     let operations: Vec<Operation> = if is(patch::MEDIA_TYPE) {
-        json::parse(&body.map_err(json::body_error)?)?
+        json::parse_as(&body.map_err(json::body_error)?, &expected)?
     } else if is(patch::OLD_MEDIA_TYPE) {
         let operations: Vec<OldOperation> = json::parse(&body.map_err(json::body_error)?)?;
         operations.into_iter().map(Operation::try_from).collect::<Result<_, _>>()?

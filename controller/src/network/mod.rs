@@ -106,6 +106,33 @@ pub fn router() -> Router<App> {
         .route("/v2.0/network-ip-availabilities/{id}", get(views::ip_availability))
 }
 
+/// The paths of lists and of what is in them, with the attributes that they are filtered and ordered by, for docs/openapi.json.
+#[cfg(test)]
+pub(crate) fn collections() -> Vec<(String, &'static [&'static str])> {
+    use resource::Resource;
+    fn of<R: Resource>(parent: &str) -> (String, &'static [&'static str]) {
+        (format!("/network/v2.0/{parent}{}", R::PATH), R::COLLECTION.attributes)
+    }
+    vec![
+        of::<networks::Networks>(""),
+        of::<subnets::Subnets>(""),
+        of::<subnet_pools::SubnetPools>(""),
+        of::<ports::Ports>(""),
+        of::<security_groups::SecurityGroups>(""),
+        of::<security_group_rules::SecurityGroupRules>(""),
+        of::<address_groups::AddressGroups>(""),
+        of::<routers::Routers>(""),
+        of::<floating_ips::FloatingIps>(""),
+        of::<port_forwardings::PortForwardings>("floatingips/{parent}/"),
+        of::<rbac::RbacPolicies>(""),
+        of::<qos::Policies>(""),
+        of::<qos::BandwidthLimits>("qos/policies/{parent}/"),
+        of::<qos::DscpMarks>("qos/policies/{parent}/"),
+        ("/network/v2.0/agents".into(), views::AGENTS.attributes),
+        ("/network/v2.0/network-ip-availabilities".into(), views::AVAILABILITIES.attributes),
+    ]
+}
+
 /// The base of all links.
 fn base(app: &App) -> String {
     format!("{}/network/v2.0", app.config.public_url)

@@ -23,7 +23,7 @@ use crate::{
 
 type Pairs = Params<Vec<(String, String)>>;
 
-const AVAILABILITIES: Collection = Collection {
+pub(super) const AVAILABILITIES: Collection = Collection {
     name: "network_ip_availabilities",
     attributes: &[
         "network_id",
@@ -36,10 +36,10 @@ const AVAILABILITIES: Collection = Collection {
     ],
 };
 
-const ZONES: Collection =
+pub(super) const ZONES: Collection =
     Collection { name: "availability_zones", attributes: &["name", "resource", "state"] };
 
-const AGENTS: Collection = Collection {
+pub(super) const AGENTS: Collection = Collection {
     name: "agents",
     attributes: &[
         "admin_state_up",

@@ -146,17 +146,17 @@ impl Page {
         form: Form,
     ) -> Result<Self, ApiError> {
         let project = project(ctx, version, params)?;
-        if params.boolean("deleted")? == Some(true) {
-            ctx.require_admin()?;
-            // Mote keeps no deleted servers.
-            return Ok(Self::default());
-        }
         let limit = match params.number("limit")? {
             Some(limit) => usize::try_from(limit).unwrap_or(MAX_LIMIT).min(MAX_LIMIT),
             None => MAX_LIMIT,
         };
         let filters = Filters::parse(version, params)?;
         let wish = Wish { project, params, order: order(params)?, filters: &filters, ctx, version };
+        if params.boolean("deleted")? == Some(true) {
+            ctx.require_admin()?;
+            // Mote keeps no deleted servers.
+            return Ok(Self::default());
+        }
         // One snapshot: what is read after a server is what followed it then.
         let mut tx = app.db.begin().await?;
         let page = wish.page(&mut tx, limit, form).await?;

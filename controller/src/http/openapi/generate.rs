@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::bodies::{BODIES, Kind, QUERIES};
 use crate::{
     app,
+    image::patch::MEDIA_TYPE as PATCH,
     policy::{self, Rule},
+    schema::{self, Type, answers, queries, render},
 };
 
 const METHODS: [&str; 5] = ["get", "post", "put", "patch", "delete"];
@@ -87,55 +88,16 @@ fn parameters(path: &str) -> Vec<Value> {
         .collect()
 }
 
-fn schema(kind: Kind) -> Value {
-    match kind {
-        Kind::Text => json!({"type": "string"}),
-        Kind::Perhaps => json!({"type": ["string", "null"]}),
-        Kind::Flag => json!({"type": "boolean"}),
-        Kind::Number => json!({"type": "integer"}),
-        Kind::Object => json!({"type": "object"}),
-        Kind::Texts => json!({"type": "array", "items": {"type": "string"}}),
-        Kind::Objects => json!({"type": "array", "items": {"type": "object"}}),
-    }
-}
-
-/// The collection that a path belongs to: itself, or what it is one of.
-fn collection(path: &str) -> &str {
-    match path.rsplit_once('/') {
-        Some((collection, last)) if last.starts_with('{') => collection,
-        _ => path,
-    }
-}
-
-fn body(method: &str, path: &str) -> Value {
-    let octets = path.ends_with("/file") || path.ends_with("/stage") || path.contains("/captures/");
-    if octets {
-        return json!({"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}});
-    }
-    if method == "patch" && path == "/image/v2/images/{id}" {
-        let operation = json!({
-            "type": "object", "required": ["op", "path"],
-            "properties": {
-                "op": {"type": "string", "enum": ["add", "remove", "replace"]}, "path": {"type": "string"}, "value": {},
-            },
-        });
-        let schema = json!({"type": "array", "items": operation});
-        return json!({"content": {"application/openstack-images-v2.1-json-patch": {"schema": schema}}});
-    }
-    let known = BODIES.iter().find(|(of, ..)| *of == collection(path));
-    let schema = known.map_or_else(
-        || json!({"type": "object"}),
-        |(_, name, properties)| {
-            let properties: Map<String, Value> =
-                properties.iter().map(|(name, kind)| ((*name).to_owned(), schema(*kind))).collect();
-            let inner = json!({"type": "object", "properties": properties});
-            match name.is_empty() {
-                true => inner,
-                false => json!({"type": "object", "required": [name], "properties": {*name: inner}}),
-            }
-        },
-    );
-    json!({"content": {"application/json": {"schema": schema}}})
+/// What the table of bodies has for a route.
+fn body(method: &str, path: &str) -> Option<Value> {
+    let of = schema::body_of(method, path)?;
+    let media = match of {
+        Type::Octets => "application/octet-stream",
+        _ if (method, path) == ("patch", "/image/v2/images/{id}") => PATCH,
+        _ => "application/json",
+    };
+    let content = json!({media: {"schema": render::schema(of)}});
+    Some(json!({"required": !matches!(of, Type::Optional(_)), "content": content}))
 }
 
 fn operation(method: &str, path: &str) -> Value {
@@ -162,56 +124,60 @@ fn operation(method: &str, path: &str) -> Value {
         _ if path == "/metrics" => {}
         _ => operation["security"] = json!([{"token": []}]),
     }
-    if ["post", "put", "patch"].contains(&method) {
-        operation["requestBody"] = body(method, path);
+    if let Some(body) = body(method, path) {
+        operation["requestBody"] = body;
     }
-    if let Some((_, parameters)) = QUERIES.iter().find(|(of, _)| method == "get" && *of == path) {
-        let parameter =
-            |(name, kind): &(&str, Kind)| json!({"name": name, "in": "query", "schema": schema(*kind)});
-        operation["parameters"] = parameters.iter().map(parameter).collect();
+    let of_table = queries::of(method, path).unwrap_or_default();
+    let mut parameters: Vec<(String, Value)> =
+        of_table.iter().map(|(name, of)| ((*name).to_owned(), render::schema(of))).collect();
+    if method == "get" {
+        parameters.extend(queries::of_network(path));
+    }
+    if !parameters.is_empty() {
+        let parameter = |(name, schema)| json!({"name": name, "in": "query", "schema": schema});
+        operation["parameters"] = parameters.into_iter().map(parameter).collect();
     }
     operation
 }
 
-/// Errors that all services have.
-const ERRORS: [(&str, &str); 15] = [
-    ("400", "The request makes no sense; the text says why"),
-    ("401", "No valid token, or a wrong password"),
-    ("403", "Not allowed"),
-    ("404", "Does not exist, or is not yours to see"),
-    ("405", "Not with this method"),
-    ("406", "No such version of the API"),
-    ("408", "The body did not arrive in time"),
-    ("409", "Not in the present state"),
-    ("410", "Was deleted meanwhile"),
-    ("412", "Not of the revision that the request named"),
-    ("413", "The body is too large, or there are too many"),
-    ("415", "The body is of another type"),
-    ("429", "Too often"),
-    ("501", "A part of the API that Mote does not have"),
-    ("503", "Can't be answered now"),
+/// What errors mean; which of them a route can answer says [`answers::errors`].
+const ERRORS: [(u16, &str); 16] = [
+    (400, "The request makes no sense; the text says why"),
+    (401, "No valid token, or a wrong password"),
+    (403, "Not allowed"),
+    (404, "Does not exist, or is not yours to see"),
+    (405, "Not with this method"),
+    (406, "No such version of the API"),
+    (408, "The body did not arrive in time"),
+    (409, "Not in the present state"),
+    (410, "Was deleted meanwhile"),
+    (412, "Not of the revision that the request named"),
+    (413, "The body is too large, or there are too many"),
+    (415, "The body is of another type"),
+    (416, "The range is outside of the image"),
+    (429, "Too often"),
+    (501, "A part of the API that Mote does not have"),
+    (503, "Can't be answered now"),
 ];
 
 fn responses(method: &str, path: &str, error_schema: &str) -> Value {
-    let done: &[&str] = match method {
-        "get" => &["200", "204", "206", "300"],
-        "patch" => &["200"],
-        "delete" => &["200", "202", "204"],
-        _ => &["200", "201", "202", "204"],
-    };
-    let mut responses: Map<String, Value> =
-        done.iter().map(|status| ((*status).to_owned(), json!({"description": "Done"}))).collect();
-    for (status, _) in ERRORS {
-        let elsewhere = (status == "501" && !path.starts_with("/compute"))
-            || (status == "410" && !path.starts_with("/image"))
-            || (status == "412" && !(path.starts_with("/network") && ["put", "delete"].contains(&method)));
-        if !elsewhere {
-            let name = format!("#/components/responses/{error_schema}{status}");
-            responses.insert(status.into(), json!({ "$ref": name }));
+    let mut responses = Map::new();
+    for (status, of) in answers::of(method, path).unwrap_or_default() {
+        let media = match of {
+            Type::Octets if path == "/metrics" => "text/plain",
+            Type::Octets if path.ends_with("/events") => "text/event-stream",
+            Type::Octets => "application/octet-stream",
+            _ => "application/json",
+        };
+        let mut response = json!({"description": "Done"});
+        if !matches!(of, Type::Null) {
+            response["content"] = json!({media: {"schema": render::schema(of)}});
         }
+        responses.insert(status.to_string(), response);
     }
-    if path.ends_with("/file") && method == "get" {
-        responses.insert("416".into(), json!({"description": "The range is outside of the image"}));
+    for status in answers::errors(method, path) {
+        let name = format!("#/components/responses/{error_schema}{status}");
+        responses.insert(status.to_string(), json!({ "$ref": name }));
     }
     Value::Object(responses)
 }
@@ -229,22 +195,83 @@ fn error_responses() -> Value {
     Value::Object(all)
 }
 
-/// JSON with a line for each path, so that a change of one is a change of one line.
-fn lines(document: &Value) -> String {
-    let object = |value: &Value| value.as_object().unwrap().clone();
-    let paths: Vec<String> =
-        object(&document["paths"]).iter().map(|(path, item)| format!("{}:{item}", json!(path))).collect();
-    let members = object(document).into_iter().map(|(name, value)| match name.as_str() {
-        "paths" => format!("\"paths\":{{\n{}\n}}", paths.join(",\n")),
-        _ => format!("{}:{value}", json!(name)),
+/// Names what more than one answer has, so that each is described once: moves it to `components`.
+fn hoist(document: &mut Value) {
+    let mut found: BTreeMap<String, (String, usize)> = BTreeMap::new();
+    each_object(&mut document["paths"], "", &mut |name, schema| {
+        found.entry(schema.to_string()).or_insert_with(|| (name.to_owned(), 0)).1 += 1;
     });
-    format!("{{\n{}\n}}\n", members.collect::<Vec<_>>().join(",\n"))
+    let mut names: BTreeMap<String, String> = BTreeMap::new();
+    for (schema, (name, count)) in found {
+        if count > 1 {
+            let number = names.values().filter(|known| known.split('.').next() == Some(&name)).count();
+            let name = if number == 0 { name } else { format!("{name}.{}", number + 1) };
+            document["components"]["schemas"][&name] = schema.parse().unwrap();
+            names.insert(schema, name);
+        }
+    }
+    each_object(&mut document["paths"], "", &mut |_, schema| {
+        if let Some(name) = names.get(&schema.to_string()) {
+            *schema = json!({"$ref": format!("#/components/schemas/{name}")});
+        }
+    });
+}
+
+/// Calls `each` for every schema of an object with several members, with the name of what has it.
+fn each_object(value: &mut Value, name: &str, each: &mut dyn FnMut(&str, &mut Value)) {
+    const LEAST: usize = 4;
+    match value {
+        Value::Array(list) => list.iter_mut().for_each(|one| each_object(one, name, each)),
+        Value::Object(members)
+            if members
+                .get("properties")
+                .and_then(Value::as_object)
+                .is_some_and(|members| members.len() >= LEAST) =>
+        {
+            each(name, value);
+        }
+        Value::Object(members) => {
+            for (key, value) in members {
+                let keyword = ["schema", "items", "anyOf", "properties", "content", "responses"]
+                    .contains(&key.as_str());
+                let service = key.strip_prefix('/').map(|path| path.split('/').next().unwrap_or_default());
+                let name = match service {
+                    Some(service) => service.to_owned(),
+                    None if keyword || key.contains('/') || key.parse::<u16>().is_ok() => name.to_owned(),
+                    None => {
+                        let service = name.split('_').next().unwrap_or_default();
+                        format!("{service}_{}", key.trim_end_matches('s').replace([':', '/'], "_"))
+                    }
+                };
+                each_object(value, &name, each);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// JSON with a line for each path and component, so that a change of one is a change of one line.
+fn lines(document: &Value) -> String {
+    let each = |value: &Value, line: &dyn Fn(&str, &Value) -> String| {
+        let members = value.as_object().unwrap().iter().map(|(name, value)| line(name, value));
+        format!("{{\n{}\n}}", members.collect::<Vec<_>>().join(",\n"))
+    };
+    let plain = |name: &str, value: &Value| format!("{}:{value}", json!(name));
+    let components = |name: &str, value: &Value| format!("{}:{}", json!(name), each(value, &plain));
+    let members = |name: &str, value: &Value| match name {
+        "paths" => format!("\"paths\":{}", each(value, &plain)),
+        "components" => format!("\"components\":{}", each(value, &components)),
+        _ => plain(name, value),
+    };
+    each(document, &members) + "\n"
 }
 
 #[test]
 fn the_document_is_that_of_the_router() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/openapi.json");
-    let wanted = lines(&document());
+    let mut document = document();
+    hoist(&mut document);
+    let wanted = lines(&document);
     if std::env::var_os("MOTE_UPDATE").is_some() {
         std::fs::write(path, &wanted).unwrap();
         return;
@@ -254,16 +281,27 @@ fn the_document_is_that_of_the_router() {
 }
 
 #[test]
-fn bodies_and_queries_are_those_of_routes() {
+fn tables_are_those_of_routes() {
     let routes = routes();
     assert!(routes.len() > 150 && routes["/compute/v2.1/servers"] == ["get", "post"], "{routes:?}");
-    for (path, ..) in BODIES {
-        assert!(
-            routes.contains_key(*path) || routes.keys().any(|known| collection(known) == *path),
-            "{path}"
-        );
+    for (service, rows) in schema::TABLES {
+        for (method, path, _) in *rows {
+            let known = routes.get(&format!("{service}{path}"));
+            let method = method.to_ascii_lowercase();
+            assert!(
+                known.is_some_and(|methods| methods.contains(&method.as_str())),
+                "{method} {service}{path}"
+            );
+        }
     }
-    for (path, _) in QUERIES {
-        assert!(routes[*path].contains(&"get"), "{path}");
+    for (path, methods) in &routes {
+        for method in methods {
+            assert!(answers::of(method, path).is_some(), "no answer is known of {method} {path}");
+        }
+    }
+    for (row, _) in queries::QUERIES {
+        let (method, path) = row.split_once(' ').unwrap_or(("GET", row));
+        let method = method.to_ascii_lowercase();
+        assert!(routes[path].contains(&method.as_str()), "{row}");
     }
 }

@@ -1,7 +1,7 @@
 //! `GET /openapi.json`: OpenAPI 3.1 of every route, checked in as docs/openapi.json.
 //!
-//! The file is made of the router itself, of the table of who may do what ([`crate::policy`]), and of tables of what bodies
-//! and queries have (`generate`, which is part of the tests only). A test compares the two, and writes the file anew when it is run with
+//! The file is made of the router itself and of the tables of who may do what ([`crate::policy`]) and what bodies, queries
+//! and answers say ([`crate::schema`]), by `generate`, which is part of the tests only. A test compares the two, and writes the file anew when it is run with
 //! `MOTE_UPDATE=1`.
 
 use axum::{
@@ -12,8 +12,6 @@ use axum::{
 
 use crate::app::App;
 
-#[cfg(test)]
-mod bodies;
 #[cfg(test)]
 pub(crate) mod generate;
 

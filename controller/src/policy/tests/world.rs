@@ -482,6 +482,9 @@ impl World {
             (_, "/image/v2/images/{id}/members") => json!({"member": "another"}),
             (_, "/image/v2/images/{id}/members/{member}") => json!({"status": "accepted"}),
             (_, "/identity/v3/projects/{id}/tags") => json!({"tags": []}),
+            (_, "/identity/v3/users/{user}/application_credentials") => {
+                json!({"application_credential": {"name": "n"}})
+            }
             ("PATCH", "/identity/v3/credentials/{id}") => json!({"credential": {}}),
             (_, "/mote/v1/servers/{id}/console") => json!({"data": "aGkK"}),
             (_, "/mote/v1/hosts") => join_body("rubbish", "h3"),
