@@ -320,6 +320,10 @@ async fn views_take_filters_and_long_descriptions_are_kept() {
     refused(admin.get("availability_zones?color=red").await, 400, "HTTPBadRequest");
     let kinds = admin.get("qos/rule-types?type=dscp_marking").await.expect(200);
     assert_eq!(kinds["rule_types"], json!([{"type": "dscp_marking"}]));
+    for kind in ["bandwidth_limit", "dscp_marking"] {
+        let shown = admin.get(&format!("qos/rule-types/{kind}")).await.expect(200);
+        assert_eq!(shown["rule_type"]["type"], kind);
+    }
     refused(admin.get("qos/rule-types?all_rules=true").await, 400, "HTTPBadRequest");
     let long = "d".repeat(1024);
     let body = json!({"name": "friends", "description": long, "addresses": []});

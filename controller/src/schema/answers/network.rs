@@ -288,7 +288,11 @@ const RULE_TYPE: Type = Shown(&[
                     ("parameter_type", TEXT),
                     (
                         "parameter_values",
-                        Either(&[Each(&TEXT), Shown(&[("end", INTEGER), ("start", INTEGER)])]),
+                        Either(&[
+                            Each(&TEXT),
+                            Each(&INTEGER),
+                            Shown(&[("end", INTEGER), ("start", INTEGER)]),
+                        ]),
                     ),
                 ])),
             ),
