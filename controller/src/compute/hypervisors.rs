@@ -142,6 +142,10 @@ async fn page(
     version: Version,
     params: &Params,
 ) -> Result<(Vec<Row>, Option<String>), ApiError> {
+    // Also where there is no host that it would be asked of.
+    if version.has(53) {
+        params.boolean("with_servers")?;
+    }
     let mut rows = match params.get("hypervisor_hostname_pattern").filter(|_| version.has(53)) {
         Some(pattern) => matching(app, ctx, pattern).await?,
         None => rows(app, ctx).await?,
