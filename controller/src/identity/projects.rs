@@ -138,6 +138,8 @@ pub async fn of_user(app: &App, user_id: &str, only_enabled: bool) -> Result<Vec
 }
 
 async fn index(State(app): State<App>, _ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
+    // Also where there is nothing that it would choose from.
+    let enabled = params.boolean("enabled")?;
     if params.flag("is_domain") {
         return Ok(Json(list(&app, "projects", "/v3/projects", Vec::new())));
     }
@@ -149,7 +151,7 @@ async fn index(State(app): State<App>, _ctx: Ctx, params: Params) -> Result<Json
     .bind(params.get("name"))
     .bind(params.get("domain_id"))
     .bind(params.get("parent_id"))
-    .bind(params.boolean("enabled")?)
+    .bind(enabled)
     .bind(MAX_LIST + 1)
     .fetch_all(&app.db)
     .await?;
