@@ -129,6 +129,8 @@ const ACTION: Type = Either(&[
     Object(&[("revertResize", Need(&NOTHING))]),
     Object(&[("addSecurityGroup", Need(&GROUP_NAME))]),
     Object(&[("removeSecurityGroup", Need(&GROUP_NAME))]),
+    Object(&[("addFixedIp", Need(&Object(&[("networkId", Need(&Id))])))]),
+    Object(&[("removeFixedIp", Need(&Object(&[("address", Need(&TEXT))])))]),
     Object(&[("forceDelete", Need(&NOTHING))]),
     Object(&[("changePassword", Need(&Object(&[("adminPass", Need(&TEXT))])))]),
     Object(&[("os-resetState", Need(&Object(&[("state", Need(&Word(&["active", "error"])))])))]),

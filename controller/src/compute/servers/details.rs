@@ -13,18 +13,24 @@ const SIZES: [usize; 3] = [1, 16, BATCH];
 static STATEMENTS: LazyLock<[String; 3]> = LazyLock::new(|| SIZES.map(statement));
 
 /// What a row of the query tells of.
-const ADDRESS: i64 = 1;
-const TAG: i64 = 2;
-const GROUP: i64 = 3;
-const SECURITY_GROUP: i64 = 4;
+const FIXED: i64 = 1;
+const FLOATING: i64 = 2;
+const TAG: i64 = 3;
+const GROUP: i64 = 4;
+const SECURITY_GROUP: i64 = 5;
 
 fn statement(servers: usize) -> String {
     let ids: Vec<String> = (1..=servers).map(|number| format!("${number}")).collect();
     let ids = ids.join(",");
     format!(
-        "SELECT p.server_id, CAST({ADDRESS} AS BIGINT) AS kind, f.address AS text, n.name AS network_name,
+        "SELECT p.server_id, CAST({FIXED} AS BIGINT) AS kind, f.address AS text, n.name AS network_name,
              p.mac_address, p.device_index AS first, f.position AS second
          FROM ports p JOIN networks n ON n.id = p.network_id JOIN fixed_ips f ON f.port_id = p.id
+         WHERE p.server_id IN ({ids})
+         UNION ALL
+         SELECT p.server_id, {FLOATING}, v.floating_ip_address, n.name, p.mac_address, p.device_index, f.position
+         FROM ports p JOIN networks n ON n.id = p.network_id JOIN floating_ips v ON v.fixed_port_id = p.id
+             JOIN fixed_ips f ON f.port_id = p.id AND f.address = v.fixed_ip_address
          WHERE p.server_id IN ({ids})
          UNION ALL
          SELECT server_id, {TAG}, tag, NULL, NULL, 0, 0 FROM server_tags WHERE server_id IN ({ids})
@@ -35,7 +41,7 @@ fn statement(servers: usize) -> String {
          FROM ports p JOIN port_security_groups m ON m.port_id = p.id
              JOIN security_groups g ON g.id = m.security_group_id
          WHERE p.server_id IN ({ids})
-         ORDER BY 2, 6, 7, 3"
+         ORDER BY 6, 7, 2, 3"
     )
 }
 
@@ -46,12 +52,14 @@ pub(super) struct Address {
     pub(super) network: String,
     pub(super) mac_address: String,
     pub(super) ip: IpAddr,
+    /// It is a floating IP, and not the port's own.
+    pub(super) floating: bool,
 }
 
 /// What is shown of a server beside its row.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Details {
-    /// In the order of its NICs.
+    /// In the order of its NICs; each floating IP after the address that it leads to.
     pub(super) addresses: Vec<Address>,
     pub(super) tags: Vec<String>,
     /// Ids of server groups.
@@ -97,9 +105,9 @@ async fn read(db: &mut Conn, batch: &[&str]) -> Result<Vec<Row>, ApiError> {
 fn add(all: &mut HashMap<String, Details>, (server, kind, text, network, mac_address): Row) {
     let details = all.entry(server).or_default();
     match (kind, network, mac_address) {
-        (ADDRESS, Some(network), Some(mac_address)) => {
+        (FIXED | FLOATING, Some(network), Some(mac_address)) => {
             if let Ok(ip) = text.parse() {
-                details.addresses.push(Address { network, mac_address, ip });
+                details.addresses.push(Address { network, mac_address, ip, floating: kind == FLOATING });
             }
         }
         (TAG, ..) => details.tags.push(text),

@@ -458,7 +458,8 @@ impl Filters {
     /// What is told beside the row.
     fn pass_details(&self, details: &Details) -> bool {
         let has = |pattern: &Pattern| {
-            details.addresses.iter().any(|address| pattern.matches(&address.ip.to_string()))
+            let mut own = details.addresses.iter().filter(|address| !address.floating);
+            own.any(|address| pattern.matches(&address.ip.to_string()))
         };
         self.ip.as_ref().is_none_or(has) && self.tags.pass(&details.tags)
     }

@@ -111,7 +111,7 @@ pub(super) fn addresses(addresses: &[Address], full: bool) -> BTreeMap<&str, Vec
         networks.entry(&address.network).or_default().push(AddressView {
             version: if address.ip.is_ipv4() { 4 } else { 6 },
             addr: address.ip,
-            kind: full.then_some("fixed"),
+            kind: full.then_some(if address.floating { "floating" } else { "fixed" }),
             mac_address: full.then_some(&address.mac_address),
         });
     }

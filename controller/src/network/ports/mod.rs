@@ -1,6 +1,8 @@
 //! Ports as resources. What a request says is in [`input`], what happens to rows in [`store`], addresses in [`addresses`],
 //! what servers do with ports in [`server`].
 
+use std::collections::BTreeSet;
+
 use serde_json::Value;
 
 use super::{
@@ -206,19 +208,8 @@ impl Resource for Ports {
         if port.row.server_id.is_some() && moves {
             return Err(in_use_by(&port));
         }
-        let hosts = reach::of_port(&mut change.tx, &port.row.network_id, id).await?;
+        let hosts = apply(&mut change.tx, &change.scope, &port, wanted).await?;
         change.concern(hosts);
-        store::update(&mut change.tx, &change.scope, &port, &wanted).await?;
-        if let Some(fixed) = wanted.fixed_ips {
-            floating_ips::refuse_moving(&mut change.tx, &port, &fixed).await?;
-            addresses::replace(&mut change.tx, &port, fixed).await?;
-        }
-        if let Some(mac) = &wanted.mac_address {
-            addresses::follow_mac(&mut change.tx, &port, mac).await?;
-        }
-        let hosts = reach::of_port_groups(&mut change.tx, id).await?;
-        change.concern(hosts);
-        change.concern(port.row.host_id);
         Ok(())
     }
 
@@ -234,4 +225,27 @@ impl Resource for Ports {
         change.concern(hosts);
         store::remove(&mut change.tx, id).await
     }
+}
+
+/// Changes a port as it was checked that it may be, and says which hosts it concerns.
+async fn apply(
+    tx: &mut Conn,
+    scope: &Scope,
+    port: &Port,
+    wanted: input::Wanted,
+) -> Result<BTreeSet<String>, ApiError> {
+    let id = &port.row.id;
+    let mut concerned = BTreeSet::new();
+    concerned.extend(reach::of_port(tx, &port.row.network_id, id).await?);
+    store::update(tx, scope, port, &wanted).await?;
+    if let Some(fixed) = wanted.fixed_ips {
+        floating_ips::refuse_moving(tx, port, &fixed).await?;
+        addresses::replace(tx, port, fixed).await?;
+    }
+    if let Some(mac) = &wanted.mac_address {
+        addresses::follow_mac(tx, port, mac).await?;
+    }
+    concerned.extend(reach::of_port_groups(tx, id).await?);
+    concerned.extend(port.row.host_id.clone());
+    Ok(concerned)
 }

@@ -6,12 +6,12 @@ use sqlx::FromRow;
 
 use super::{
     super::{
-        Scope, floating_ips, listing::Query, networks::NetworkRow, quotas, reach, resource::Resource as _,
-        security_groups, subnets,
+        Scope, floating_ips, ipam, listing::Query, networks::NetworkRow, quotas, reach,
+        resource::Resource as _, security_groups, subnets,
     },
     addresses::{FixedIpWish, FixedIps},
     input::Wanted,
-    store::{self, Groups, NewPort, Plugged},
+    store::{self, Groups, NewPort, Plugged, Port},
 };
 use crate::{
     db::{Conn, now_us},
@@ -165,16 +165,10 @@ pub(crate) async fn regroup(
     join: bool,
 ) -> Result<Vec<Touched>, ApiError> {
     let group_id = group_ids(tx, ctx, &[group.to_owned()]).await?.remove(0);
-    let ports: Vec<String> =
-        sqlx::query_scalar("SELECT id FROM ports WHERE server_id = $1 AND port_security_enabled ORDER BY id")
-            .bind(server_id)
-            .fetch_all(&mut *tx)
-            .await?;
-    let scope = Scope { admin: true, ..Scope::of_project(ctx.require_project()?) };
+    let (scope, ports) = ports(tx, ctx, server_id).await?;
     let mut concerned = BTreeSet::new();
     let mut changed = false;
-    for id in ports {
-        let port = super::visible(tx, &id, &scope).await?;
+    for port in ports.iter().filter(|port| port.row.port_security_enabled) {
         let mut groups = port.groups.clone();
         groups.retain(|member| *member != group_id);
         if join {
@@ -184,15 +178,75 @@ pub(crate) async fn regroup(
             continue;
         }
         changed = true;
-        concerned.extend(reach::of_port(tx, &port.row.network_id, &id).await?);
         let wanted = Wanted { security_groups: Some(groups), ..Wanted::default() };
-        store::update(tx, &scope, &port, &wanted).await?;
-        concerned.extend(reach::of_port_groups(tx, &id).await?);
+        concerned.extend(super::apply(tx, &scope, port, wanted).await?);
     }
     if !join && !changed {
         let text = format!("Security group {group} not associated with the instance {server_id}");
         return Err(ApiError::NotFound(text));
     }
+    hosts::touch_all(tx, &concerned).await
+}
+
+/// The ports of a server that the asker may change, in the order of its NICs.
+async fn ports(tx: &mut Conn, ctx: &Ctx, server_id: &str) -> Result<(Scope, Vec<Port>), ApiError> {
+    let scope = Scope { admin: true, ..Scope::of_project(ctx.require_project()?) };
+    let ids: Vec<String> =
+        sqlx::query_scalar("SELECT id FROM ports WHERE server_id = $1 ORDER BY device_index, id")
+            .bind(server_id)
+            .fetch_all(&mut *tx)
+            .await?;
+    let mut ports = Vec::with_capacity(ids.len());
+    for id in ids {
+        ports.push(super::visible(tx, &id, &scope).await?);
+    }
+    Ok((scope, ports))
+}
+
+/// Gives a server's first port on this network one more address: the next free one of the first of its subnets that has
+/// one (Nova's `addFixedIp`).
+///
+/// # Errors
+/// 404 if the server has no port there, 409 if no address is left.
+pub(crate) async fn add_address(
+    tx: &mut Conn,
+    ctx: &Ctx,
+    server_id: &str,
+    network_id: &str,
+) -> Result<Vec<Touched>, ApiError> {
+    let (scope, ports) = ports(tx, ctx, server_id).await?;
+    let port = ports.into_iter().find(|port| port.row.network_id == network_id).ok_or_else(|| {
+        ApiError::NotFound(format!("Instance {server_id} has no port on network {network_id}"))
+    })?;
+    let position = i64::try_from(port.fixed_ips.len()).map_err(ApiError::internal)?;
+    for range in subnets::ranges(tx, network_id).await?.iter().filter(|range| !range.automatic) {
+        if ipam::take_next(tx, range, &port.row.id, position).await?.is_some() {
+            let concerned = super::apply(tx, &scope, &port, Wanted::default()).await?;
+            return hosts::touch_all(tx, &concerned).await;
+        }
+    }
+    Err(ipam::exhausted(network_id))
+}
+
+/// Takes an address from the server's port that has it (Nova's `removeFixedIp`).
+///
+/// # Errors
+/// 404 if none has it, 409 if a floating IP leads to it.
+pub(crate) async fn remove_address(
+    tx: &mut Conn,
+    ctx: &Ctx,
+    server_id: &str,
+    ip: IpAddr,
+) -> Result<Vec<Touched>, ApiError> {
+    let (scope, ports) = ports(tx, ctx, server_id).await?;
+    let has = |port: &Port| port.fixed_ips.iter().any(|(_, other)| *other == ip);
+    let port = ports.into_iter().find(has).ok_or_else(|| {
+        ApiError::NotFound(format!("Fixed IP address {ip} is not associated with instance {server_id}"))
+    })?;
+    let left = port.fixed_ips.iter().filter(|(_, other)| *other != ip);
+    let left = left.map(|(subnet, ip)| FixedIpWish { subnet_id: Some(subnet.clone()), ip: Some(*ip) });
+    let wanted = Wanted { fixed_ips: Some(FixedIps::These(left.collect())), ..Wanted::default() };
+    let concerned = super::apply(tx, &scope, &port, wanted).await?;
     hosts::touch_all(tx, &concerned).await
 }
 

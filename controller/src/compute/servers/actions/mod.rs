@@ -32,6 +32,7 @@ use crate::{
     http::{context::Ctx, error::ApiError, json::JsonBody},
 };
 
+mod addresses;
 mod disks;
 mod groups;
 mod lock;
@@ -202,6 +203,7 @@ pub(super) async fn act(
         "changePassword" => change_password(&asked).await,
         "addSecurityGroup" => groups::act(&asked, true).await,
         "removeSecurityGroup" => groups::act(&asked, false).await,
+        "addFixedIp" | "removeFixedIp" => addresses::act(&asked).await,
         "os-resetState" => lock::reset_state(&asked).await,
         "os-getConsoleOutput" => console(&asked).await,
         "os-getSerialConsole" => consoles::get_serial(&asked).await,

@@ -43,6 +43,73 @@ async fn addresses_are_listed_by_network() {
 }
 
 #[tokio::test]
+async fn a_floating_ip_is_shown_behind_the_address_that_it_leads_to() {
+    let cloud = Cloud::new().await;
+    let id = cloud.run("s").await;
+    let port = cloud.get(&format!("/{id}/os-interface")).await.expect(200)["interfaceAttachments"][0].take();
+    let admin = cloud.test.admin_token.clone();
+    let post = async |what: &str, token: &str, body: Value| {
+        cloud.test.post(&format!("/network/v2.0/{what}"), token, body).await.expect(201)
+    };
+    let outside = json!({"network": {"name": "outside", "router:external": true}});
+    let outside = post("networks", &admin, outside).await["network"]["id"].take();
+    let subnet =
+        json!({"network_id": outside, "cidr": "203.0.113.0/24", "ip_version": 4, "enable_dhcp": false});
+    post("subnets", &admin, json!({ "subnet": subnet })).await;
+    let router = json!({"router": {"external_gateway_info": {"network_id": outside}}});
+    let router = post("routers", &cloud.token, router).await["router"]["id"].take();
+    let subnet = &port["fixed_ips"][0]["subnet_id"];
+    let path = format!("/network/v2.0/routers/{}/add_router_interface", router.as_str().unwrap());
+    let body = json!({ "subnet_id": subnet });
+    cloud.test.call(Method::PUT, &path, &cloud.token, body).await.expect(200);
+    let floating = json!({"floatingip": {"floating_network_id": outside, "port_id": port["port_id"]}});
+    let floating =
+        post("floatingips", &cloud.token, floating).await["floatingip"]["floating_ip_address"].take();
+
+    let net = cloud.show(&id).await["addresses"]["net"].take();
+    let kinds: Vec<_> = net.as_array().unwrap().iter().map(|address| &address["OS-EXT-IPS:type"]).collect();
+    assert_eq!(kinds, [&json!("fixed"), &json!("floating")]);
+    assert_eq!(net[1]["addr"], floating);
+    assert_eq!(net[1]["OS-EXT-IPS-MAC:mac_addr"], port["mac_addr"]);
+    let ips = cloud.get(&format!("/{id}/ips/net")).await.expect(200);
+    assert_eq!(ips["net"][1], json!({"version": 4, "addr": floating}));
+    let found = async |ip: &Value| {
+        let path = format!("{SERVERS}?ip={}", ip.as_str().unwrap().replace('.', "\\."));
+        cloud.test.get(&path, &cloud.token).await.expect(200)["servers"].as_array().unwrap().len()
+    };
+    assert_eq!(
+        (found(&net[0]["addr"]).await, found(&floating).await),
+        (1, 0),
+        "the filter knows ports' addresses"
+    );
+}
+
+#[tokio::test]
+async fn a_server_gets_another_address_on_a_network_of_its_own_and_loses_it() {
+    let cloud = Cloud::new().await;
+    let id = cloud.run("s").await;
+    let addresses = async || {
+        let ips = cloud.get(&format!("/{id}/ips")).await.expect(200);
+        let ips = ips["addresses"]["net"].as_array().cloned().unwrap_or_default();
+        ips.iter().map(|ip| ip["addr"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let before = (addresses().await, cloud.host.desired(&cloud.test, 0).await.generation);
+    cloud.act(&id, json!({"addFixedIp": {"networkId": cloud.network}})).await.expect(202);
+    let after = addresses().await;
+    assert_eq!((after.len(), &after[0]), (before.0.len() + 1, &before.0[0]));
+    assert!(cloud.host.desired(&cloud.test, 0).await.generation > before.1, "the host hears of it");
+    let gone = json!({"removeFixedIp": {"address": after[1]}});
+    cloud.act(&id, gone.clone()).await.expect(202);
+    assert_eq!(addresses().await, before.0);
+    fault(cloud.act(&id, gone.clone()).await, 404, "itemNotFound");
+    let nowhere = json!({"addFixedIp": {"networkId": "6dbd8f5b-0000-4000-8000-000000000001"}});
+    fault(cloud.act(&id, nowhere).await, 404, "itemNotFound");
+    fault(cloud.act(&id, json!({"removeFixedIp": {"address": "x"}})).await, 400, "badRequest");
+    let path = format!("{SERVERS}/{id}/action");
+    fault(cloud.test.post_at(&path, &cloud.token, 44, gone).await, 404, "itemNotFound");
+}
+
+#[tokio::test]
 async fn a_port_of_ones_own_is_used_kept_and_free_again() {
     let cloud = Cloud::new().await;
     let body = json!({"port": {"network_id": cloud.network, "name": "mine"}});
