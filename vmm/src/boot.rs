@@ -1,6 +1,7 @@
 //! How a machine starts, top to bottom: [`boot`].
 
 use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -438,7 +439,7 @@ impl<'a> Devices<'a> {
         }
         for interface in &config.network_interfaces {
             let endpoint = self.metadata_endpoint(config, &interface.iface_id)?;
-            self.attach_interface(interface, endpoint)?;
+            self.attach_interface(interface, endpoint, None)?;
         }
         if let Some(entropy) = &config.entropy {
             self.virtio_device("the entropy device".to_owned(), || Rng::open(entropy))?;
@@ -586,15 +587,16 @@ impl<'a> Devices<'a> {
         &mut self,
         interface: &NetworkInterface,
         endpoint: Option<Endpoint>,
+        tap: Option<OwnedFd>,
     ) -> Result<(), BootError> {
         let id = &interface.iface_id;
         if interface.vhost {
             let memory = self.memory.clone();
-            return self.virtio_device(interface_name(id), || VhostNet::open(interface, &memory));
+            return self.virtio_device(interface_name(id), || VhostNet::open(interface, &memory, tap));
         }
         let mut control = None;
         self.virtio_device(interface_name(id), || {
-            let net = Net::open(interface)?;
+            let net = Net::open(interface, tap)?;
             control = Some(net.control());
             Ok(match endpoint {
                 Some(endpoint) => net.with_service(endpoint),

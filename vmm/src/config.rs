@@ -162,7 +162,9 @@ pub enum ConfigError {
         field: &'static str,
     },
     /// A number of queue pairs.
-    #[error("num_queue_pairs of interface {0:?} must be between 1 and {MAX_QUEUE_PAIRS}, and 1 with tap_fd")]
+    #[error(
+        "num_queue_pairs of interface {0:?} must be between 1 and {MAX_QUEUE_PAIRS}, and 1 with tap_fd and tap_from_request"
+    )]
     QueuePairs(String),
     /// The metadata service has one queue pair.
     #[error(
@@ -172,6 +174,11 @@ pub enum ConfigError {
     /// A descriptor of the process cannot be named by an API client.
     #[error("tap_fd of interface {0:?} can only be given in the config file")]
     TapFd(String),
+    /// A descriptor of a request that isn't there when the machine starts.
+    #[error(
+        "tap_from_request of interface {0:?} can only be given for an interface that is added to a running microVM"
+    )]
+    TapFromRequest(String),
     /// A file that is not there.
     #[error("{what}: cannot open {}", .path.display())]
     File {
@@ -232,8 +239,10 @@ pub enum ConfigError {
 pub enum Origin {
     /// The config file: the one who starts the process.
     File,
-    /// A client of the socket.
+    /// A client of the socket, before the start.
     Api,
+    /// A client of the socket that adds a device to a machine that runs.
+    HotPlug,
 }
 
 /// Checks a whole configuration by putting it together part by part.
@@ -482,14 +491,18 @@ pub fn set_network_interface(
     origin: Origin,
 ) -> Result<(), ConfigError> {
     check_id("iface_id", &interface.iface_id)?;
-    if interface.tap_fd.is_some() && origin == Origin::Api {
+    if interface.tap_fd.is_some() && origin != Origin::File {
         return Err(ConfigError::TapFd(interface.iface_id));
+    }
+    if interface.tap_from_request && origin != Origin::HotPlug {
+        return Err(ConfigError::TapFromRequest(interface.iface_id));
     }
     if let Some(mtu) = interface.mtu.filter(|mtu| *mtu < 68) {
         return Err(ConfigError::Mtu(mtu));
     }
     let pairs = interface.num_queue_pairs.unwrap_or(1);
-    if pairs == 0 || pairs > MAX_QUEUE_PAIRS || pairs > 1 && interface.tap_fd.is_some() {
+    let has_one_queue = interface.tap_fd.is_some() || interface.tap_from_request;
+    if pairs == 0 || pairs > MAX_QUEUE_PAIRS || pairs > 1 && has_one_queue {
         return Err(ConfigError::QueuePairs(interface.iface_id));
     }
     let has_metadata = |mmds: &MmdsConfig| mmds.network_interfaces.contains(&interface.iface_id);
@@ -1030,7 +1043,16 @@ mod tests {
         tap.tap_fd = Some(3);
         let mut config = VmConfig::default();
         assert!(set_network_interface(&mut config, tap.clone(), Origin::Api).is_err());
+        assert!(set_network_interface(&mut config, tap.clone(), Origin::HotPlug).is_err());
         assert!(set_network_interface(&mut config, tap, Origin::File).is_ok());
+        let sent = NetworkInterface { tap_from_request: true, ..interface("e2", "06:00:00:00:00:0c") };
+        for origin in [Origin::Api, Origin::File] {
+            let error = set_network_interface(&mut config, sent.clone(), origin).unwrap_err();
+            assert!(matches!(error, ConfigError::TapFromRequest(_)), "{error}");
+        }
+        let several = NetworkInterface { num_queue_pairs: Some(2), ..sent.clone() };
+        assert!(set_network_interface(&mut config, several, Origin::HotPlug).is_err());
+        assert!(set_network_interface(&mut config, sent, Origin::HotPlug).is_ok());
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! ```
 //! Before the start everything can be configured; afterwards the machine can be looked at, paused and sent keys.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -215,6 +216,14 @@ pub enum ActionError {
     /// No machine from a snapshot.
     #[error("Cannot load the snapshot")]
     LoadSnapshot(#[source] Box<LoadError>),
+    /// No descriptor, or more than one, where the tap is one.
+    #[error("tap_from_request needs one file descriptor with the request (SCM_RIGHTS); {0} came")]
+    NoTap(usize),
+    /// A descriptor that nothing asks for.
+    #[error(
+        "{0} file descriptors came with a request that takes none: only an interface with tap_from_request does"
+    )]
+    Descriptors(usize),
     /// A snapshot brings its own configuration.
     #[error("Loading a microVM snapshot not allowed after configuring boot-specific resources.")]
     LoadSnapshotNotAllowed,
@@ -353,7 +362,27 @@ impl Controller {
     /// # Errors
     /// See [`ActionError`]; nothing has changed then.
     pub fn execute(&mut self, action: VmmAction) -> Result<Answer, ActionError> {
+        self.execute_with(action, Vec::new())
+    }
+
+    /// Carries out one action with the descriptors that came with its request; those that aren't used are closed.
+    ///
+    /// # Errors
+    /// As [`Self::execute`].
+    pub fn execute_with(
+        &mut self,
+        action: VmmAction,
+        mut descriptors: Vec<OwnedFd>,
+    ) -> Result<Answer, ActionError> {
         self.collect_ejected();
+        let takes_tap =
+            matches!(&action, VmmAction::SetNetworkInterface(interface) if interface.tap_from_request);
+        match descriptors.len() {
+            1 if takes_tap => {}
+            count if takes_tap => return Err(ActionError::NoTap(count)),
+            0 => {}
+            count => return Err(ActionError::Descriptors(count)),
+        }
         match action {
             VmmAction::GetInstanceInfo => Ok(Answer::InstanceInfo(self.instance_info())),
             VmmAction::GetVersion => Ok(Answer::Version(version())),
@@ -385,7 +414,9 @@ impl Controller {
             action => {
                 match &mut self.phase {
                     Phase::Configuring => self.execute_before_start(action)?,
-                    Phase::Started(machine) => execute_after_start(machine, &mut self.config, &action)?,
+                    Phase::Started(machine) => {
+                        execute_after_start(machine, &mut self.config, &action, descriptors.pop())?;
+                    }
                 }
                 Ok(Answer::Empty)
             }
@@ -565,10 +596,13 @@ fn execute_after_start(
     machine: &mut Machine,
     config: &mut VmConfig,
     action: &VmmAction,
+    tap: Option<OwnedFd>,
 ) -> Result<(), ActionError> {
     match action {
         VmmAction::SetDrive(drive) => hotplug::add_drive(machine, config, drive)?,
-        VmmAction::SetNetworkInterface(interface) => hotplug::add_interface(machine, config, interface)?,
+        VmmAction::SetNetworkInterface(interface) => {
+            hotplug::add_interface(machine, config, interface, tap)?;
+        }
         VmmAction::RemoveDrive(id) => hotplug::ask_for(machine, &hotplug::drive_name(id))?,
         VmmAction::RemoveNetworkInterface(id) => hotplug::ask_for(machine, &hotplug::interface_name(id))?,
         VmmAction::PatchNetworkInterface(patch) => patch_interface(machine, config, patch)?,

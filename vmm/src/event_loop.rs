@@ -140,7 +140,7 @@ impl EventLoop {
             server.accept();
         } else {
             let controller = &mut self.controller;
-            server.serve(fd, &mut |request| handle(controller, request));
+            server.serve(fd, &mut |request, descriptors| handle(controller, request, descriptors));
             self.let_go();
             self.watch_machine()?;
         }
@@ -203,9 +203,9 @@ impl EventLoop {
 }
 
 /// From request to answer, with a line in the log.
-fn handle(controller: &mut Controller, request: &Request) -> Response {
+fn handle(controller: &mut Controller, request: &Request, descriptors: Vec<OwnedFd>) -> Response {
     let response = match requests::parse(request) {
-        Ok(action) => requests::respond(&controller.execute(action)),
+        Ok(action) => requests::respond(&controller.execute_with(action, descriptors)),
         Err(error) => Response::fault(400, error.to_string()),
     };
     let (method, path, status) = (&request.method, &request.path, response.status);

@@ -1,5 +1,7 @@
 //! Drives and network interfaces that are added to a running machine and taken from it.
 
+use std::os::fd::OwnedFd;
+
 use mote_vmm_api::{Drive, NetworkInterface, VmConfig};
 
 use crate::boot::{BootError, Devices};
@@ -62,22 +64,23 @@ pub fn add_drive(machine: &mut Machine, config: &mut VmConfig, drive: &Drive) ->
     Ok(())
 }
 
-/// Opens a network interface, puts it on the bus and tells the guest.
+/// Opens a network interface (over `tap`, which came with the request, if it is said to have one), puts it on the bus and tells the guest.
 ///
 /// # Errors
-/// See [`HotPlugError`]; nothing has changed then.
+/// See [`HotPlugError`]; nothing has changed then, and the tap is closed.
 pub fn add_interface(
     machine: &mut Machine,
     config: &mut VmConfig,
     interface: &NetworkInterface,
+    tap: Option<OwnedFd>,
 ) -> Result<(), HotPlugError> {
     let id = &interface.iface_id;
     if config.network_interfaces.iter().any(|other| other.iface_id == *id) {
         return Err(HotPlugError::Exists(interface_name(id)));
     }
     let mut wanted = config.clone();
-    config::set_network_interface(&mut wanted, interface.clone(), Origin::Api)?;
-    plug(machine, &interface_name(id), |devices| devices.attach_interface(interface, None))?;
+    config::set_network_interface(&mut wanted, interface.clone(), Origin::HotPlug)?;
+    plug(machine, &interface_name(id), |devices| devices.attach_interface(interface, None, tap))?;
     *config = wanted;
     Ok(())
 }

@@ -175,8 +175,14 @@ impl Traced {
         }
         let body = |id: &str| json!({"drive_id": id, "path_on_host": self.path(id), "is_root_device": false});
         self.expect("PUT", "/drives/b", &body("b"));
-        let interface = json!({"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": MAC});
-        self.expect("PUT", "/network-interfaces/eth0", &interface);
+        let interface =
+            json!({"iface_id": "eth0", "host_dev_name": "tap0", "guest_mac": MAC, "tap_from_request": true});
+        let (path, tap) = ("/network-interfaces/eth0", host::open_tap("tap0").expect("a tap"));
+        let answer = host::request_with(&self.path("socket"), "PUT", path, &interface.to_string(), &[&tap]);
+        assert_eq!(answer.expect("an answer").0, 204);
+        drop(tap);
+        let by_name = json!({"iface_id": "eth1", "host_dev_name": "tap2", "guest_mac": "06:00:ac:10:00:03"});
+        self.expect("PUT", "/network-interfaces/eth1", &by_name);
         let mut seen = String::new();
         let mut wait = |line: &str| {
             while !seen.contains(line) {

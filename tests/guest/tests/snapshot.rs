@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -361,6 +362,73 @@ fn drives_come_and_go_and_a_snapshot_keeps_the_gaps() {
     wait_until_gone(&place, "c");
     running.terminate();
     running.finish(TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
+}
+
+/// How many tap devices a process has open.
+fn taps_of(pid: u32) -> usize {
+    let open = fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors");
+    let is_tap = |path: &PathBuf| path == Path::new("/dev/net/tun");
+    open.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok()).filter(is_tap).count()
+}
+
+#[test]
+fn interfaces_come_with_the_descriptors_of_their_taps_and_a_snapshot_needs_new_ones() {
+    with_network(|| {
+        let mut place = Place::new()?;
+        place.more_arguments = vec!["--enable-pci".into()];
+        let mut config = host::config(&place.guest, "mote.hotplug");
+        fs::write(place.path("a"), vec![0; 1 << 20]).expect("a file");
+        host::add_drive(&mut config, "a", &place.path("a"), false);
+        let mut running = place.start(Some(&config));
+        let wait = |running: &mut Running, line: &str| {
+            running.wait_for_line(line, TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
+        };
+        wait(&mut running, "waiting");
+        let interface = |from_request: bool| {
+            format!(
+                r#"{{"iface_id":"nic","host_dev_name":"label","guest_mac":"{MAC}","tap_from_request":{from_request}}}"#
+            )
+        };
+        let put = |body: &str, taps: &[&OwnedFd]| {
+            host::request_with(&place.path("socket"), "PUT", "/network-interfaces/nic", body, taps)
+                .expect("an answer")
+        };
+        let tap = host::open_tap("tap1").expect("a tap");
+        let file: OwnedFd = fs::File::open(place.path("a")).expect("a file").into();
+        for (body, taps, why) in [
+            (interface(true), [].as_slice(), "needs one file descriptor"),
+            (interface(true), [&tap, &tap].as_slice(), "needs one file descriptor"),
+            (interface(false), [&tap].as_slice(), "takes none"),
+            (interface(true), [&file].as_slice(), "is not a tap"),
+        ] {
+            let (status, answer) = put(&body, taps);
+            assert!(status == 400 && answer.contains(why), "{status} {answer}");
+        }
+        assert_eq!(taps_of(running.pid()), 0, "what wasn't used is closed");
+        assert_eq!(put(&interface(true), &[&tap]).0, 204);
+        drop(tap);
+        wait(&mut running, "slot 2 holds 10411af4");
+        assert_eq!(taps_of(running.pid()), 1);
+
+        place.save_and_end(running);
+        assert!(!Path::new("/sys/class/net/tap1").exists(), "the monitor's was the last");
+        let mut running = place.start(None);
+        let (status, answer) = place.ask("PUT", "/snapshot/load", &place.load_body(""));
+        assert!(status == 400 && answer.contains("network_overrides"), "{status} {answer}");
+        let other = r#","resume_vm":true,"network_overrides":[{"iface_id":"nic","host_dev_name":"tap0"}]"#;
+        place.expect("PUT", "/snapshot/load", &place.load_body(other));
+        place.expect("DELETE", "/network-interfaces/nic", "");
+        wait(&mut running, "slot 2 has ffffffff");
+        let end = Instant::now() + TIMEOUT;
+        while place.ask("GET", "/vm/config", "").1.contains("iface_id") {
+            assert!(Instant::now() < end, "the interface stays");
+            thread::sleep(Duration::from_millis(2));
+        }
+        assert_eq!(taps_of(running.pid()), 0);
+        running.terminate();
+        running.finish(TIMEOUT).unwrap_or_else(|error| panic!("{error}"));
+        Ok(())
+    });
 }
 
 #[test]

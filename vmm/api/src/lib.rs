@@ -305,7 +305,7 @@ pub struct DrivePatch {
 pub struct NetworkInterface {
     /// Equals the id in the path.
     pub iface_id: String,
-    /// Name of a tap in the network namespace of this process. With `tap_fd` it is only a label.
+    /// Name of a tap in the network namespace of this process. With `tap_fd` and `tap_from_request` it is only a label.
     pub host_dev_name: String,
     /// `aa:bb:cc:dd:ee:ff`; without it the guest's driver makes one up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -314,6 +314,11 @@ pub struct NetworkInterface {
     /// `IFF_TAP | IFF_NO_PI | IFF_VNET_HDR`, non-persistent: it goes when this process goes). Config file only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tap_fd: Option<i32>,
+    /// *Mote*: the tap is the file descriptor that comes with the request (`SCM_RIGHTS` on the API's socket, with any byte of the request;
+    /// opened as for `tap_fd`). For interfaces that are added to a running machine; exactly one descriptor must come then, and none
+    /// with any other request.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub tap_from_request: bool,
     /// MTU to announce to the guest (VIRTIO_NET_F_MTU), at least 68.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
@@ -324,7 +329,7 @@ pub struct NetworkInterface {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tx_rate_limiter: Option<RateLimiter>,
     /// *Mote*: most pairs of queues that the guest may use, each with a queue of the tap (made with `multi_queue`) and a thread of its
-    /// own, 1 to [`MAX_QUEUE_PAIRS`]. Default 1. Not with `tap_fd`, nor with the metadata service.
+    /// own, 1 to [`MAX_QUEUE_PAIRS`]. Default 1. Not with `tap_fd` or `tap_from_request`, nor with the metadata service.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_queue_pairs: Option<u8>,
     /// *Mote*: drop what the guest sends from another source address than `guest_mac`, which is needed then.
@@ -346,6 +351,7 @@ impl Default for NetworkInterface {
             host_dev_name: String::new(),
             guest_mac: None,
             tap_fd: None,
+            tap_from_request: false,
             mtu: None,
             rx_rate_limiter: None,
             tx_rate_limiter: None,

@@ -2,5 +2,6 @@
 //! [`server`] (the socket and its connections).
 
 pub mod http;
+mod receive;
 pub mod requests;
 pub mod server;

@@ -1,17 +1,24 @@
 //! The API's socket: a few connections, none of which can block the process or grow without bound.
 
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::collections::VecDeque;
+use std::io::{self, Write};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use super::http::{self, MAX_HEAD, Parse, Request, Response};
+use super::receive::{Received, receive};
 
 /// Most connections at a time. One more closes the one that was silent longest.
 pub const MAX_CONNECTIONS: usize = 10;
 /// Bytes read at a time.
 const READ_SIZE: usize = 4096;
+/// Most descriptors that wait for their requests in a connection. One more ends it.
+const MAX_DESCRIPTORS: usize = 4;
+
+/// What carries out requests: with each, the descriptors that came with it.
+pub type Handler<'a> = dyn FnMut(&Request, Vec<OwnedFd>) -> Response + 'a;
 
 /// The socket could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +44,8 @@ pub enum BindError {
 struct Connection {
     stream: UnixStream,
     received: Vec<u8>,
+    /// What came with a byte of `received`, of which the number is how many bytes there were up to it.
+    descriptors: VecDeque<(usize, OwnedFd)>,
     /// Answer bytes the client has not yet taken. While there are some, nothing more is read.
     unsent: Vec<u8>,
     /// Close when `unsent` is sent.
@@ -111,6 +120,7 @@ impl Server {
             self.connections.push(Connection {
                 stream,
                 received: Vec::new(),
+                descriptors: VecDeque::new(),
                 unsent: Vec::new(),
                 closing: false,
                 told_to_continue: false,
@@ -120,7 +130,7 @@ impl Server {
     }
 
     /// Serves the client with descriptor `fd`, which is ready. Whole requests go through `handle`.
-    pub fn serve(&mut self, fd: RawFd, handle: &mut dyn FnMut(&Request) -> Response) {
+    pub fn serve(&mut self, fd: RawFd, handle: &mut Handler<'_>) {
         let Some(index) = self.connections.iter().position(|connection| connection.stream.as_raw_fd() == fd)
         else {
             return;
@@ -150,27 +160,45 @@ impl Connection {
         if self.unsent.is_empty() { Interest::Read } else { Interest::Write }
     }
 
-    /// Reads once. False: the client is gone.
+    /// Reads once. False: the client is gone, or sends more descriptors than may wait.
     fn receive(&mut self) -> bool {
         let mut bytes = [0; READ_SIZE];
-        match self.stream.read(&mut bytes) {
-            Ok(0) => false,
-            Ok(length) => {
-                self.received.extend_from_slice(&bytes[..length]);
-                true
-            }
-            Err(error) => is_temporary(&error),
+        let Received { length, descriptors } = match receive(&self.stream, &mut bytes) {
+            Ok(received) => received,
+            Err(error) => return is_temporary(&error),
+        };
+        if length == 0 || self.descriptors.len() + descriptors.len() > MAX_DESCRIPTORS {
+            return false;
         }
+        self.received.extend_from_slice(&bytes[..length]);
+        // The kernel ends a read with the bytes that descriptors came with.
+        let end = self.received.len();
+        self.descriptors.extend(descriptors.into_iter().map(|fd| (end, fd)));
+        true
+    }
+
+    /// Takes a request of so many bytes off what was received, with the descriptors that came with it.
+    fn take(&mut self, length: usize) -> Vec<OwnedFd> {
+        self.received.drain(..length);
+        let (mut taken, mut left) = (Vec::new(), VecDeque::new());
+        for (end, fd) in self.descriptors.drain(..) {
+            match end.checked_sub(length) {
+                None | Some(0) => taken.push(fd),
+                Some(end) => left.push_back((end, fd)),
+            }
+        }
+        self.descriptors = left;
+        taken
     }
 
     /// Answers the whole requests that were received. False: close the connection.
-    fn answer(&mut self, max_body: usize, handle: &mut dyn FnMut(&Request) -> Response) -> bool {
+    fn answer(&mut self, max_body: usize, handle: &mut Handler<'_>) -> bool {
         while self.unsent.is_empty() && !self.closing && !self.received.is_empty() {
             match http::parse(&self.received, max_body) {
                 Parse::Complete(request, length) => {
-                    self.received.drain(..length);
+                    let descriptors = self.take(length);
                     self.told_to_continue = false;
-                    let response = handle(&request);
+                    let response = handle(&request, descriptors);
                     self.closing = !request.keep_alive;
                     self.unsent = response.encode(request.keep_alive);
                 }
@@ -230,6 +258,10 @@ fn remove_stale(path: &Path) -> Result<(), BindError> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{IoSlice, Read};
+
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+
     use super::super::http::MAX_BODY;
     use super::*;
 
@@ -249,14 +281,25 @@ mod tests {
             Self { server, stream, _directory: directory }
         }
 
+        /// Sends `text` with these descriptors.
+        fn send(&self, text: &str, descriptors: &[RawFd]) {
+            let rights = [ControlMessage::ScmRights(descriptors)];
+            let control = if descriptors.is_empty() { &[][..] } else { &rights[..] };
+            let bytes = [IoSlice::new(text.as_bytes())];
+            let sent = sendmsg::<()>(self.stream.as_raw_fd(), &bytes, control, MsgFlags::empty(), None);
+            assert_eq!(sent, Ok(text.len()));
+        }
+
         /// Sends `text`, lets the server work, and returns what it answered.
         fn ask(&mut self, text: &str) -> String {
             self.stream.write_all(text.as_bytes()).unwrap();
             let mut bytes = Vec::new();
             self.stream.set_nonblocking(true).unwrap();
-            for _ in 0..text.len() / READ_SIZE + 2 {
+            for _ in 0..text.len() / READ_SIZE + 8 {
                 for (fd, _) in self.server.connections().collect::<Vec<_>>() {
-                    self.server.serve(fd, &mut |request| Response::fault(400, request.path.clone()));
+                    self.server.serve(fd, &mut |request, descriptors| {
+                        Response::fault(400, format!("{} {}", request.path, descriptors.len()))
+                    });
                 }
                 // "Would block" ends it as the end of the stream does.
                 let _ = self.stream.read_to_end(&mut bytes);
@@ -269,7 +312,7 @@ mod tests {
     fn pipelined_requests_are_answered_in_order_and_the_connection_stays() {
         let mut client = Client::new();
         let text = client.ask("GET /a HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\n");
-        assert!(text.find("\"/a\"").unwrap() < text.find("\"/b\"").unwrap(), "{text}");
+        assert!(text.find("\"/a 0\"").unwrap() < text.find("\"/b 0\"").unwrap(), "{text}");
         assert_eq!(client.server.connections().count(), 1);
     }
 
@@ -289,7 +332,7 @@ mod tests {
         let text = client.ask("PUT /x HTTP/1.1\r\nExpect: 100-continue\r\nContent-Length: 2\r\n\r\n");
         assert_eq!(text.matches("100 Continue").count(), 1);
         let text = client.ask("{}");
-        assert!(text.contains("\"/x\"") && !text.contains("100 Continue"), "{text}");
+        assert!(text.contains("\"/x 0\"") && !text.contains("100 Continue"), "{text}");
     }
 
     #[test]
@@ -298,6 +341,42 @@ mod tests {
         let body = "x".repeat(MAX_BODY);
         let text = client.ask(&format!("PUT /x HTTP/1.1\r\nContent-Length: {MAX_BODY}\r\n\r\n{body}"));
         assert_eq!(text.matches("HTTP/1.1 400").count(), 1, "{text}");
+    }
+
+    #[test]
+    fn descriptors_come_with_their_requests_and_are_closed_when_not_used() {
+        let mut client = Client::new();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        client.send("GET /a HTTP/1.1\r\nContent-Le", &[]);
+        client.send("ngth: 0\r\n\r\n", &[theirs.as_raw_fd(), theirs.as_raw_fd()]);
+        client.send("GET /b HTTP/1.1\r\n\r\n", &[]);
+        client.send("GET /c HTTP/1.1\r\n\r\n", &[theirs.as_raw_fd()]);
+        let text = client.ask("GET /d HTTP/1.1\r\n\r\n");
+        for answer in ["/a 2", "/b 0", "/c 1", "/d 0"] {
+            assert!(text.contains(&format!("\"{answer}\"")), "{answer} in {text}");
+        }
+        drop(theirs);
+        let mut ours = ours;
+        assert_eq!(ours.read(&mut [0; 1]).unwrap(), 0, "no copy is open");
+    }
+
+    #[test]
+    fn a_client_that_sends_more_descriptors_than_may_wait_is_closed() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let mut at_once = Client::new();
+        at_once.send("GET", &[theirs.as_raw_fd(); MAX_DESCRIPTORS + 3]);
+        at_once.ask("");
+        let mut in_turn = Client::new();
+        for _ in 0..=MAX_DESCRIPTORS {
+            in_turn.send("G", &[theirs.as_raw_fd()]);
+            in_turn.ask("");
+        }
+        for client in [&at_once, &in_turn] {
+            assert_eq!(client.server.connections().count(), 0);
+        }
+        drop(theirs);
+        let mut ours = ours;
+        assert_eq!(ours.read(&mut [0; 1]).unwrap(), 0, "no copy is open");
     }
 
     #[test]

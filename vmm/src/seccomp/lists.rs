@@ -161,6 +161,12 @@ const WAIT: Group = Group {
     calls: &[(SYS_epoll_create1, All), (SYS_epoll_ctl, All), (SYS_epoll_wait, All), (SYS_eventfd2, All)],
 };
 
+const MESSAGES: Group = Group {
+    reason: "requests of the API's clients with the taps that they send along, and answers of backends (vhost-user) of drives",
+    elsewhere: None,
+    calls: &[(SYS_recvmsg, All)],
+};
+
 const OTHER_LIBC: Group = Group {
     reason: "what glibc does by newer calls",
     elsewhere: Some("another libc (musl), or a kernel before clone3 and statx"),
@@ -220,7 +226,6 @@ const CONNECTIONS: Group = Group {
     calls: &[
         (SYS_connect, All),
         (SYS_getsockopt, All),
-        (SYS_recvmsg, All),
         (SYS_sendmsg, All),
         (SYS_setsockopt, All),
         (SYS_shutdown, All),
@@ -228,8 +233,8 @@ const CONNECTIONS: Group = Group {
     ],
 };
 
-/// Taps: `TUNSETIFF`, `TUNSETOFFLOAD`, `TUNSETVNETHDRSZ`. Descriptors: `FIONBIO`.
-const DEVICE_IOCTLS: &[u32] = &[0x4004_54ca, 0x4004_54d0, 0x4004_54d8, 0x5421];
+/// Taps: `TUNSETIFF`, `TUNGETIFF`, `TUNSETOFFLOAD`, `TUNSETVNETHDRSZ`. Descriptors: `FIONBIO`.
+const DEVICE_IOCTLS: &[u32] = &[0x4004_54ca, 0x8004_54d2, 0x4004_54d0, 0x4004_54d8, 0x5421];
 
 const DEVICES: Group = Group {
     reason: "queues, offloads and link of a tap",
@@ -237,16 +242,16 @@ const DEVICES: Group = Group {
     calls: &[(SYS_ioctl, OneOf(1, DEVICE_IOCTLS)), (SYS_fcntl, All)],
 };
 
-/// Taps: `TUNGETIFF`, `TUNSETQUEUE`, `TUNGETFEATURES`, `TUNSETVNETLE`. Descriptors: `FIONREAD`, `FIOCLEX`. The terminal of the serial
+/// Taps: `TUNSETQUEUE`, `TUNGETFEATURES`, `TUNSETVNETLE`. Descriptors: `FIONREAD`, `FIOCLEX`. The terminal of the serial
 /// port: `TCGETS`, `TCSETS`, `TCSETSW`.
 const OTHER_DEVICE_IOCTLS: &[u32] =
-    &[0x8004_54d2, 0x4004_54d9, 0x8004_54cf, 0x4004_54dc, 0x541b, 0x5451, 0x5401, 0x5402, 0x5403];
+    &[0x4004_54d9, 0x8004_54cf, 0x4004_54dc, 0x541b, 0x5451, 0x5401, 0x5402, 0x5403];
 /// Block devices and vhost.
 const DEVICE_IOCTL_TYPES: &[u32] = &[0x1200, 0xaf00];
 
 const OTHER_DEVICES: Group = Group {
     reason: "several queues of a tap, size of and discard on a block device, vhost, a terminal as the serial port",
-    elsewhere: Some("taps that are inherited or have several queues, block devices, vhost and a terminal"),
+    elsewhere: Some("taps that have several queues, block devices, vhost and a terminal"),
     calls: &[(SYS_ioctl, OneOf(1, OTHER_DEVICE_IOCTLS)), (SYS_ioctl, IoctlTypes(DEVICE_IOCTL_TYPES))],
 };
 
@@ -300,6 +305,7 @@ const WORKER: &[&Group] = &[
     &IO_URING,
     &NETWORK,
     &CONNECTIONS,
+    &MESSAGES,
     &DEVICES,
     &OTHER_DEVICES,
 ];
@@ -315,6 +321,7 @@ const SET_UP: &[&Group] = &[
     &IO_URING,
     &NETWORK,
     &CONNECTIONS,
+    &MESSAGES,
     &DEVICES,
     &OTHER_DEVICES,
     &MAKE_THREADS,
@@ -336,6 +343,7 @@ const MAIN: &[&Group] = &[
     &OTHER_DEVICES,
     &MAKE_THREADS,
     &FILES,
+    &MESSAGES,
     &LOCKS,
     &SERIAL_TIMER,
     &MEMORY_SLOTS,

@@ -199,7 +199,7 @@ fn overridden(mut config: VmConfig, from: &SnapshotLoad, origin: Origin) -> Resu
     // The descriptors are another process's.
     let mut descriptors: Vec<String> = Vec::new();
     for interface in &mut config.network_interfaces {
-        if interface.tap_fd.take().is_some() {
+        if interface.tap_fd.take().is_some() | std::mem::take(&mut interface.tap_from_request) {
             descriptors.push(interface.iface_id.clone());
         }
     }

@@ -25,9 +25,9 @@ mod report;
 mod running;
 mod services;
 
-pub use api::request;
+pub use api::{request, request_with};
 pub use elf::without_pvh;
-pub use network::enter_network;
+pub use network::{enter_network, open_tap};
 pub use report::{Report, Verdict};
 pub use running::{Outcome, RunError, Running};
 pub use services::dhcp_and_metadata;

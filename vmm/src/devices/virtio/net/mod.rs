@@ -5,7 +5,7 @@
 //! and guest memory by vectored reads and writes without a copy. Rate limits and the link's state can be changed
 //! meanwhile ([`NetControl`]).
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use mote_vmm_api::{MAX_QUEUE_PAIRS, NetworkInterface};
@@ -95,11 +95,11 @@ struct SavedState {
 type Service = Arc<Mutex<Endpoint>>;
 
 impl Net {
-    /// Opens the tap, so that one that can't be opened is refused when it is configured.
+    /// Opens the tap (`passed` is the one that came with the request), so that one that can't be opened is refused when it is configured.
     ///
     /// # Errors
     /// The tap can't be had, or MAC or MTU are no such thing.
-    pub fn open(interface: &NetworkInterface) -> Result<Self, DeviceError> {
+    pub fn open(interface: &NetworkInterface, passed: Option<OwnedFd>) -> Result<Self, DeviceError> {
         let iface = &interface.iface_id;
         let (config, features) = config_space(interface)?;
         if interface.anti_spoofing && interface.guest_mac.is_none() {
@@ -111,7 +111,7 @@ impl Net {
             let queues = Tap::open_queues(iface, name, pairs.min(MAX_QUEUE_PAIRS).into())?;
             return Self::over_queues(queues, interface, config, features);
         }
-        Self::over(open_tap(interface)?, interface, config, features)
+        Self::over(open_tap(interface, passed)?, interface, config, features)
     }
 
     /// A device with several queue pairs, of which the driver uses the first until it says otherwise.
@@ -228,11 +228,12 @@ pub(super) fn config_space(interface: &NetworkInterface) -> Result<([u8; CONFIG_
 ///
 /// # Errors
 /// As [`NetError`].
-pub(super) fn open_tap(interface: &NetworkInterface) -> Result<Tap, NetError> {
+pub(super) fn open_tap(interface: &NetworkInterface, passed: Option<OwnedFd>) -> Result<Tap, NetError> {
     let (iface, name) = (&interface.iface_id, &interface.host_dev_name);
-    match interface.tap_fd {
-        Some(fd) => Tap::from_inherited_fd(iface, name, fd),
-        None => Tap::open(iface, name),
+    match (passed, interface.tap_fd) {
+        (Some(fd), _) => Tap::take_over(iface, name, fd, "the descriptor that came with the request"),
+        (None, Some(fd)) => Tap::from_inherited_fd(iface, name, fd),
+        (None, None) => Tap::open(iface, name),
     }
 }
 

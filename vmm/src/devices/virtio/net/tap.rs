@@ -47,15 +47,13 @@ pub enum NetError {
         #[source]
         source: io::Error,
     },
-    /// `tap_fd` is a tap of another mode.
-    #[error(
-        "network interface {iface}: tap_fd {fd} is not a tap opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR"
-    )]
+    /// A descriptor is that of something else, or of a tap of another mode.
+    #[error("network interface {iface}: {what} is not a tap opened with IFF_TAP | IFF_NO_PI | IFF_VNET_HDR")]
     WrongMode {
         /// The interface.
         iface: String,
-        /// The number.
-        fd: RawFd,
+        /// Which descriptor.
+        what: String,
     },
     /// The tap can't be set up.
     #[error("{operation} on tap {name} of network interface {iface}")]
@@ -175,28 +173,38 @@ impl Tap {
             return Err(bad(io::ErrorKind::InvalidInput.into()));
         }
         // SAFETY: no pointers are passed; an invalid descriptor is an error.
-        let flags = unsafe { libc::fcntl(fd, libc::F_GETFL) };
-        if flags < 0 {
+        if unsafe { libc::fcntl(fd, libc::F_GETFD) } < 0 {
             return Err(bad(io::Error::last_os_error()));
         }
         // SAFETY: the configuration names this descriptor as one that was inherited for this interface, so that nothing
         // else in the process owns it; it is open, as was just seen.
-        let tap = Self { fd: unsafe { OwnedFd::from_raw_fd(fd) }, attached: None, failed: false };
+        Self::take_over(iface, name, unsafe { OwnedFd::from_raw_fd(fd) }, &format!("tap_fd {fd}"))
+    }
+
+    /// Takes over a descriptor, which must be an attached tap with a virtio header; an error calls it `what`.
+    ///
+    /// # Errors
+    /// As [`NetError`].
+    pub fn take_over(iface: &str, name: &str, fd: OwnedFd, what: &str) -> Result<Self, NetError> {
+        let tap = Self { fd, attached: None, failed: false };
         let mut request = interface_request(0);
         let mode = tap.ioctl(libc::TUNGETIFF, &raw mut request).map(|()| {
             // SAFETY: the kernel has filled the flags.
             libc::c_int::from(unsafe { request.ifr_ifru.ifru_flags })
         });
         if !mode.is_ok_and(|mode| mode & TAP_FLAGS == TAP_FLAGS) {
-            return Err(NetError::WrongMode { iface: iface.to_owned(), fd });
+            return Err(NetError::WrongMode { iface: iface.to_owned(), what: what.to_owned() });
         }
+        let raw = tap.fd.as_raw_fd();
         // SAFETY: no pointers are passed and the descriptor is ours.
         let set = unsafe {
-            libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) == 0
-                && libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) == 0
+            let flags = libc::fcntl(raw, libc::F_GETFL);
+            flags >= 0
+                && libc::fcntl(raw, libc::F_SETFL, flags | libc::O_NONBLOCK) == 0
+                && libc::fcntl(raw, libc::F_SETFD, libc::FD_CLOEXEC) == 0
         };
         if !set {
-            return Err(bad(io::Error::last_os_error()));
+            return Err(tap_error(iface, name, "F_SETFL", io::Error::last_os_error()));
         }
         tap.set_header_size().map_err(|(operation, source)| tap_error(iface, name, operation, source))?;
         Ok(tap)

@@ -529,7 +529,7 @@ fn a_tap_that_goes_down_loses_frames_until_it_is_up_again() {
         }
         assert!(ip("link set t0 up"));
         let interface = NetworkInterface { host_dev_name: "t0".into(), ..interface() };
-        let net = Net::open(&interface).unwrap();
+        let net = Net::open(&interface, None).unwrap();
         let mut driver = Driver::running(Box::new(net), FEATURES);
         for n in 0..SIZE {
             driver.chain(RX, &[(BUFFERS + 0x4000 + u64::from(n) * 0x800, 0x800, WRITE)]);

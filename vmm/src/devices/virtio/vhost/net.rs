@@ -4,7 +4,7 @@
 //! state belong to an interface without vhost, and the configuration refuses them together.
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use mote_vmm_api::NetworkInterface;
@@ -93,7 +93,11 @@ impl VhostNet {
     ///
     /// # Errors
     /// One of them can't be had, or MAC or MTU are no such thing.
-    pub fn open(interface: &NetworkInterface, mem: &GuestMemory) -> Result<Self, DeviceError> {
+    pub fn open(
+        interface: &NetworkInterface,
+        mem: &GuestMemory,
+        passed: Option<OwnedFd>,
+    ) -> Result<Self, DeviceError> {
         let iface = interface.iface_id.clone();
         let (config, features) = net::config_space(interface)?;
         let kernel = Kernel::new(Arc::new(mem.clone()))
@@ -106,7 +110,7 @@ impl VhostNet {
         // The state of the link is this process's to tell, which sees nothing of it.
         let features =
             features & !(1 << abi::VIRTIO_NET_F_STATUS) & !KERNEL_FEATURES | offered & KERNEL_FEATURES;
-        let tap = net::open_tap(interface)?;
+        let tap = net::open_tap(interface, passed)?;
         let tap_file = tap.as_fd().try_clone_to_owned();
         let tap_file = tap_file.map_err(|source| VhostNetError::Tap { iface: iface.clone(), source })?.into();
         Ok(Self {
