@@ -29,7 +29,7 @@ need_basics() {
     [ -x "$HOME/.cargo/bin/cargo" ] && PATH=$HOME/.cargo/bin:$PATH
   fi
   command -v cargo >/dev/null 2>&1 || { echo "a Rust toolchain (cargo) is needed" >&2; return 1; }
-  need /usr/lib/postgresql postgresql openssl openssl cc gcc ld binutils /usr/include/stdio.h libc6-dev ip iproute2 ping iputils-ping curl curl nsenter util-linux \
+  need /usr/lib/postgresql postgresql openssl openssl cc gcc g++ g++ ld binutils /usr/include/stdio.h libc6-dev ip iproute2 ping iputils-ping curl curl nsenter util-linux chrt util-linux \
     mke2fs e2fsprogs ssh openssh-client ssh-keygen openssh-client busybox busybox-static nft nftables perl perl
 }
 

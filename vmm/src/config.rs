@@ -1,7 +1,7 @@
 //! A VM's configuration while it is put together: Firecracker's rules about what may stand beside what.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -627,10 +627,13 @@ pub fn set_cpu_config(config: &mut VmConfig, template: CpuConfig) {
 /// The file can't be read, is too large, or is no template.
 pub fn read_cpu_template(path: &Path) -> Result<CpuConfig, ConfigError> {
     let failed = |source| ConfigError::File { what: "cpu-config", path: path.to_owned(), source };
-    if std::fs::metadata(path).map_err(failed)?.len() > MAX_CPU_TEMPLATE {
+    let mut bytes = Vec::new();
+    // One byte more, to see whether there is one.
+    let limited = File::open(path).map(|file| file.take(MAX_CPU_TEMPLATE + 1));
+    limited.and_then(|mut file| file.read_to_end(&mut bytes)).map_err(failed)?;
+    if bytes.len() as u64 > MAX_CPU_TEMPLATE {
         return Err(failed(io::Error::other(format!("it has more than {MAX_CPU_TEMPLATE} bytes"))));
     }
-    let bytes = std::fs::read(path).map_err(failed)?;
     serde_json::from_slice(&bytes)
         .map_err(|source| ConfigError::CpuTemplate { path: path.to_owned(), source })
 }

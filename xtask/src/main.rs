@@ -1,4 +1,5 @@
-//! `cargo xtask check`: style and architecture. `cargo xtask test`: all tests with one closing line.
+//! `cargo xtask check`: style and architecture. `cargo xtask test`: all tests with one closing line. `cargo xtask fuzz`: what
+//! reads a guest's or tenant's bytes, under libFuzzer.
 #![forbid(unsafe_code)]
 
 use std::process::{Command, ExitCode};
@@ -6,20 +7,24 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context as _, bail};
 
 mod architecture;
+mod fuzz;
 mod tests;
 
 const HELP: &str = "\
 cargo xtask check             formatting and the architecture's invariants
 cargo xtask lint              clippy without warnings
-cargo xtask test [-- ARGS]    all tests (ARGS go to the runner), ended by `N passed, N failed, N skipped`
+cargo xtask test [-- ARGS]    all tests (ARGS go to the runner), ended by `N passed, N failed, N skipped`;
+                              with --fuzz before ARGS the fuzz targets beside them, counted with them
+cargo xtask fuzz [TARGET …]   fuzz targets under libFuzzer; see cargo xtask fuzz --help
 ";
 
 fn main() -> ExitCode {
-    let mut args = std::env::args().skip(1);
-    let outcome = match args.next().as_deref() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let outcome = match args.first().map(String::as_str) {
         Some("check") => check(),
         Some("lint") => lint(),
-        Some("test") => tests::run(args.filter(|a| a != "--").collect()),
+        Some("fuzz") => fuzz::run(&args[1..]),
+        Some("test") => tests::run(&args[1..]),
         _ => {
             print!("{HELP}");
             return ExitCode::from(2);

@@ -9,14 +9,23 @@ use anyhow::{Context as _, bail};
 const SKIPPED: &str = "SKIPPED: ";
 
 /// `cargo xtask test`.
-pub fn run(args: Vec<String>) -> anyhow::Result<()> {
+pub fn run(args: &[String]) -> anyhow::Result<()> {
+    let (fuzz, args): (Vec<_>, Vec<_>) =
+        args.iter().filter(|arg| *arg != "--").cloned().partition(|arg| arg == "--fuzz");
+    let log = target_directory().join("fuzz.log");
+    let fuzzing = if fuzz.is_empty() { None } else { Some(crate::fuzz::in_background(&log)?) };
     let nextest = crate::cargo_command()
         .args(["nextest", "--version"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .status();
-    let counts =
+    let mut counts =
         if nextest.is_ok_and(|s| s.success()) { with_nextest(&args)? } else { with_cargo_test(&args)? };
+    if let Some(mut fuzzing) = fuzzing {
+        println!("waiting for the fuzz targets (log: {})", log.display());
+        let status = fuzzing.wait().context("waiting for the fuzz targets")?;
+        counts.add_fuzzing(&fs::read_to_string(&log).unwrap_or_default(), status.success());
+    }
     for (reason, count) in &counts.skipped {
         println!("skipped ({count}): {reason}");
     }
@@ -35,12 +44,27 @@ struct Counts {
     succeeded: bool,
 }
 
+impl Counts {
+    /// Each fuzz target is a test.
+    fn add_fuzzing(&mut self, log: &str, succeeded: bool) {
+        print!("{log}");
+        let (passed, failed) = crate::fuzz::counts(log).unwrap_or((0, 1));
+        self.passed += passed;
+        self.failed += failed;
+        self.succeeded &= succeeded;
+    }
+}
+
+/// Cargo's.
+pub fn target_directory() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from)
+}
+
 fn with_nextest(args: &[String]) -> anyhow::Result<Counts> {
     let mut command = crate::cargo_command();
     command.args(["nextest", "run", "--release", "--workspace", "--no-fail-fast", "--profile", "ci"]);
     let status = command.args(args).status().context("running nextest")?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| PathBuf::from("target"), PathBuf::from);
-    let path = target.join("nextest/ci/junit.xml");
+    let path = target_directory().join("nextest/ci/junit.xml");
     let report = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
     Ok(count_junit(&report, status.success()))
 }

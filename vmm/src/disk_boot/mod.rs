@@ -18,9 +18,9 @@ use mote_vmm_api::Drive;
 use crate::devices::DeviceError;
 use crate::devices::virtio::block::Image;
 
-mod bls;
-mod grub;
-mod partitions;
+pub mod bls;
+pub mod grub;
+pub mod partitions;
 mod reader;
 mod search;
 
@@ -77,7 +77,7 @@ pub struct Found {
 
 /// An entry of a boot menu.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-struct Entry {
+pub struct Entry {
     /// Path of the kernel.
     linux: String,
     /// Paths of the initrds, in order.
@@ -87,7 +87,7 @@ struct Entry {
 }
 
 /// A disk as a sequence of bytes.
-trait Disk {
+pub trait Disk {
     /// Its length.
     fn bytes(&self) -> u64;
 
@@ -108,7 +108,7 @@ impl Disk for Image {
     }
 }
 
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzzing"))]
 impl Disk for Vec<u8> {
     fn bytes(&self) -> u64 {
         self.len() as u64

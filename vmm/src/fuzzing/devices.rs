@@ -26,11 +26,12 @@ use crate::devices::virtio::pci::{Connections, Doorbell, PciTransport};
 use crate::devices::virtio::pmem::{Pmem, PmemFile};
 use crate::devices::virtio::rng::Rng;
 use crate::devices::virtio::testing::{BUFFERS, Driver, HIGH, MEMORY_BYTES, SIZE, memory as driver_memory};
-use crate::devices::virtio::vsock::Vsock;
+use crate::devices::virtio::vhost::block::testing::{Fake, Manner};
+use crate::devices::virtio::vsock::{SocketFile, Vsock};
 use crate::devices::virtio::{F_VERSION_1, VirtioDevice};
 use crate::kvm::Message;
 use crate::layout;
-use crate::memory::{self, Hotplug};
+use crate::memory::{self, GuestMemory, Hotplug};
 use crate::snapshot::DeviceState;
 
 /// Most steps of one input.
@@ -87,7 +88,7 @@ fn step(driver: &mut Driver, queues: usize, input: &mut Input<'_>) -> Option<()>
             let features = input.u64()?;
             driver.write(0x70, 0);
             let offered = driver.offered();
-            driver.start(features & offered & !F_VERSION_1);
+            driver.try_start(features & offered & !F_VERSION_1);
         }
         _ => drop(driver.irq.read()),
     }
@@ -96,12 +97,16 @@ fn step(driver: &mut Driver, queues: usize, input: &mut Input<'_>) -> Option<()>
 
 /// A driver that does what the input says with a running device, and then resets it: the device must come back from all.
 fn abuse(device: Box<dyn VirtioDevice>, data: &[u8]) {
+    abuse_in(device, driver_memory(), data);
+}
+
+fn abuse_in(device: Box<dyn VirtioDevice>, memory: GuestMemory, data: &[u8]) {
     let mut input = Input(data);
     let queues = device.queue_max_sizes().len();
-    let mut driver = Driver::new(device);
+    let mut driver = Driver::with_memory(device, memory);
     let features = input.u64().unwrap_or(0);
     let offered = driver.offered();
-    driver.start(features & offered & !F_VERSION_1);
+    driver.try_start(features & offered & !F_VERSION_1);
     for _ in 0..MAX_STEPS {
         if step(&mut driver, queues, &mut input).is_none() {
             break;
@@ -111,57 +116,102 @@ fn abuse(device: Box<dyn VirtioDevice>, data: &[u8]) {
     assert_eq!(driver.status(), 0, "a reset device");
 }
 
-fn disk() -> (File, PathBuf) {
+/// An empty disk.
+pub fn disk() -> (File, PathBuf) {
     let (file, path) = memory_file(&[]);
     file.set_len(DISK_BYTES).expect("memory");
     (file, path)
 }
 
-/// A drive: several queues, flushes, both engines.
-pub fn block(data: &[u8]) {
-    let (_file, path_on_host) = disk();
+/// A limit that is reached at once, and soon has more.
+const fn bucket(size: u64) -> api::TokenBucket {
+    api::TokenBucket { size, one_time_burst: None, refill_time: 1 }
+}
+
+/// A drive with several queues that is flushed.
+pub fn new_block(path_on_host: PathBuf, ring: bool) -> Box<dyn VirtioDevice> {
     let drive = api::Drive {
         drive_id: "fuzz".into(),
         path_on_host,
         cache_type: api::CacheType::Writeback,
         num_queues: Some(2),
-        io_engine: if data.len().is_multiple_of(4) { api::IoEngine::Async } else { api::IoEngine::Sync },
+        io_engine: if ring { api::IoEngine::Async } else { api::IoEngine::Sync },
         ..api::Drive::default()
     };
-    abuse(Box::new(Block::open(&drive).expect("a drive")), data);
+    Box::new(Block::open(&drive).expect("a drive"))
+}
+
+/// A drive: several queues, flushes, both engines.
+pub fn block(data: &[u8]) {
+    let (_file, path) = disk();
+    abuse(new_block(path, data.len().is_multiple_of(4)), data);
+}
+
+/// A drive that another process serves, which answers what the input says: here only what the device itself does.
+pub fn vhost(data: &[u8]) {
+    let mut input = Input(data);
+    let (flipped, most, base) = (input.byte(), input.byte(), input.u32());
+    let mut manner = Manner { queues: 2, ..Manner::default() };
+    manner.most_queues = most.unwrap_or(0).into();
+    manner.base = base.unwrap_or(0);
+    // One bit of the features is another one than usual, now and then.
+    manner.features ^= flipped.filter(|bit| *bit < 64).map_or(0, |bit| 1 << bit);
+    let backend = Fake::new(manner);
+    let drive =
+        api::Drive { num_queues: Some(4), cache_type: api::CacheType::Writeback, ..api::Drive::default() };
+    let Ok(device) = backend.open(&drive) else { return };
+    let control = device.control();
+    if data.len() % 8 == 7 {
+        backend.hang_up();
+    }
+    abuse_in(Box::new(device), memory::create(4).expect("memory"), input.0);
+    backend.set_sectors(data.len() as u64);
+    let _ = control.update(&api::DrivePatch::default());
+}
+
+/// A network interface, and what is on its wire.
+pub fn new_net(several: bool) -> (Box<dyn VirtioDevice>, UnixDatagram) {
+    let (net, wire) = Net::for_fuzzing(several);
+    (Box::new(net), wire)
 }
 
 /// A network interface with the metadata service, on a tap that has a frame for the guest now and then.
 pub fn net(data: &[u8]) {
-    let (net, wire): (Net, UnixDatagram) = Net::for_fuzzing(data.len() % 2 == 1);
+    let (net, wire) = new_net(data.len() % 2 == 1);
     for piece in data.chunks(97).take(8) {
         // A full tap takes no more.
         let _ = wire.send(piece);
     }
-    abuse(Box::new(net), data);
+    abuse(net, data);
+}
+
+/// A persistent memory device.
+pub fn new_pmem(path_on_host: PathBuf, limited: bool) -> Box<dyn VirtioDevice> {
+    let rate_limiter = limited.then_some(api::RateLimiter { bandwidth: None, ops: Some(bucket(3)) });
+    let config = api::Pmem { id: "fuzz".into(), path_on_host, rate_limiter, ..api::Pmem::default() };
+    let file = PmemFile::open(&config).expect("a file");
+    Box::new(Pmem::new(&config, file, layout::MMIO_HOLE_END).expect("a device"))
 }
 
 /// A persistent memory device, with a limit and without.
 pub fn pmem(data: &[u8]) {
-    let (_file, path_on_host) = disk();
-    let bucket = api::TokenBucket { size: 3, one_time_burst: None, refill_time: 1 };
-    let limited = data.len() % 2 == 1;
-    let rate_limiter = limited.then_some(api::RateLimiter { bandwidth: None, ops: Some(bucket) });
-    let config = api::Pmem { id: "fuzz".into(), path_on_host, rate_limiter, ..api::Pmem::default() };
-    let file = PmemFile::open(&config).expect("a file");
-    abuse(Box::new(Pmem::new(&config, file, layout::MMIO_HOLE_END).expect("a device")), data);
+    let (_file, path) = disk();
+    abuse(new_pmem(path, data.len() % 2 == 1), data);
+}
+
+/// The entropy device.
+pub fn new_rng(limited: bool) -> Box<dyn VirtioDevice> {
+    let rate_limiter = limited.then_some(api::RateLimiter { bandwidth: Some(bucket(1000)), ops: None });
+    Box::new(Rng::open(&api::Entropy { rate_limiter }).expect("a device"))
 }
 
 /// The entropy device, with a limit and without.
 pub fn rng(data: &[u8]) {
-    let bucket = api::TokenBucket { size: 1000, one_time_burst: None, refill_time: 1 };
-    let limited = data.len() % 2 == 1;
-    let rate_limiter = limited.then_some(api::RateLimiter { bandwidth: Some(bucket), ops: None });
-    abuse(Box::new(Rng::open(&api::Entropy { rate_limiter }).expect("a device")), data);
+    abuse(new_rng(data.len() % 2 == 1), data);
 }
 
-/// The balloon with all its queues.
-pub fn balloon(data: &[u8]) {
+/// A balloon with all its queues.
+pub fn new_balloon() -> Balloon {
     let config = api::Balloon {
         amount_mib: 1,
         deflate_on_oom: true,
@@ -169,19 +219,29 @@ pub fn balloon(data: &[u8]) {
         free_page_hinting: true,
         free_page_reporting: true,
     };
-    let balloon = Balloon::open(&config).expect("a balloon");
+    Balloon::open(&config).expect("a balloon")
+}
+
+/// The balloon with all its queues.
+pub fn balloon(data: &[u8]) {
+    let balloon = new_balloon();
     let control = balloon.control();
     let _ = control.start_hinting(true);
     abuse(Box::new(balloon), data);
     let _ = (control.statistics(), control.hinting_status());
 }
 
-/// Memory that can be plugged, half of which the guest is asked to have.
-pub fn mem(data: &[u8]) {
+/// Memory that can be plugged.
+pub fn new_mem() -> Mem {
     let config = api::MemoryHotplug { total_size_mib: 256, block_size_mib: 2, slot_size_mib: 128 };
     let hotplug = Hotplug { bytes: 256 << 20, block_bytes: 2 << 20 };
     let memory = memory::create_with(1, api::HugePages::None, Some(hotplug)).expect("memory");
-    let mem = Mem::new(&config, &memory, Arc::new(Nobody)).expect("a device");
+    Mem::new(&config, &memory, Arc::new(Nobody)).expect("a device")
+}
+
+/// Memory that can be plugged, half of which the guest is asked to have.
+pub fn mem(data: &[u8]) {
+    let mem = new_mem();
     let control = mem.control();
     control.request(128).expect("half of it");
     abuse(Box::new(mem), data);
@@ -189,29 +249,40 @@ pub fn mem(data: &[u8]) {
     assert!(status.plugged_size_mib <= status.requested_size_mib, "{status:?}");
 }
 
+/// A console with output to nowhere.
+pub fn new_console(sized: bool) -> VirtioConsole {
+    let size = sized.then_some(api::ConsoleSize { columns: 80, rows: 25 });
+    let config = api::Console { output_path: Some("/dev/null".into()), size, ..api::Console::default() };
+    VirtioConsole::open(&config).expect("a console")
+}
+
 /// A console with input that waits, and output to nowhere.
 pub fn console(data: &[u8]) {
-    let size = data.len().is_multiple_of(2).then_some(api::ConsoleSize { columns: 80, rows: 25 });
-    let config = api::Console { output_path: Some("/dev/null".into()), size, ..api::Console::default() };
-    let mut console = VirtioConsole::open(&config).expect("a console");
+    let mut console = new_console(data.len().is_multiple_of(2));
     let input = serde_json::json!({"input": &data[..data.len().min(64)]});
     console.restore(&DeviceState::new(&input).expect("plain data")).expect("input");
     abuse(Box::new(console), data);
 }
 
 /// The socket device, with nobody behind it.
-pub fn vsock(data: &[u8]) {
+pub fn new_vsock() -> (Box<dyn VirtioDevice>, SocketFile) {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let name = format!("mote-fuzz-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
     let config = api::Vsock { guest_cid: 3, uds_path: std::env::temp_dir().join(name), vsock_id: None };
     let vsock = Vsock::open(&config).expect("a socket");
-    let mut file = vsock.socket_file().expect("an eventfd");
-    abuse(Box::new(vsock), data);
+    let file = vsock.socket_file().expect("an eventfd");
+    (Box::new(vsock), file)
+}
+
+/// The socket device, with nobody behind it.
+pub fn vsock(data: &[u8]) {
+    let (vsock, mut file) = new_vsock();
+    abuse(vsock, data);
     file.finish();
 }
 
 /// Interrupts and doorbells of nobody.
-struct Nobody;
+pub struct Nobody;
 
 struct Vector(Arc<EventFd>);
 

@@ -9,13 +9,18 @@ use std::sync::{Mutex, PoisonError};
 
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
+use super::Input;
 use crate::disk::Bytes;
 use crate::disk::qcow2::Qcow2;
+use crate::disk_boot::partitions::{self, Partition};
+use crate::disk_boot::{bls, grub};
 use crate::loader;
 use crate::memory::{self, GuestMemory};
 
 /// Memory that kernels are loaded into.
 const MEMORY_MIB: usize = 8;
+/// Bytes of a disk that is booted from.
+const BOOT_DISK: usize = 1 << 20;
 /// Bytes of a disk that are read and written at a time.
 const PIECE: usize = 65_536;
 
@@ -49,6 +54,38 @@ pub fn qcow2(data: &[u8]) {
         let _ = image.flush();
         let _ = image.close();
     }
+}
+
+/// A disk that boots without a kernel of its own: its partition table (the input is what is written where, in sectors), or the
+/// texts of its boot loader, each ended by a zero. Its file systems are read by ext4-view, in a process that may end by it.
+pub fn disk(data: &[u8]) {
+    let Some((kind, data)) = data.split_first() else { return };
+    if *kind == 0 {
+        let mut input = Input(data);
+        let mut disk = vec![0; BOOT_DISK];
+        while let Some(sector) = input.u16() {
+            let Some(bytes) = input.piece() else { break };
+            let at = usize::from(sector) * 512 % BOOT_DISK;
+            let end = BOOT_DISK.min(at + bytes.len());
+            disk[at..end].copy_from_slice(&bytes[..end - at]);
+        }
+        let found = partitions::partitions(&mut disk).unwrap_or_default();
+        let end = |partition: &Partition| partition.start.checked_add(partition.bytes);
+        assert!(found.iter().all(|partition| end(partition).is_some_and(|end| end <= BOOT_DISK as u64)));
+        return;
+    }
+    let text = String::from_utf8_lossy(data);
+    let mut texts = text.split('\0').map(str::to_owned);
+    let environment = grub::environment(&texts.next().unwrap_or_default());
+    if *kind == 1 {
+        grub::default_entry(&texts.next().unwrap_or_default(), environment);
+        return;
+    }
+    let mut files = Vec::new();
+    while let (Some(name), Some(text)) = (texts.next(), texts.next()) {
+        files.push((name, text));
+    }
+    bls::choose(&files, &environment);
 }
 
 /// A kernel (ELF or bzImage) and what it is told; then the same bytes as its initial ramdisk.

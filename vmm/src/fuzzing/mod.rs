@@ -1,16 +1,16 @@
 //! What reads the bytes of guests and tenants, as functions of bytes.
 //!
-//! The same functions are driven by libFuzzer (`vmm/fuzz`, `cargo fuzz run NAME` with a nightly toolchain) and in `./test` by
-//! a bounded, deterministic run over the kept corpus and mutations of it ([`tests`]). A target must come back from any input;
-//! a panic is a finding. Only there with `cfg(test)` and the feature `fuzzing`.
+//! `cargo xtask fuzz` runs each under libFuzzer (the program in `vmm/fuzz`); a test replays the kept corpus. A target must come
+//! back from any input; a panic is a finding. Only there with `cfg(test)` and the feature `fuzzing`.
 
 mod devices;
 mod files;
 mod network;
+mod ports;
 #[cfg(test)]
 mod tests;
 
-/// A target: its name, which is also that of its corpus and its program, and what it does with an input.
+/// A target: its name, which is also that of its corpus, and what it does with an input.
 pub struct Target {
     /// Name.
     pub name: &'static str,
@@ -23,6 +23,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "balloon", run: devices::balloon },
     Target { name: "block", run: devices::block },
     Target { name: "console", run: devices::console },
+    Target { name: "disk", run: files::disk },
     Target { name: "http", run: network::http },
     Target { name: "kernel", run: files::kernel },
     Target { name: "mem", run: devices::mem },
@@ -30,19 +31,13 @@ pub const TARGETS: &[Target] = &[
     Target { name: "net", run: devices::net },
     Target { name: "pci", run: devices::pci },
     Target { name: "pmem", run: devices::pmem },
+    Target { name: "ports", run: ports::ports },
     Target { name: "qcow2", run: files::qcow2 },
     Target { name: "rng", run: devices::rng },
+    Target { name: "snapshot", run: ports::snapshot },
+    Target { name: "vhost", run: devices::vhost },
     Target { name: "vsock", run: devices::vsock },
 ];
-
-/// Runs one target, for the programs of `vmm/fuzz`.
-///
-/// # Panics
-/// There is no such target; or a finding.
-pub fn run(name: &str, data: &[u8]) {
-    let target = TARGETS.iter().find(|target| target.name == name).expect("a name of TARGETS");
-    (target.run)(data);
-}
 
 /// An input as a stream of numbers and pieces.
 struct Input<'a>(&'a [u8]);

@@ -34,6 +34,14 @@ pub use load::{LoadError, load};
 pub use memory::MemoryFileError;
 pub use state::{DeviceState, StateError, Stateful};
 
+/// What a state file's body goes through before anything is made of it.
+#[cfg(any(test, feature = "fuzzing"))]
+pub fn parse(body: &[u8]) {
+    if let Ok(state) = serde_json::from_slice::<MachineState>(body) {
+        let _ = crate::config::validate(state.config);
+    }
+}
+
 /// The body of a state file. Later minor versions add fields with a default.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

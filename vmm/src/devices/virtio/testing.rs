@@ -155,6 +155,12 @@ impl Driver {
 
     /// Resets the device and brings it to DRIVER_OK.
     pub fn start(&mut self, features: u64) {
+        let status = self.try_start(features);
+        assert_eq!(self.status(), status);
+    }
+
+    /// Resets the device and brings it to DRIVER_OK, which it may answer with DEVICE_NEEDS_RESET; the status that was written.
+    pub fn try_start(&mut self, features: u64) -> u8 {
         self.write(0x70, 0);
         assert!(self.negotiate(features | F_VERSION_1));
         for queue in 0..self.rings.len() {
@@ -162,7 +168,7 @@ impl Driver {
         }
         let status = self.status() | status::DRIVER_OK;
         self.write(0x70, status.into());
-        assert_eq!(self.status(), status);
+        status
     }
 
     pub fn descriptor(&mut self, queue: usize, index: u16, parts: (u64, u32, u16, u16)) {

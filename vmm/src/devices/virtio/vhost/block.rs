@@ -472,5 +472,7 @@ impl VhostUserControl {
     }
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod testing;
 #[cfg(test)]
 mod tests;

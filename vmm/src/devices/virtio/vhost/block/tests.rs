@@ -1,12 +1,7 @@
 //! Against a backend that only takes down what it is told; that a real one serves requests is tested from outside, in
 //! tests/guest/tests/vhost_user.rs.
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixListener;
-use std::path::PathBuf;
-
-use tempfile::TempDir;
-
+use super::testing::*;
 use super::*;
 use crate::devices::virtio::lifecycle::status;
 use crate::devices::virtio::testing::Driver;
@@ -14,118 +9,8 @@ use crate::devices::virtio::{F_EVENT_IDX, F_INDIRECT_DESC};
 use crate::memory;
 use crate::snapshot::Stateful;
 
-// Numbers of the protocol's requests.
-const GET_FEATURES: u32 = 1;
-const SET_FEATURES: u32 = 2;
-const SET_MEM_TABLE: u32 = 5;
-const SET_VRING_NUM: u32 = 8;
-const SET_VRING_ADDR: u32 = 9;
-const SET_VRING_BASE: u32 = 10;
-const GET_VRING_BASE: u32 = 11;
-const SET_VRING_KICK: u32 = 12;
-const SET_VRING_CALL: u32 = 13;
-const GET_PROTOCOL_FEATURES: u32 = 15;
-const GET_QUEUE_NUM: u32 = 17;
-const SET_VRING_ENABLE: u32 = 18;
-const GET_CONFIG: u32 = 24;
-
-const PROTOCOL: u64 = 1 << 30;
 const READ_ONLY: u64 = 1 << abi::VIRTIO_BLK_F_RO;
-const SEVERAL_QUEUES: u64 = 1 << abi::VIRTIO_BLK_F_MQ;
 const FLUSH: u64 = 1 << abi::VIRTIO_BLK_F_FLUSH;
-/// A feature that this program doesn't know.
-const SECURE_ERASE: u64 = 1 << abi::VIRTIO_BLK_F_SECURE_ERASE;
-const PROTOCOL_MQ: u64 = 1;
-const PROTOCOL_CONFIG: u64 = 1 << 9;
-
-/// What a backend says of itself.
-#[derive(Clone, Copy)]
-struct Manner {
-    features: u64,
-    protocol: u64,
-    queues: u16,
-}
-
-impl Default for Manner {
-    fn default() -> Self {
-        let features = F_VERSION_1 | F_EVENT_IDX | PROTOCOL | SEVERAL_QUEUES | FLUSH | SECURE_ERASE;
-        Self { features, protocol: PROTOCOL_MQ | PROTOCOL_CONFIG, queues: 4 }
-    }
-}
-
-#[derive(Default)]
-struct Record {
-    requests: Vec<(u32, Vec<u8>)>,
-    sectors: u64,
-    connection: Option<UnixStream>,
-}
-
-struct Fake {
-    _directory: TempDir,
-    socket: PathBuf,
-    record: Arc<Mutex<Record>>,
-}
-
-impl Fake {
-    fn new(manner: Manner) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let socket = directory.path().join("s");
-        let listener = UnixListener::bind(&socket).unwrap();
-        let record = Arc::new(Mutex::new(Record { sectors: 2048, ..Record::default() }));
-        let shared = record.clone();
-        // Ends with the process: it waits for connections.
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                lock(&shared).connection = Some(stream.try_clone().unwrap());
-                while converse(&stream, manner, &shared).is_some() {}
-            }
-        });
-        Self { _directory: directory, socket, record }
-    }
-
-    fn open(&self, drive: &Drive) -> Result<VhostUserBlock, DeviceError> {
-        VhostUserBlock::open(drive, &self.socket)
-    }
-
-    /// The requests since the last call.
-    fn requests(&self) -> Vec<(u32, Vec<u8>)> {
-        std::mem::take(&mut lock(&self.record).requests)
-    }
-
-    fn hang_up(&self) {
-        let connection = lock(&self.record).connection.take();
-        connection.unwrap().shutdown(std::net::Shutdown::Both).unwrap();
-    }
-}
-
-/// Answers one request; none when the other side is gone.
-fn converse(mut stream: &UnixStream, manner: Manner, record: &Mutex<Record>) -> Option<()> {
-    let mut header = [0; 12];
-    stream.read_exact(&mut header).ok()?;
-    let word = |at: usize| u32::from_le_bytes(header[at..at + 4].try_into().unwrap());
-    let (request, size) = (word(0), word(8));
-    let mut body = vec![0; size as usize];
-    stream.read_exact(&mut body).ok()?;
-    let mut record = lock(record);
-    record.requests.push((request, body.clone()));
-    let answer = match request {
-        GET_FEATURES => manner.features.to_le_bytes().to_vec(),
-        GET_PROTOCOL_FEATURES => manner.protocol.to_le_bytes().to_vec(),
-        GET_QUEUE_NUM => 8u64.to_le_bytes().to_vec(),
-        GET_CONFIG => {
-            let space = &mut body[12..];
-            space[..8].copy_from_slice(&record.sectors.to_le_bytes());
-            space[NUM_QUEUES].copy_from_slice(&manner.queues.to_le_bytes());
-            body
-        }
-        // Each queue was left at 7.
-        GET_VRING_BASE => [&body[..4], &7u32.to_le_bytes()].concat(),
-        _ => return Some(()),
-    };
-    // Version 1, and a reply.
-    let header = [request.to_le_bytes(), 5u32.to_le_bytes(), (answer.len() as u32).to_le_bytes()].concat();
-    stream.write_all(&[header, answer].concat()).ok()
-}
 
 fn drive() -> Drive {
     Drive { drive_id: "served".to_owned(), ..Drive::default() }
@@ -243,7 +128,7 @@ fn a_patch_reads_the_configuration_again_and_tells_the_guest_if_it_has_changed()
     let generation = driver.read(0xfc);
     control.update(&DrivePatch::default()).unwrap();
     assert_eq!(driver.read(0xfc), generation);
-    lock(&fake.record).sectors = 4096;
+    fake.set_sectors(4096);
     control.update(&DrivePatch::default()).unwrap();
     assert_ne!(driver.read(0xfc), generation);
     assert_eq!(driver.read(0x60) & 2, 2, "a configuration interrupt");
