@@ -24,6 +24,7 @@ use crate::landlock;
 use crate::log::{self, Level};
 use crate::metrics;
 use crate::outcome::Outcome;
+use crate::process;
 use crate::seccomp::{self, SeccompError};
 use crate::signals;
 use crate::snapshot::{self, FormatError};
@@ -202,7 +203,10 @@ impl RunError {
 
 /// The whole program: reads the command line, runs the VM, and returns the exit code.
 pub fn main() -> u8 {
-    one_malloc_arena();
+    if let Err(error) = process::prepare() {
+        eprintln!("mote-vmm: {}", error_chain(&error));
+        return ExitReason::HostError.code();
+    }
     let mut words = match command_line(std::env::args_os().skip(1)) {
         Ok(words) => words,
         Err(wrong) => return usage("mote-vmm", &wrong),
@@ -334,12 +338,6 @@ fn note_startup_time(options: &Options) {
         let took = took.saturating_add(options.parent_cpu_time_us.unwrap_or(0));
         metrics::PROCESS_STARTUP_TIME_CPU_US.store(took, Ordering::Relaxed);
     }
-}
-
-/// Threads here seldom allocate: an arena for each would only cost memory and time to start.
-fn one_malloc_arena() {
-    // SAFETY: sets a number in the allocator, before there is a second thread.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
 fn run(options: &Options) -> Result<ExitReport, RunError> {

@@ -60,6 +60,7 @@ pub mod metrics;
 pub mod mmds;
 pub mod outcome;
 mod power;
+mod process;
 pub mod rate_limiter;
 pub mod seccomp;
 mod signals;

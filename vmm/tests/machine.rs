@@ -288,6 +288,29 @@ fn logger_and_metrics_are_set_by_the_api_before_the_start_and_flushed_after_it()
 }
 
 #[test]
+fn standard_descriptors_that_are_closed_are_opened_on_nothing_and_a_broken_pipe_is_an_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("socket");
+    let mut shell = Command::new("sh");
+    shell
+        .args(["-c", r#"exec "$0" --api-sock "$1" <&- >&- 2>&-"#, env!("CARGO_BIN_EXE_mote-vmm")])
+        .arg(&socket);
+    let child = shell.spawn().unwrap();
+    wait_for(&socket);
+    let of_process = |name: &str| Path::new("/proc").join(child.id().to_string()).join(name);
+    for number in 0..3 {
+        let path = fs::read_link(of_process(&format!("fd/{number}"))).unwrap();
+        assert_eq!(path, Path::new("/dev/null"), "descriptor {number}");
+    }
+    let status = fs::read_to_string(of_process("status")).unwrap();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap();
+    let ignored = u64::from_str_radix(ignored.trim(), 16).unwrap();
+    assert_ne!(ignored & 1 << (libc::SIGPIPE - 1), 0, "{status}");
+    terminate(&child);
+    finish(child);
+}
+
+#[test]
 fn snapshot_versions_are_told() {
     let run = |arguments: &[&str]| {
         Command::new(env!("CARGO_BIN_EXE_mote-vmm")).args(arguments).stdin(Stdio::null()).output().unwrap()

@@ -13,10 +13,9 @@ use libc::{
     SYS_io_uring_register, SYS_io_uring_setup, SYS_ioctl, SYS_lseek, SYS_madvise, SYS_mmap, SYS_mprotect,
     SYS_mremap, SYS_munmap, SYS_nanosleep, SYS_newfstatat, SYS_openat, SYS_poll, SYS_prctl, SYS_pread64,
     SYS_preadv, SYS_pwrite64, SYS_pwritev, SYS_read, SYS_readv, SYS_recvfrom, SYS_recvmsg, SYS_rename,
-    SYS_restart_syscall, SYS_rseq, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_getaffinity,
-    SYS_sched_yield, SYS_seccomp, SYS_sendmsg, SYS_sendto, SYS_set_robust_list, SYS_setsockopt, SYS_shutdown,
-    SYS_sigaltstack, SYS_socket, SYS_statx, SYS_tgkill, SYS_timerfd_settime, SYS_unlink, SYS_write,
-    SYS_writev, c_long,
+    SYS_restart_syscall, SYS_rseq, SYS_rt_sigprocmask, SYS_rt_sigreturn, SYS_sched_yield, SYS_seccomp,
+    SYS_sendmsg, SYS_sendto, SYS_set_robust_list, SYS_setsockopt, SYS_shutdown, SYS_socket, SYS_statx,
+    SYS_tgkill, SYS_timerfd_settime, SYS_unlink, SYS_write, SYS_writev, c_long,
 };
 
 use super::ThreadKind;
@@ -70,22 +69,21 @@ const THREADS: Group = Group {
         (SYS_exit, All),
         (SYS_exit_group, All),
         (SYS_futex, All),
-        (SYS_gettid, All),
         (SYS_rt_sigprocmask, All),
         (SYS_rt_sigreturn, All),
-        (SYS_sched_getaffinity, All),
-        (SYS_sigaltstack, All),
     ],
 };
 
 const THREADS_ELSEWHERE: Group = Group {
-    reason: "allocations of megabytes that grow, clocks, pauses and locks that many want at once",
+    reason: "allocations of megabytes that grow, clocks, pauses, locks that many want at once, and the message of a panic",
     elsewhere: Some(
-        "hosts whose clock the vDSO can't read; another libc; a process that was stopped; threads that meet in a channel",
+        "hosts whose clock the vDSO can't read; another libc; a process that was stopped; threads that meet in a channel; a panic, \
+         whose message names the thread",
     ),
     calls: &[
         (SYS_clock_gettime, All),
         (SYS_clock_nanosleep, All),
+        (SYS_gettid, All),
         (SYS_mremap, All),
         (SYS_nanosleep, All),
         (SYS_restart_syscall, All),
