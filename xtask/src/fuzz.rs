@@ -25,6 +25,7 @@ Runs fuzz targets (default: all) under libFuzzer and AddressSanitizer, beginning
   --seed N        libFuzzer's seed (the time; it is printed)
   --keep          afterwards add to vmm/fuzz/corpus what brings coverage that it doesn't have, and nothing else
   --replay FILE   run one target on one input and nothing else
+  --build         only build the program
   --list          print the names of the targets
 
 A finding is a panic, a memory error, an input that takes more than two minutes, or 2 GiB of memory. Its input is kept below
@@ -61,6 +62,7 @@ struct Options {
     jobs: usize,
     seed: u32,
     keep: bool,
+    only_build: bool,
     replay: Option<PathBuf>,
     targets: Vec<String>,
 }
@@ -79,6 +81,9 @@ pub fn run(args: &[String]) -> anyhow::Result<()> {
     let options = parse(args, &all)?;
     let directory = directory();
     let program = build(&directory)?;
+    if options.only_build {
+        return Ok(());
+    }
     if let Some(input) = &options.replay {
         return replay(&program, &options.targets, input);
     }
@@ -135,6 +140,7 @@ fn parse(args: &[String], all: &[String]) -> anyhow::Result<Options> {
         // Never 0, which libFuzzer takes for "choose one".
         seed: since_epoch.as_secs() as u32 | 1,
         keep: false,
+        only_build: false,
         replay: None,
         targets: Vec::new(),
     };
@@ -142,10 +148,12 @@ fn parse(args: &[String], all: &[String]) -> anyhow::Result<Options> {
     while let Some(arg) = args.next() {
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
         match arg.as_str() {
-            "--seconds" => options.seconds = number(arg, value()?)?,
+            // libFuzzer takes 0 for "for ever".
+            "--seconds" => options.seconds = number::<u64>(arg, value()?)?.max(1),
             "--jobs" => options.jobs = number::<usize>(arg, value()?)?.max(1),
             "--seed" => options.seed = number(arg, value()?)?,
             "--keep" => options.keep = true,
+            "--build" => options.only_build = true,
             "--replay" => options.replay = Some(value()?.into()),
             name if all.iter().any(|target| target == name) => options.targets.push(name.to_owned()),
             other => bail!("{other} is neither an option nor a target ({}); see --help", all.join(", ")),
