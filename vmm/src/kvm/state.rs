@@ -6,6 +6,7 @@
 //! APIC's registers) before a deadline, which KVM drops in another mode.
 
 use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD as BASE64;
@@ -118,7 +119,7 @@ impl<'de> Deserialize<'de> for Words {
 pub struct ClockState {
     /// Nanoseconds of the guest's monotonic time.
     pub clock: u64,
-    /// The host's time of day at the same moment in nanoseconds, if KVM tells it.
+    /// The host's time of day at the same moment, in nanoseconds since 1970.
     pub realtime: Option<u64>,
 }
 
@@ -400,24 +401,44 @@ impl Clock {
     /// What it says.
     pub fn save(&self) -> Result<ClockState, KvmError> {
         let data = self.shared.fd.get_clock().map_err(|source| KvmError::Call("KVM_GET_CLOCK", source))?;
-        let realtime = (data.flags & KVM_CLOCK_REALTIME != 0).then_some(data.realtime);
-        Ok(ClockState { clock: data.clock, realtime })
+        // KVM tells when that was only where its clock follows the processor's counter.
+        let told = (data.flags & KVM_CLOCK_REALTIME != 0).then_some(data.realtime);
+        Ok(ClockState { clock: data.clock, realtime: told.or_else(realtime) })
     }
 
     /// Sets it; with `advance`, as if it had run on since.
     pub fn restore(&self, state: &ClockState, advance: bool) -> Result<(), KvmError> {
-        let mut data = kvm_clock_data { clock: state.clock, ..Default::default() };
-        if let (true, Some(realtime)) = (advance, state.realtime) {
-            data.flags = KVM_CLOCK_REALTIME;
-            data.realtime = realtime;
-        }
+        let data = kvm_clock_data { clock: state.at(realtime().filter(|_| advance)), ..Default::default() };
         self.shared.fd.set_clock(&data).map_err(|source| KvmError::Call("KVM_SET_CLOCK", source))
     }
+}
+
+impl ClockState {
+    /// What the clock says at this time of the host, if it ran on, else what it said.
+    fn at(&self, now: Option<u64>) -> u64 {
+        let passed = self.realtime.zip(now).map_or(0, |(then, now)| now.saturating_sub(then));
+        self.clock.saturating_add(passed)
+    }
+}
+
+/// Nanoseconds of the host's clock since 1970; None in a time before.
+fn realtime() -> Option<u64> {
+    SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_nanos().try_into().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_clock_that_ran_on_has_what_passed_and_never_goes_back() {
+        let state = ClockState { clock: 5, realtime: Some(100) };
+        assert_eq!(
+            [Some(130), Some(90), None, Some(u64::MAX)].map(|now| state.at(now)),
+            [35, 5, 5, u64::MAX - 95]
+        );
+        assert_eq!(ClockState { realtime: None, ..state }.at(Some(130)), 5);
+    }
 
     fn leaf(function: u32, index: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> Leaf {
         Leaf { function, index, flags: 0, eax, ebx, ecx, edx }
