@@ -235,7 +235,7 @@ fn device_test(more_arguments: &[&str]) {
         let mut place = Place::new()?;
         place.more_arguments = more_arguments.iter().map(Into::into).collect();
         let line = format!(
-            "mote.test mote.expect=1,1,1 mote.pmems=1 mote.block_ids=disk mote.net=10.77.0.2/24,10.77.0.1 mote.mac={MAC}"
+            "mote.test mote.snapshots mote.expect=1,1,1 mote.pmems=1 mote.block_ids=disk mote.net=10.77.0.2/24,10.77.0.1 mote.mac={MAC}"
         );
         let mut config = host::config(&place.guest, &line);
         let disk = fs::File::create(place.path("disk")).expect("a file");

@@ -332,16 +332,23 @@ pub fn now_us() -> u64 {
     ticks / per_ms * 1_000 + ticks % per_ms * 1_000 / per_ms
 }
 
-/// Waits until `condition` holds, at most `us` microseconds; tells whether it came to hold.
+/// Most that counts of the time between two looks at the clock: if it is more, the machine was saved or its processor taken away
+/// meanwhile, and nothing that is waited for could come. Where KVM can't offset the TSC, it goes on during a snapshot.
+const LONGEST_LOOK_US: u64 = 10_000;
+
+/// Waits until `condition` holds, at most `us` microseconds of the machine's running; tells whether it came to hold.
 pub fn wait_until(us: u64, mut condition: impl FnMut() -> bool) -> bool {
-    let end = now_us() + us;
+    let (mut left, mut last) = (us, now_us());
     loop {
         if condition() {
             return true;
         }
-        if now_us() >= end {
+        let now = now_us();
+        let passed = now.saturating_sub(last).min(LONGEST_LOOK_US);
+        if passed >= left {
             return false;
         }
+        (left, last) = (left - passed, now);
         core::hint::spin_loop();
     }
 }

@@ -5,6 +5,7 @@
 //! - `mote.console=COLUMNSxROWS`: there is a console of this size, and somebody who answers each line `mote-console WAY` with
 //!   `answer WAY`.
 //! - `mote.transport=pci` or `mmio`: where all of them must be.
+//! - `mote.snapshots`: the machine is saved now and then, and what waits on its tap is lost by that.
 //! - `mote.pairs=N`: the first network device has so many queue pairs (needs `mote.net`).
 //! - `mote.net=ADDRESS/PREFIX,PEER`: the first network device has this address, and PEER answers pings.
 //! - `mote.memory_mib=N`, `mote.processors=N`: what the memory map and the MADT must say.
