@@ -6,15 +6,21 @@
 
 use std::{
     fs,
-    io::{Read, Write},
-    os::unix::net::UnixListener,
+    io::{IoSliceMut, Write},
+    os::{
+        fd::{AsRawFd, RawFd},
+        unix::net::{UnixListener, UnixStream},
+    },
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
 use clap::Parser;
 use mote_vmm_api::{ExitReason, ExitReport, InstanceInfo, InstanceState, VmConfig};
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::{
+    signal::{SigSet, Signal},
+    socket::{ControlMessageOwned, MsgFlags, recvmsg},
+};
 
 /// `fake_vmm jail OPTIONS -- ARGUMENTS`.
 #[derive(Debug, Parser)]
@@ -44,6 +50,8 @@ struct Cli {
     config_file: PathBuf,
     #[arg(long)]
     exit_report: PathBuf,
+    #[arg(long)]
+    enable_pci: bool,
 }
 
 fn main() -> std::io::Result<ExitCode> {
@@ -74,10 +82,10 @@ fn main() -> std::io::Result<ExitCode> {
     println!("open: {open:?}");
 
     let config: VmConfig = serde_json::from_slice(&fs::read(&cli.config_file)?)?;
-    if let Some(path) = config.serial.and_then(|serial| serial.serial_out_path) {
+    if let Some(path) = config.serial.clone().and_then(|serial| serial.serial_out_path) {
         fs::write(outside(&path), "hello from the guest\n")?;
     }
-    let command_line = config.boot_source.and_then(|source| source.boot_args).unwrap_or_default();
+    let command_line = config.boot_source.clone().and_then(|source| source.boot_args).unwrap_or_default();
     let ends = command_line.split_ascii_whitespace().find_map(|word| word.strip_prefix("end="));
     if let Some(reason) = ends {
         return end(&cli, serde_json::from_value(reason.into())?);
@@ -89,16 +97,46 @@ fn main() -> std::io::Result<ExitCode> {
         state: InstanceState::Running,
         vmm_version: "0".into(),
     };
-    let body = serde_json::to_string(&info)?;
+    let mut config = if cli.enable_pci { config } else { VmConfig::default() };
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let Ok(mut stream) = stream else { continue };
-            let _ = stream.read(&mut [0; 4096]);
+            // What can't be answered is not: the agent sees that.
+            let Ok(body) = answer(&stream, &info, &mut config) else { continue };
             let _ = write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len());
         }
     });
     terminate.wait()?;
     end(&cli, ExitReason::Terminated)
+}
+
+/// Answers `GET /`, `GET /vm/config`, and requests for interfaces: a tap that comes with one is kept open.
+fn answer(stream: &UnixStream, info: &InstanceInfo, config: &mut VmConfig) -> std::io::Result<String> {
+    let mut bytes = [0; 4096];
+    let mut control = nix::cmsg_space!([RawFd; 1]);
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut control), MsgFlags::empty())?;
+    let length = message.bytes;
+    let taps =
+        message.cmsgs()?.filter(|part| matches!(part, ControlMessageOwned::ScmRights(fds) if fds.len() == 1));
+    let taps = taps.count();
+    let text = String::from_utf8_lossy(&bytes[..length]).into_owned();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
+    let mut words = head.split(' ');
+    let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+    match (method, path.strip_prefix("/network-interfaces/")) {
+        ("PUT", Some(_)) if taps == 1 => {
+            config.network_interfaces.push(serde_json::from_str(body)?);
+            Ok("null".to_owned())
+        }
+        ("DELETE", Some(id)) => {
+            config.network_interfaces.retain(|nic| nic.iface_id != id);
+            Ok("null".to_owned())
+        }
+        ("GET", None) if path == "/vm/config" => Ok(serde_json::to_string(&config)?),
+        ("GET", None) => Ok(serde_json::to_string(info)?),
+        _ => Err(std::io::ErrorKind::InvalidInput.into()),
+    }
 }
 
 fn end(cli: &Cli, reason: ExitReason) -> std::io::Result<ExitCode> {

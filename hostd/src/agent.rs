@@ -19,7 +19,7 @@ use std::{
 use futures_util::FutureExt;
 use jiff::Timestamp;
 use mote_host_api::{
-    DesiredPower, DesiredState, GivenUp, ImageId, ObservedServer, ServerId, ServerSpec, Wish,
+    DesiredPower, DesiredState, GivenUp, ImageId, ObservedServer, PortId, ServerId, ServerSpec, Wish,
 };
 use mote_vmm_api::ExitReport;
 use serde::{Deserialize, Serialize};
@@ -39,7 +39,8 @@ use crate::{
     parts::{Parts, VmmError},
     process::{ProcessIdentity, boot_id},
     reconcile::{
-        Action, Converged, Ended, NetworkGoal, Observed, SeenNetworks, SeenServer, SeenTask, reconcile,
+        Action, Converged, Ended, NetworkGoal, Observed, SeenNetworks, SeenNics, SeenServer, SeenTask,
+        reconcile,
     },
     task::{Slots, TaskError, TaskEvent, Wanted, Work},
     vmm,
@@ -113,6 +114,9 @@ struct Entry {
     task: Option<(SeenTask, CancellationToken)>,
     retry_at: Option<Timestamp>,
     tries: u32,
+    nics: SeenNics,
+    /// Looks at its NICs that found one that should have gone.
+    nic_tries: u32,
     /// What was given up, and why: kept as long as it is wanted, and tried again by the next process.
     given_up: BTreeMap<Wish, String>,
 }
@@ -245,6 +249,10 @@ impl Agent {
             if changed(id, self.desired.as_deref()) {
                 entry.retry_at = None;
                 entry.tries = 0;
+                entry.nic_tries = 0;
+                if let SeenNics::Are { not_before, .. } = &mut entry.nics {
+                    *not_before = None;
+                }
             }
             let spec = new.as_ref().and_then(|new| new.servers.iter().find(|spec| spec.id == *id));
             entry.given_up.retain(|wish, _| spec.is_some_and(|spec| is_wished(spec, *wish)));
@@ -280,6 +288,7 @@ impl Agent {
             captures: entry.captures.clone(),
             task: entry.task.as_ref().map(|(task, _)| task.clone()),
             retry_at: entry.retry_at,
+            nics: entry.nics.clone(),
             given_up: entry.given_up.keys().copied().collect(),
         };
         Observed {
@@ -304,6 +313,7 @@ impl Agent {
             | Action::Prepare(id)
             | Action::Start(id)
             | Action::SetPaused(id, _)
+            | Action::Rewire(id)
             | Action::Suspend(id)
             | Action::Capture(id, _)
             | Action::Prune(id)
@@ -378,6 +388,7 @@ impl Agent {
                     (entry.disks, entry.captures) = (disks, captures);
                 }
             }
+            Event::Task(TaskEvent::Nics(id, nics)) => self.take_nics(id, nics),
             Event::Task(TaskEvent::Forgotten(id)) => {
                 self.servers.remove(&id);
             }
@@ -400,10 +411,25 @@ impl Agent {
                 {
                     tracing::info!(server = %id, pid = process.pid, "VMM ended");
                     entry.alive.remove(at);
+                    entry.nics = SeenNics::Unknown;
                 }
             }
             Event::Networks(goal, result) => self.take_networks(*goal, result),
         }
+    }
+
+    fn take_nics(&mut self, id: ServerId, nics: Option<BTreeSet<PortId>>) {
+        let now = self.parts.clock.now();
+        let wanted = self.desired.as_ref().and_then(|desired| desired.servers.iter().find(|s| s.id == id));
+        let Some(entry) = self.servers.get_mut(&id) else { return };
+        let Some(ports) = nics else {
+            entry.nics = SeenNics::Fixed;
+            return;
+        };
+        let clings = wanted.is_some_and(|spec| ports.iter().any(|port| !spec.ports.contains(port)));
+        entry.nic_tries = if clings { entry.nic_tries.saturating_add(1) } else { 0 };
+        let not_before = clings.then(|| retry_time(now, entry.nic_tries));
+        entry.nics = SeenNics::Are { ports, not_before };
     }
 
     fn take_networks(&mut self, goal: NetworkGoal, result: Result<Converged, String>) {
@@ -446,6 +472,8 @@ impl Agent {
             task: None,
             retry_at: None,
             tries: 0,
+            nics: SeenNics::Unknown,
+            nic_tries: 0,
             given_up: BTreeMap::new(),
         };
         self.servers.insert(id, entry);
@@ -455,6 +483,7 @@ impl Agent {
     fn watch(&mut self, id: ServerId, process: ProcessIdentity) {
         if let Some(entry) = self.servers.get_mut(&id) {
             entry.alive.push(process.clone());
+            entry.nics = SeenNics::Unknown;
         }
         let ended = self.parts.vmms.ended(&process);
         self.tasks.spawn(async move {
@@ -511,6 +540,11 @@ impl Entry {
         let mut observed = self.record.observed(self.disks.clone());
         let given_up = |(wish, message): (&Wish, &String)| GivenUp { wish: *wish, message: message.clone() };
         observed.given_up = self.given_up.iter().map(given_up).collect();
+        if let (SeenNics::Are { ports, .. }, Phase::Running, [_]) =
+            (&self.nics, self.record.phase, self.alive.as_slice())
+        {
+            observed.ports = Some(ports.clone());
+        }
         if self.record.phase == Phase::Preparing
             && !self.disks.is_empty()
             && self.task.is_none()

@@ -6,7 +6,7 @@
 use std::{collections::BTreeSet, fs, io, path::PathBuf};
 
 use jiff::Timestamp;
-use mote_host_api::{BootSpec, NetworkId, ObservedServer, ServerId, ServerSpec, ServerState};
+use mote_host_api::{BootSpec, NetworkId, ObservedServer, PortId, ServerId, ServerSpec, ServerState};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -93,6 +93,13 @@ pub struct ServerRecord {
     /// The files of its suspended VMM are complete, and no guest has run since they were made.
     #[serde(default)]
     pub suspended: bool,
+    /// The devices of its VMM are on a PCI bus, where they come and go; before that version they were behind mmio registers.
+    #[serde(default)]
+    pub pci: bool,
+    /// The ports of the NICs in the files of its suspended VMM; none: those that were wanted, by number, as it was before NICs
+    /// could be changed.
+    #[serde(default)]
+    pub suspended_ports: Option<BTreeSet<PortId>>,
 }
 
 /// [`ServerRecord::paused`] of a record that knows of no pause.
@@ -122,6 +129,8 @@ impl ServerRecord {
             networks: BTreeSet::new(),
             paused: runs(),
             suspended: false,
+            pci: false,
+            suspended_ports: None,
         }
     }
 
@@ -152,6 +161,7 @@ impl ServerRecord {
             state,
             run_generation: self.run_generation,
             disks,
+            ports: None,
             since: self.since,
             message: self.message.clone(),
             given_up: Vec::new(),

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io, os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
 use futures_util::future::BoxFuture;
 use mote_host_api::{ImageSpec, NetworkId, PortSpec, ServerId, Traffic};
-use mote_vmm_api::VmConfig;
+use mote_vmm_api::{NetworkInterface, VmConfig};
 use nix::sys::signal::Signal;
 
 use crate::{
@@ -52,6 +52,17 @@ pub trait Vmms: Send + Sync {
     /// Writes what that server's VMM, whose vCPUs stand still, holds into files of this directory ([`STATE_FILE`] and
     /// [`MEMORY_FILE`]), and on the disk.
     fn snapshot(&self, id: ServerId, dir: PathBuf) -> BoxFuture<'_, Result<(), VmmError>>;
+    /// The ids of that server's VMM's network interfaces.
+    fn interfaces(&self, id: ServerId) -> BoxFuture<'_, Result<Vec<String>, VmmError>>;
+    /// Plugs a NIC over this tap into that server's VMM, whose vCPUs don't stand still.
+    fn plug(
+        &self,
+        id: ServerId,
+        interface: NetworkInterface,
+        tap: OwnedFd,
+    ) -> BoxFuture<'_, Result<(), VmmError>>;
+    /// Asks that server's guest to give up the NIC with this id, which its VMM has; it is there until the guest has.
+    fn unplug(&self, id: ServerId, interface: String) -> BoxFuture<'_, Result<(), VmmError>>;
     /// Sends a signal; a process that is gone is fine.
     fn signal(&self, process: &ProcessIdentity, signal: Signal) -> Result<(), VmmError>;
 }

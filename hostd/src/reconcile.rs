@@ -11,6 +11,7 @@
 //! | stopped | none | `Stopped`, `Failed` | [`Action::Prepare`] where a disk other than the first is missing, else the last row |
 //! | stopped | none | else | [`Action::Settle`] → `Stopped` |
 //! | running, paused | runs | `Running`, generation right | [`Action::SetPaused`] where it isn't so, else the last row |
+//! | running | runs | as it should be, but for its NICs | [`Action::Rewire`], where they can be changed; not while it is paused |
 //! | running | runs | `Starting`, generation right | [`Action::Adopt`] |
 //! | running | runs | else | [`Action::Terminate`] (then started anew) |
 //! | running | ended | `Starting`, `Running` | [`Action::Settle`] by [`outcome`] |
@@ -95,8 +96,27 @@ pub struct SeenServer {
     pub task: Option<SeenTask>,
     /// The last action failed; try again then.
     pub retry_at: Option<Timestamp>,
+    /// What NICs its VMM has.
+    pub nics: SeenNics,
     /// What is wanted of it but was given up.
     pub given_up: BTreeSet<Wish>,
+}
+
+/// What is known of the NICs of a VMM that runs.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum SeenNics {
+    /// Nothing: it is to be asked.
+    #[default]
+    Unknown,
+    /// They stay as they are until the next start.
+    Fixed,
+    /// Those of these ports.
+    Are {
+        /// Ports.
+        ports: BTreeSet<PortId>,
+        /// Its guest has not given up one that it was asked for; it is asked again then.
+        not_before: Option<Timestamp>,
+    },
 }
 
 /// A task in flight.
@@ -167,6 +187,8 @@ pub enum Action {
     Adopt(ServerId, ProcessIdentity),
     /// Make its guest stand still, or go on.
     SetPaused(ServerId, bool),
+    /// Ask which NICs its VMM has, plug in what is missing and unplug what is too much.
+    Rewire(ServerId),
     /// Write what its VMM holds into files, and end it.
     Suspend(ServerId),
     /// Copy its root disk for that image.
@@ -193,6 +215,7 @@ impl Action {
             | Self::Start(id)
             | Self::Adopt(id, _)
             | Self::SetPaused(id, _)
+            | Self::Rewire(id)
             | Self::Suspend(id)
             | Self::Capture(id, _)
             | Self::Prune(id)
@@ -367,7 +390,7 @@ impl Decider<'_> {
                 Phase::Running if right && record.process.as_ref() == Some(process) => {
                     let paused = want.power == DesiredPower::Paused;
                     match record.paused == Some(paused) {
-                        true => tidy(want, seen),
+                        true => self.rewire(want, seen, paused).or_else(|| tidy(want, seen)),
                         false => Some(Action::SetPaused(want.id, paused)),
                     }
                 }
@@ -386,6 +409,19 @@ impl Decider<'_> {
             Phase::Failed if !asked_again && !changed() => None,
             _ => self.start(want, seen, asked_again),
         }
+    }
+
+    fn rewire(&mut self, want: &ServerSpec, seen: &SeenServer, paused: bool) -> Option<Action> {
+        let is_due = match &seen.nics {
+            SeenNics::Unknown => true,
+            SeenNics::Fixed => false,
+            SeenNics::Are { ports, not_before } => {
+                let right = ports.len() == want.ports.len() && want.ports.iter().all(|p| ports.contains(p));
+                let waits = want.ports.iter().any(|port| !ports.contains(port)) && !self.networks_ready(want);
+                !right && !paused && !waits && self.due(*not_before)
+            }
+        };
+        is_due.then_some(Action::Rewire(want.id))
     }
 
     fn start(&mut self, want: &ServerSpec, seen: &SeenServer, asked_again: bool) -> Option<Action> {

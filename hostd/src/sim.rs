@@ -23,7 +23,7 @@ use mote_host_api::{
     NetworkSpec, PortId, PortSpec, RestartPolicy, ServerId, ServerSpec, SubnetId, Traffic,
 };
 use mote_network::NetworkKey;
-use mote_vmm_api::{ExitReason, ExitReport};
+use mote_vmm_api::{ExitReason, ExitReport, NetworkInterface};
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -62,12 +62,18 @@ const FIRST_PID: i32 = 5_000_000;
 struct Memory {
     processes: Vec<(ProcessIdentity, ServerId)>,
     paused: BTreeSet<ServerId>,
+    #[serde(default)]
+    nics: BTreeMap<ServerId, BTreeSet<String>>,
 }
 
 #[derive(Default)]
 struct Inner {
     processes: BTreeMap<ProcessIdentity, ServerId>,
     paused: BTreeSet<ServerId>,
+    /// The ids of each VMM's interfaces.
+    nics: BTreeMap<ServerId, BTreeSet<String>>,
+    /// Guests give up no NIC.
+    clinging: bool,
     networks: BTreeSet<NetworkKey>,
     /// Images that can't be had.
     missing: BTreeSet<String>,
@@ -111,7 +117,7 @@ impl World {
         let processes: BTreeMap<_, _> =
             known.processes.into_iter().filter(|(process, _)| process.boot_id == here).collect();
         let last = processes.keys().map(|process| process.pid).max();
-        let inner = Inner { processes, paused: known.paused, ..Inner::default() };
+        let inner = Inner { processes, paused: known.paused, nics: known.nics, ..Inner::default() };
         Ok(Arc::new(Self {
             state,
             image: PathBuf::new(),
@@ -176,6 +182,16 @@ impl World {
     /// Whether there is no place for snapshots.
     pub fn set_full(&self, full: bool) {
         self.lock().full = full;
+    }
+
+    /// Whether guests keep NICs that they are asked to give up.
+    pub fn set_clinging(&self, clinging: bool) {
+        self.lock().clinging = clinging;
+    }
+
+    /// How many NICs that server's VMM has.
+    pub fn nics(&self, id: ServerId) -> usize {
+        self.lock().nics.get(&id).map_or(0, BTreeSet::len)
     }
 
     /// Servers whose guests stand still.
@@ -247,7 +263,7 @@ impl World {
         let Some(path) = &self.memory else { return };
         let inner = self.lock();
         let processes = inner.processes.iter().map(|(process, id)| (process.clone(), *id)).collect();
-        let memory = Memory { processes, paused: inner.paused.clone() };
+        let memory = Memory { processes, paused: inner.paused.clone(), nics: inner.nics.clone() };
         // Still under the lock, so that an older state never replaces a newer one.
         if let Err(e) = files::replace_json(path, &memory, Durability::Process) {
             tracing::warn!(error = crate::errors::one_line(&e), "simulated processes are not remembered");
@@ -286,6 +302,11 @@ impl Vmms for Simulated {
                 None => inner.paused.remove(&launch.id),
             };
             inner.boots += u64::from(load.is_none());
+            let nics: BTreeSet<String> = match load {
+                Some(load) => load.network_overrides.iter().map(|nic| nic.iface_id.clone()).collect(),
+                None => launch.config.network_interfaces.iter().map(|nic| nic.iface_id.clone()).collect(),
+            };
+            inner.nics.insert(launch.id, nics);
             let lacking = load.is_some_and(|load| !dir.outside(&load.snapshot_path).is_file());
             let ends = if lacking { Some(ExitReason::BadConfig) } else { inner.short_lived };
             match ends {
@@ -355,6 +376,59 @@ impl Vmms for Simulated {
             for name in [STATE_FILE, MEMORY_FILE] {
                 std::fs::write(dir.join(name), b"simulated").map_err(|e| failed(e.into()))?;
             }
+            Ok(())
+        })
+    }
+
+    fn interfaces(&self, id: ServerId) -> BoxFuture<'_, Result<Vec<String>, VmmError>> {
+        Box::pin(async move {
+            let inner = self.0.lock();
+            if !inner.processes.values().any(|running| *running == id) {
+                let source = "it does not run".into();
+                return Err(VmmError::Ask { what: "tell its configuration", source });
+            }
+            Ok(inner.nics.get(&id).into_iter().flatten().cloned().collect())
+        })
+    }
+
+    fn plug(
+        &self,
+        id: ServerId,
+        interface: NetworkInterface,
+        _tap: OwnedFd,
+    ) -> BoxFuture<'_, Result<(), VmmError>> {
+        Box::pin(async move {
+            let failed = |source| VmmError::Ask { what: "plug in a NIC", source };
+            let mut inner = self.0.lock();
+            let runs = inner.processes.values().any(|running| *running == id);
+            if !runs || inner.paused.contains(&id) {
+                return Err(failed("it does not run".into()));
+            }
+            if !inner.nics.entry(id).or_default().insert(interface.iface_id) {
+                return Err(failed("there is already such an interface".into()));
+            }
+            drop(inner);
+            self.0.remember();
+            Ok(())
+        })
+    }
+
+    fn unplug(&self, id: ServerId, interface: String) -> BoxFuture<'_, Result<(), VmmError>> {
+        Box::pin(async move {
+            let failed = |source| VmmError::Ask { what: "ask its guest to give up a NIC", source };
+            let mut inner = self.0.lock();
+            let runs = inner.processes.values().any(|running| *running == id);
+            if !runs || inner.paused.contains(&id) {
+                return Err(failed("it does not run".into()));
+            }
+            if !inner.nics.get(&id).is_some_and(|nics| nics.contains(&interface)) {
+                return Err(failed("there is no such interface".into()));
+            }
+            if !inner.clinging {
+                inner.nics.entry(id).or_default().remove(&interface);
+            }
+            drop(inner);
+            self.0.remember();
             Ok(())
         })
     }

@@ -28,9 +28,11 @@ use futures_util::future::BoxFuture;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_util::rt::TokioIo;
 use mote_host_api::ServerId;
-use mote_vmm_api::{InstanceInfo, InstanceState, SnapshotCreate, SnapshotType};
+use mote_vmm_api::{InstanceInfo, InstanceState, NetworkInterface, SnapshotCreate, SnapshotType, VmConfig};
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;
+
+mod passing;
 
 /// Largest `vmm.log`, in bytes; see [`trim_log`].
 pub const VMM_LOG_MAX: u64 = 256 << 10;
@@ -78,6 +80,8 @@ impl VmmProcesses {
             .arg(dir.inside(&dir.vmm_config()))
             .arg("--exit-report")
             .arg(dir.inside(&dir.exit_report()))
+            // A VMM that goes on from files has the devices where they were.
+            .args(launch.config.snapshot_load.is_none().then_some("--enable-pci"))
             .stdin(Stdio::null());
         let log = open_log(&dir)?;
         let spawn = |source| VmmError::Spawn { program: self.program.clone(), source };
@@ -201,6 +205,53 @@ impl Vmms for VmmProcesses {
         })
     }
 
+    fn interfaces(&self, id: ServerId) -> BoxFuture<'_, Result<Vec<String>, VmmError>> {
+        let socket = self.state.server(id).api_socket();
+        Box::pin(async move {
+            let what = "tell its configuration";
+            let config = ask::<VmConfig>(&socket, "GET", "/vm/config", String::new());
+            match tokio::time::timeout(ASK_TIMEOUT, config).await {
+                Ok(Ok(config)) => Ok(config.network_interfaces.into_iter().map(|nic| nic.iface_id).collect()),
+                Ok(Err(e)) => Err(VmmError::Ask { what, source: Box::new(e) }),
+                Err(e) => Err(VmmError::Ask { what, source: Box::new(e) }),
+            }
+        })
+    }
+
+    fn plug(
+        &self,
+        id: ServerId,
+        interface: NetworkInterface,
+        tap: OwnedFd,
+    ) -> BoxFuture<'_, Result<(), VmmError>> {
+        let socket = self.state.server(id).api_socket();
+        Box::pin(async move {
+            let failed = |source| VmmError::Ask { what: "plug in a NIC", source };
+            let body = serde_json::to_string(&interface).map_err(|e| failed(Box::new(e)))?;
+            let path = interface_path(&interface.iface_id);
+            let put = passing::put(&socket, &path, &body, &tap);
+            match tokio::time::timeout(ASK_TIMEOUT, put).await {
+                Ok(Ok((status, _))) if (200..300).contains(&status) => Ok(()),
+                Ok(Ok((status, body))) => Err(failed(Box::new(AskError::Refused(status, bounded(&body))))),
+                Ok(Err(e)) => Err(failed(Box::new(e))),
+                Err(e) => Err(failed(Box::new(e))),
+            }
+        })
+    }
+
+    fn unplug(&self, id: ServerId, interface: String) -> BoxFuture<'_, Result<(), VmmError>> {
+        let socket = self.state.server(id).api_socket();
+        Box::pin(async move {
+            let what = "ask its guest to give up a NIC";
+            let path = interface_path(&interface);
+            let asked = ask::<serde_json::Value>(&socket, "DELETE", &path, String::new());
+            match tokio::time::timeout(ASK_TIMEOUT, asked).await {
+                Ok(result) => result.map(drop).map_err(|e| VmmError::Ask { what, source: Box::new(e) }),
+                Err(e) => Err(VmmError::Ask { what, source: Box::new(e) }),
+            }
+        })
+    }
+
     fn signal(&self, process: &ProcessIdentity, signal: Signal) -> Result<(), VmmError> {
         let error = |source| VmmError::Signal { pid: process.pid, source };
         match process.open().map_err(error)? {
@@ -259,6 +310,10 @@ pub fn trim_log(dir: &ServerDir) -> io::Result<()> {
     }
 }
 
+fn interface_path(id: &str) -> String {
+    format!("/network-interfaces/{id}")
+}
+
 /// Why a VMM's API gave no answer.
 #[derive(Debug, thiserror::Error)]
 enum AskError {
@@ -278,7 +333,7 @@ enum AskError {
 async fn ask<T: DeserializeOwned>(
     socket: &Path,
     method: &'static str,
-    path: &'static str,
+    path: &str,
     body: String,
 ) -> Result<T, AskError> {
     let stream = jail::connect(socket).await.map_err(AskError::Connect)?;
@@ -290,7 +345,7 @@ async fn ask<T: DeserializeOwned>(
         .header(hyper::header::HOST, "localhost")
         .header(hyper::header::CONTENT_TYPE, "application/json")
         .body(Full::<bytes::Bytes>::from(body))
-        .expect("methods and paths are constants of this module");
+        .expect("methods are constants of this module, and paths are made of letters, digits, '-' and '_'");
     let answer = async {
         let response = sender.send_request(request).await.map_err(AskError::Http)?;
         let status = response.status();

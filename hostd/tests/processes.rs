@@ -164,6 +164,38 @@ async fn a_vmm_outlives_its_agent_is_found_again_and_its_end_is_noticed() {
 }
 
 #[tokio::test]
+async fn a_nic_is_plugged_into_a_vmm_with_its_tap_and_unplugged_also_by_the_next_agent() {
+    let Some(machine) = Machine::new() else { return };
+    let (mut network, mut spec) = server_in_network(1);
+    let (other, _) = server_in_network(2);
+    network.ports.push(mote_host_api::PortSpec { server_id: spec.id, ..other.ports[0].clone() });
+    let mut first = machine.agent(&desired(1, &network, std::slice::from_ref(&spec))).await;
+    let pid = first.until("running", runs(&spec)).await.pids[0];
+    let has = |spec: &ServerSpec| {
+        let ports = spec.ports.iter().copied().collect();
+        move |server: &ServerStatus| server.observed.ports.as_ref() == Some(&ports)
+    };
+    first.until("with one", has(&spec)).await;
+    // Simulated taps are /dev/null.
+    let taps = || {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+        let is_tap = |path: &PathBuf| path.as_path() == std::path::Path::new("/dev/null");
+        open.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok()).filter(is_tap).count()
+    };
+    let before = taps();
+    spec.ports.push(other.ports[0].id);
+    first.want(&desired(2, &network, std::slice::from_ref(&spec)));
+    first.until("with two", has(&spec)).await;
+    assert_eq!(taps(), before + 1, "it has got one descriptor");
+    first.task.abort();
+    let mut second = machine.agent(&desired(2, &network, std::slice::from_ref(&spec))).await;
+    second.until("still with two", has(&spec)).await;
+    spec.ports.remove(0);
+    second.want(&desired(3, &network, std::slice::from_ref(&spec)));
+    assert_eq!(second.until("with the other", has(&spec)).await.pids, [pid]);
+}
+
+#[tokio::test]
 async fn a_vmm_that_ended_while_no_agent_was_there_is_judged_by_its_report() {
     let Some(machine) = Machine::new() else { return };
     let (network, spec) = server_in_network(1);

@@ -12,8 +12,8 @@ use std::{
 
 use futures_util::future::BoxFuture;
 use mote_host_api::{
-    CaptureSpec, CloudId, DesiredPower, DesiredState, GivenUp, HostId, ImageId, NetworkSpec, RestartPolicy,
-    ServerSpec, ServerState, Wish,
+    CaptureSpec, CloudId, DesiredPower, DesiredState, GivenUp, HostId, ImageId, NetworkSpec, PortId,
+    RestartPolicy, ServerSpec, ServerState, Wish,
 };
 use mote_hostd::{
     agent::{Agent, Snapshot},
@@ -300,6 +300,142 @@ async fn kill_9_at_any_step_of_suspend_and_resume_loses_no_memory() {
         assert!(n < 500, "it has an end");
     }
     assert!(n > 20, "there were only {n} checkpoints");
+}
+
+/// A server with one NIC or a second one, whose network may be named for as long as it has that.
+struct Nics {
+    network: NetworkSpec,
+    other: NetworkSpec,
+    spec: ServerSpec,
+}
+
+impl Nics {
+    fn new() -> Self {
+        let (network, spec) = server_in_network(1);
+        let (mut other, _) = server_in_network(2);
+        other.ports[0].server_id = spec.id;
+        Self { network, other, spec }
+    }
+
+    fn desired(&self, generation: u64, second: bool, other_is_named: bool) -> DesiredState {
+        let mut spec = self.spec.clone();
+        spec.ports.extend(second.then_some(self.other.ports[0].id));
+        let mut state = desired(generation, &[(self.network.clone(), spec)]);
+        state.networks.extend(other_is_named.then(|| self.other.clone()));
+        state
+    }
+
+    fn has(&self, second: bool) -> impl Fn(&Snapshot) -> bool {
+        let more = second.then_some(self.other.ports[0].id);
+        let ports: BTreeSet<PortId> = self.spec.ports.iter().copied().chain(more).collect();
+        let id = self.spec.id;
+        move |snapshot| {
+            let seen = snapshot.servers.iter().find(|server| server.observed.id == id);
+            seen.is_some_and(|seen| seen.observed.ports.as_ref() == Some(&ports))
+        }
+    }
+}
+
+/// Plugs and unplugs a NIC of a server that runs, with a `kill -9` at the n-th checkpoint. False when there were fewer.
+async fn rewired_and_killed_at(n: usize) -> bool {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).unwrap();
+    let nics = Nics::new();
+    let mut agent = Running::start(&world, Arc::new(PassThrough), &nics.desired(1, false, false)).await;
+    agent.until("running with one", nics.has(false)).await;
+    agent.kill().await;
+
+    let stop = StopAt::new(n);
+    let mut agent = Running::start(&world, stop.clone(), &nics.desired(2, true, true)).await;
+    let mut was_plugged = false;
+    let life = async {
+        agent.until("plugged", nics.has(true)).await;
+        assert_eq!(world.nics(nics.spec.id), 2);
+        was_plugged = true;
+        agent.want(&nics.desired(3, false, true));
+        agent.until("unplugged", nics.has(false)).await;
+    };
+    let killed = tokio::select! {
+        () = life => false,
+        () = stop.stopped.cancelled() => true,
+    };
+    agent.kill().await;
+
+    let second = !was_plugged;
+    let mut agent = Running::start(&world, Arc::new(PassThrough), &nics.desired(4, second, true)).await;
+    agent.until(&format!("in line after kill at {n}"), nics.has(second)).await;
+    assert_eq!(world.nics(nics.spec.id), 1 + usize::from(second), "killed at {n}");
+    agent.want(&nics.desired(5, false, true));
+    agent.until("unplugged at last", nics.has(false)).await;
+    agent.want(&nics.desired(6, false, false));
+    agent.until("without the other network", |snapshot| snapshot.networks == Some(1)).await;
+    assert_eq!(world.launches(), 1, "killed at {n}: it was started again");
+    agent.kill().await;
+    killed
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn kill_9_at_any_step_of_plugging_and_unplugging_a_nic_is_repaired_by_the_next_agent() {
+    let mut n = 1;
+    while rewired_and_killed_at(n).await {
+        n += 1;
+        assert!(n < 200, "it has an end");
+    }
+    assert!(n > 10, "there were only {n} checkpoints");
+}
+
+#[tokio::test]
+async fn a_guest_that_keeps_its_nic_is_asked_again_and_the_next_start_ends_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).unwrap();
+    let mut nics = Nics::new();
+    let mut agent = Running::start(&world, Arc::new(PassThrough), &nics.desired(1, true, true)).await;
+    agent.until("running with two", nics.has(true)).await;
+    world.set_clinging(true);
+    agent.want(&nics.desired(2, false, true));
+    agent.until("seen", |snapshot| snapshot.applied_generation == 2).await;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert_eq!(world.nics(nics.spec.id), 2);
+    // Other things go on meanwhile.
+    nics.spec.power = DesiredPower::Paused;
+    agent.want(&nics.desired(3, false, true));
+    agent.until("paused", |snapshot| state(snapshot, &nics.spec) == Some(ServerState::Paused)).await;
+    nics.spec.power = DesiredPower::Running;
+    world.set_clinging(false);
+    agent.want(&nics.desired(4, false, true));
+    agent.until("given up by the guest", nics.has(false)).await;
+    assert_eq!(world.launches(), 1);
+
+    world.set_clinging(true);
+    agent.want(&nics.desired(5, true, true));
+    agent.until("plugged once more", nics.has(true)).await;
+    nics.spec.run_generation += 1;
+    agent.want(&nics.desired(6, false, true));
+    agent.until("started without it", nics.has(false)).await;
+    assert_eq!((world.launches(), world.nics(nics.spec.id)), (2, 1));
+    agent.kill().await;
+}
+
+#[tokio::test]
+async fn a_port_that_goes_while_its_server_is_suspended_is_there_until_that_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = World::new(dir.path()).unwrap();
+    let mut nics = Nics::new();
+    let mut agent = Running::start(&world, Arc::new(PassThrough), &nics.desired(1, false, false)).await;
+    agent.until("running with one", nics.has(false)).await;
+    agent.want(&nics.desired(2, true, true));
+    agent.until("plugged", nics.has(true)).await;
+    nics.spec.power = DesiredPower::Suspended;
+    agent.want(&nics.desired(3, true, true));
+    agent.until("suspended", |snapshot| state(snapshot, &nics.spec) == Some(ServerState::Suspended)).await;
+    world.set_clinging(true);
+    nics.spec.power = DesiredPower::Running;
+    agent.want(&nics.desired(4, false, true));
+    agent.until("as it was suspended", nics.has(true)).await;
+    world.set_clinging(false);
+    agent.until("unplugged", nics.has(false)).await;
+    assert_eq!((world.boots(), world.launches()), (1, 2));
+    agent.kill().await;
 }
 
 #[tokio::test]

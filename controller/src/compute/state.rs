@@ -357,6 +357,7 @@ mod tests {
             state,
             run_generation,
             disks: [1].into(),
+            ports: None,
             since: Timestamp::UNIX_EPOCH,
             message: Some("why".into()),
             given_up: Vec::new(),

@@ -95,6 +95,7 @@ pub(crate) fn as_wanted(spec: &ServerSpec) -> ObservedServer {
         state,
         run_generation: spec.run_generation,
         disks: [Some(spec.disk.number), spec.kept_disk].into_iter().flatten().collect(),
+        ports: (spec.power == DesiredPower::Running).then(|| spec.ports.iter().copied().collect()),
         since: Timestamp::UNIX_EPOCH,
         message: None,
         given_up: Vec::new(),

@@ -31,6 +31,7 @@ fn observed(id: ServerId, state: ServerState, run_generation: u64) -> ObservedSe
         state,
         run_generation,
         disks: [1].into(),
+        ports: None,
         since: Timestamp::UNIX_EPOCH,
         message: Some("why".into()),
         given_up: Vec::new(),

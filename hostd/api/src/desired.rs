@@ -197,7 +197,8 @@ pub struct ServerSpec {
     /// Copies of its root disk that the controller wants to have.
     #[serde(default)]
     pub captures: Vec<CaptureSpec>,
-    /// Its ports in order; the first is the guest's first NIC. Each is named in a network above.
+    /// Its ports in order; the first is the guest's first NIC. Each is named in a network above. What a running VMM has
+    /// otherwise is plugged in and out. A port of this server that is in a network and not here is being unplugged.
     pub ports: Vec<PortId>,
     /// What to do when the VMM dies or the guest crashes.
     pub restart_policy: RestartPolicy,

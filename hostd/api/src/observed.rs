@@ -116,6 +116,10 @@ pub struct ObservedServer {
     /// Numbers of its disks that are complete.
     #[serde(default)]
     pub disks: BTreeSet<u32>,
+    /// The ports that its VMM has NICs of, where these can be changed while it runs. None: it has no VMM, what that has is not
+    /// known at the moment, or its NICs stay as they are until its next start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ports: Option<BTreeSet<PortId>>,
     /// When this state was entered.
     pub since: Timestamp,
     /// For `Failed`: why, one line for a person. For `Preparing`: what is going on.

@@ -58,7 +58,12 @@ fn seen(spec: &ServerSpec, phase: Phase) -> SeenServer {
         captures: [].into(),
         task: None,
         retry_at: None,
+        nics: nics(&spec.ports),
     }
+}
+
+fn nics(ports: &[PortId]) -> SeenNics {
+    SeenNics::Are { ports: ports.iter().copied().collect(), not_before: None }
 }
 
 fn running(spec: &ServerSpec) -> SeenServer {
@@ -98,6 +103,35 @@ fn a_new_server_is_prepared_while_its_network_is_made_and_started_when_both_are_
         matches!(reconcile(&desired, &state).actions.as_slice(), [Action::Networks(_)]),
         "no start without it"
     );
+}
+
+#[test]
+fn nics_of_a_running_server_are_brought_in_line_but_not_while_it_stands_still() {
+    let (network, mut spec) = server_in_network(1);
+    let rewire = Some(Action::Rewire(spec.id));
+    let with = |nics| SeenServer { nics, ..running(&spec) };
+    let (other, not_before) = (PortId::new(), Some(at(2000)));
+    assert_eq!(next(&spec, &network, with(SeenNics::Unknown)), rewire);
+    assert_eq!(next(&spec, &network, with(SeenNics::Fixed)), None);
+    assert_eq!(next(&spec, &network, with(nics(&[]))), rewire, "one is missing");
+    let more = [spec.ports[0], other];
+    assert_eq!(next(&spec, &network, with(nics(&more))), rewire, "one is too much");
+    let clinging = SeenNics::Are { ports: more.into(), not_before };
+    assert_eq!(next(&spec, &network, with(clinging)), None, "its guest was asked a moment ago");
+    let mut state = observed(vec![with(nics(&[]))], SeenNetworks::default());
+    let desired = desired(vec![(network.clone(), spec.clone())]);
+    let actions = reconcile(&desired, &state).actions;
+    assert!(matches!(actions.as_slice(), [Action::Networks(_)]), "its network comes first: {actions:?}");
+    state.networks = in_line(&desired);
+    assert_eq!(reconcile(&desired, &state).actions, rewire.clone().into_iter().collect::<Vec<_>>());
+
+    let mut paused = with(nics(&[]));
+    paused.record.paused = Some(true);
+    let mut unknown = with(SeenNics::Unknown);
+    unknown.record.paused = Some(true);
+    spec.power = DesiredPower::Paused;
+    assert_eq!(next(&spec, &network, paused), None);
+    assert_eq!(next(&spec, &network, unknown), rewire, "it is only asked");
 }
 
 #[test]
@@ -359,6 +393,7 @@ fn apply(action: Action, desired: &DesiredState, state: &mut Observed, next_pid:
         return;
     }
     let fresh = SeenServer {
+        nics: SeenNics::Unknown,
         record: ServerRecord::new(id, now),
         alive: vec![],
         ended: None,
@@ -401,6 +436,11 @@ fn apply(action: Action, desired: &DesiredState, state: &mut Observed, next_pid:
             seen.record.stopped_by_guest = false;
             seen.record.paused = Some(false);
             seen.alive = vec![process(*next_pid)];
+            seen.nics = nics(&want.unwrap().ports);
+        }
+        Action::Rewire(_) => {
+            assert_eq!(seen.alive.len(), 1, "a VMM can be asked");
+            seen.nics = nics(&want.unwrap().ports);
         }
         Action::SetPaused(_, paused) => seen.record.paused = Some(paused),
         Action::Capture(_, image) => {
@@ -424,6 +464,7 @@ fn apply(action: Action, desired: &DesiredState, state: &mut Observed, next_pid:
             };
             seen.alive.clear();
             seen.record.process = None;
+            seen.nics = SeenNics::Unknown;
         }
         Action::Settle(_, outcome) => {
             seen.record.process = None;
@@ -550,6 +591,7 @@ impl AnySeen {
         let task = self.task.map(|cancellable| SeenTask { cancellable, cancelled: false, fingerprint: None });
         let alive = (0..i32::from(self.alive)).map(|n| process(number * 10 + n)).collect();
         SeenServer {
+            nics: SeenNics::Unknown,
             record,
             alive,
             ended: None,
@@ -583,6 +625,7 @@ fn is_right(want: Option<&ServerSpec>, seen: Option<&SeenServer>) -> Result<(), 
                     && seen.record.process.as_ref() == seen.alive.first()
                     && seen.record.run_generation >= want.run_generation
                     && seen.record.paused == Some(want.power == DesiredPower::Paused)
+                    && seen.nics == nics(&want.ports)
                     // Of a disk that was lost there is no copy.
                     && (!seen.disks.contains(&want.disk.number)
                         || want.captures.iter().all(|capture| seen.captures.contains(&capture.image_id)))

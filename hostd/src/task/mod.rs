@@ -16,9 +16,11 @@
 //! | in `start` of a suspended server, before it went on | `Starting` and `suspended`, perhaps a process | starts or adopts it |
 //! | in `capture` | the same, no capture | makes it again |
 //! | after it had given up a `suspend` or `capture` | the same | tries anew, and gives up anew |
+//! | in `rewire` | the same, and what its VMM has | plugs and unplugs what is left |
 //! | in `terminate` | `Stopping` | goes on ending it; its end is no failure |
 //! | in `teardown`, `forget` | `Removing`, or `.removed-…` | goes on removing |
 
+pub(crate) mod nics;
 mod prepare;
 mod start;
 mod stop;
@@ -26,7 +28,7 @@ mod suspend;
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use mote_host_api::{DesiredState, ImageId, NetworkId, PortSpec, ServerId, ServerSpec, Wish};
+use mote_host_api::{DesiredState, ImageId, NetworkId, PortId, PortSpec, ServerId, ServerSpec, Wish};
 use mote_network::services::metadata::Guest;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -101,6 +103,8 @@ pub enum TaskEvent {
     Ended(ServerId, ProcessIdentity),
     /// The disks and captures that a server has now.
     Disks(ServerId, BTreeSet<u32>, BTreeSet<ImageId>),
+    /// The ports that its VMM has NICs of; none if that stays so until its next start.
+    Nics(ServerId, Option<BTreeSet<PortId>>),
     /// What was wanted will not be tried again.
     GaveUp(ServerId, Wish, String),
     /// The task has ended.
@@ -149,6 +153,8 @@ pub struct Wanted {
     pub spec: ServerSpec,
     /// Its ports in order, with their network and its MTU.
     pub ports: Vec<(NetworkId, u16, PortSpec)>,
+    /// Its ports that are being unplugged.
+    pub leaving: Vec<(NetworkId, u16, PortSpec)>,
     /// What its config drive tells, if it has one.
     pub guest: Option<Guest>,
 }
@@ -162,10 +168,16 @@ impl Wanted {
                 Some((network.id, network.mtu, port.clone()))
             })
         };
+        let leaves = |port: &&PortSpec| port.server_id == spec.id && !spec.ports.contains(&port.id);
+        let leaving = desired.networks.iter().flat_map(|network| {
+            let ports = network.ports.iter().filter(leaves);
+            ports.map(|port| (network.id, network.mtu, port.clone())).collect::<Vec<_>>()
+        });
         let guest = || Guest::of_server(&spec.metadata, &spec.ports, &desired.networks);
         Self {
             spec: spec.clone(),
             ports: spec.ports.iter().filter_map(|id| find(*id)).collect(),
+            leaving: leaving.collect(),
             guest: spec.config_drive.map(|_| guest()),
         }
     }
@@ -189,6 +201,7 @@ impl Work {
             Action::Adopt(_, process) => self.adopt(process).await,
             Action::Terminate(_) => self.terminate().await,
             Action::SetPaused(_, paused) => self.set_paused(paused).await,
+            Action::Rewire(_) => self.rewire().await,
             Action::Suspend(_) => self.suspend().await,
             Action::Capture(_, image) => self.capture(image).await,
             Action::Prune(_) => self.prune().await,

@@ -1,7 +1,7 @@
 //! `start` and `adopt`: a VMM that runs the server's guest.
 
 use std::{
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -9,11 +9,14 @@ use std::{
 use mote_host_api::{Bucket, NetworkId, PortSpec, ServerId, ServerSpec};
 use mote_images::kernel::{KernelError, check_kernel};
 use mote_vmm_api::{
-    BootSource, CacheType, Drive, Entropy, MachineConfig, NetworkInterface, RateLimiter, Serial, Smbios,
-    TokenBucket, VmConfig,
+    BootSource, CacheType, Drive, Entropy, MachineConfig, RateLimiter, Serial, Smbios, TokenBucket, VmConfig,
 };
 
-use super::{TaskError, TaskEvent, Wanted, Work, prepare::boot};
+use super::{
+    TaskError, TaskEvent, Wanted, Work,
+    nics::{interface, ports_of_config},
+    prepare::boot,
+};
 use crate::{
     console,
     errors::one_line,
@@ -65,6 +68,7 @@ impl Work {
         self.forget_suspended().await?;
         self.ensure_config_drive().await?;
         self.record.paused = Some(false);
+        self.record.pci = true;
         self.enter_start(&wanted).await?;
 
         let dir = self.parts.state.server(self.record.id);
@@ -91,7 +95,9 @@ impl Work {
         self.record.process = None;
         self.record.stopped_by_guest = false;
         self.record.started_at = Some(self.parts.clock.now());
-        self.record.networks = wanted.ports.iter().map(|(network, ..)| *network).collect();
+        // What is in the files of a suspended VMM may have left meanwhile.
+        let leaving = wanted.leaving.iter().filter(|_| self.record.suspended);
+        self.record.networks = wanted.ports.iter().chain(leaving).map(|(network, ..)| *network).collect();
         self.enter(Phase::Starting, None).await
     }
 
@@ -106,13 +112,16 @@ impl Work {
         .await??;
 
         self.reach("before launch").await;
+        let nics = ports_of_config(&config).filter(|_| self.record.pci);
         let process = self.parts.vmms.launch(Launch { id: self.record.id, config, taps }).await?;
         self.reach("after launch").await;
         tracing::info!(server = %self.record.id, pid = process.pid, "VMM started");
         self.record.process = Some(process.clone());
         self.tell(TaskEvent::Spawned(self.record.id, process.clone())).await;
         self.save().await?;
-        self.wait_running(&process).await
+        self.wait_running(&process).await?;
+        self.tell(TaskEvent::Nics(self.record.id, nics)).await;
+        Ok(())
     }
 
     /// A VMM that an earlier process of this agent started, found again.
@@ -199,18 +208,8 @@ impl Work {
         let boot = boot(spec);
         // A command line that names its own root (or a guest that needs none) is left as it is; a whole disk is read.
         let root = kernel.is_none() || !names_root(boot.command_line.as_deref());
-        let interface = |(index, ((_, mtu, port), tap)): (usize, (&(NetworkId, u16, PortSpec), &OwnedFd))| {
-            NetworkInterface {
-                iface_id: format!("eth{index}"),
-                host_dev_name: mote_network::names::tap_name(port.id),
-                guest_mac: Some(port.mac_address.clone()),
-                tap_fd: Some(tap.as_raw_fd()),
-                mtu: Some(*mtu),
-                rx_rate_limiter: limiter(spec.devices.received_bytes, None),
-                tx_rate_limiter: limiter(spec.devices.sent_bytes, None),
-                ..NetworkInterface::default()
-            }
-        };
+        let nics = wanted.ports.iter().zip(taps);
+        let nics = nics.map(|((_, mtu, port), tap)| interface(spec, *mtu, port, Some(tap)));
         VmConfig {
             boot_source: Some(BootSource {
                 boot_from_disk: kernel.is_none(),
@@ -224,7 +223,7 @@ impl Work {
                 mem_size_mib: spec.memory_mib as usize,
                 ..MachineConfig::default()
             },
-            network_interfaces: wanted.ports.iter().zip(taps).enumerate().map(interface).collect(),
+            network_interfaces: nics.collect(),
             entropy: (!spec.devices.without_random)
                 .then(|| Entropy { rate_limiter: limiter(spec.devices.random_bytes, None) }),
             serial: Some(serial(&dir)),
@@ -286,7 +285,7 @@ fn drive(id: &str, path_on_host: PathBuf, is_root_device: bool) -> Drive {
     }
 }
 
-fn limiter(bytes: Option<Bucket>, operations: Option<Bucket>) -> Option<RateLimiter> {
+pub(super) fn limiter(bytes: Option<Bucket>, operations: Option<Bucket>) -> Option<RateLimiter> {
     let bucket = |bucket: Bucket| TokenBucket {
         size: bucket.tokens,
         one_time_burst: None,

@@ -6,10 +6,14 @@
 
 use std::{fs, os::fd::AsRawFd, os::fd::OwnedFd, path::Path};
 
-use mote_host_api::DesiredPower;
+use mote_host_api::{DesiredPower, NetworkId, PortId, PortSpec};
 use mote_vmm_api::{MemoryBackend, MemoryBackendType, NetworkOverride, SnapshotLoad, VmConfig};
 
-use super::{TaskError, Wanted, Work, start::serial};
+use super::{
+    TaskError, Wanted, Work,
+    nics::{interface_id, ports_of},
+    start::serial,
+};
 use crate::{
     files::{self, FileError},
     jail,
@@ -17,6 +21,11 @@ use crate::{
     parts::{MEMORY_FILE, STATE_FILE},
     paths::ServerDir,
 };
+
+/// A port with its network and MTU.
+type WiredPort = (NetworkId, u16, PortSpec);
+/// A NIC's id and its port.
+type SavedNic = (String, WiredPort);
 
 impl Work {
     /// Writes the files, then ends the VMM.
@@ -39,6 +48,8 @@ impl Work {
         self.save().await?;
         self.reach("before pause").await;
         parts.vmms.set_paused(id, true).await?;
+        let interfaces = parts.vmms.interfaces(id).await?;
+        self.record.suspended_ports = ports_of(interfaces.iter().map(String::as_str));
         let dir = parts.state.server(id);
         let (suspended, unfinished) = (dir.suspended(), dir.suspended_unfinished());
         if let Err(error) = self.write_files(&dir).await {
@@ -96,17 +107,34 @@ impl Work {
         self.clean_up_before_start().await?;
         self.record.paused = None;
         self.enter_start(wanted).await?;
-        let taps = self.open_taps(&wanted.ports).await?;
-        let config = self.load_config(wanted, &taps);
+        let nics = self.saved_nics(wanted)?;
+        let ports: Vec<_> = nics.iter().map(|(_, port)| port.clone()).collect();
+        let taps = self.open_taps(&ports).await?;
+        let config = self.load_config(&nics, &taps);
         self.launch(config, taps).await
     }
 
-    fn load_config(&self, wanted: &Wanted, taps: &[OwnedFd]) -> VmConfig {
+    /// The NICs in the files, by their ids, with their ports.
+    fn saved_nics(&self, wanted: &Wanted) -> Result<Vec<SavedNic>, TaskError> {
+        let Some(saved) = &self.record.suspended_ports else {
+            let named = |(index, port): (usize, &WiredPort)| (format!("eth{index}"), port.clone());
+            return Ok(wanted.ports.iter().enumerate().map(named).collect());
+        };
+        let find = |id: &PortId| {
+            let port = wanted.ports.iter().chain(&wanted.leaving).find(|(.., port)| port.id == *id);
+            let gone =
+                || TaskError::Permanent(format!("port {id}, which it had when it was suspended, is gone"));
+            Ok((interface_id(*id), port.cloned().ok_or_else(gone)?))
+        };
+        saved.iter().map(find).collect()
+    }
+
+    fn load_config(&self, nics: &[SavedNic], taps: &[OwnedFd]) -> VmConfig {
         let dir = self.parts.state.server(self.record.id);
         let files = dir.inside(&dir.suspended());
-        let network_overrides = wanted.ports.iter().zip(taps).enumerate();
-        let network_overrides = network_overrides.map(|(index, ((.., port), tap))| NetworkOverride {
-            iface_id: format!("eth{index}"),
+        let network_overrides = nics.iter().zip(taps);
+        let network_overrides = network_overrides.map(|((id, (.., port)), tap)| NetworkOverride {
+            iface_id: id.clone(),
             host_dev_name: mote_network::names::tap_name(port.id),
             tap_fd: Some(tap.as_raw_fd()),
         });

@@ -4,12 +4,12 @@ use crate::boot::Boot;
 use crate::{cpu, pci, println};
 
 /// Input of the I/O APIC that the event comes by.
-const IRQ: u32 = 5;
+pub const IRQ: u32 = 5;
 /// Slots with a new function, slots to give up, and slots that are given up.
-const INSERTED: u16 = 0x610;
-const LEAVING: u16 = 0x614;
-const EJECT: u16 = 0x618;
-const SLOTS: u32 = 32;
+pub const INSERTED: u16 = 0x610;
+pub const LEAVING: u16 = 0x614;
+pub const EJECT: u16 = 0x618;
+pub const SLOTS: u32 = 32;
 /// Bytes of configuration space from one device to the next.
 const DEVICE_STEP: u64 = 0x8000;
 

@@ -29,12 +29,13 @@ struct Connection {
     answer: Option<(String, usize)>,
 }
 
-/// Serves for ever.
-pub fn serve(stack: &mut Stack, page: impl Fn(&Stack) -> String) -> ! {
+/// Serves for ever, and looks after something else each time it was woken.
+pub fn serve(stack: &mut Stack, page: impl Fn(&Stack) -> String, mut look: impl FnMut()) -> ! {
     let mut connections: Vec<(SocketHandle, Connection)> =
         (0..CONNECTIONS).map(|_| (listen(stack), Connection::default())).collect();
     loop {
         stack.wait(LONGEST_WAIT_US);
+        look();
         for (handle, connection) in &mut connections {
             if over(stack, *handle, connection) {
                 // A fresh socket rather than the old one: it may be in TIME-WAIT, which would keep it for 10 s.

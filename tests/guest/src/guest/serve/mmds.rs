@@ -10,7 +10,7 @@ use super::fetch::ask;
 use super::stack::Stack;
 use crate::boot::Boot;
 use crate::report::Report;
-use crate::virtio::{self, EVENT_IDX, Kind, StatusWrites};
+use crate::virtio::{self, Kind};
 use crate::{cpu, ensure};
 
 /// Bytes of the value that is longer than any buffer on the way.
@@ -43,8 +43,7 @@ fn stack(boot: &Boot) -> Result<Stack, String> {
     let prefix = prefix.parse().ok().filter(|prefix| *prefix <= 32).ok_or("mote.mmds has no prefix")?;
     let windows = virtio::discover(boot);
     let window = windows.iter().find(|window| window.kind == Kind::Net).ok_or("no network device")?;
-    let transport = window.transport(EVENT_IDX, StatusWrites::Single)?;
-    Stack::with_address(transport, window.pin(), Ipv4Cidr::new(address, prefix))
+    Stack::with_address(window, Ipv4Cidr::new(address, prefix))
 }
 
 fn get(path: &str, headers: &str) -> String {

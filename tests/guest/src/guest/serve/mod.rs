@@ -4,6 +4,7 @@
 mod fetch;
 mod http;
 mod mmds;
+mod plugged;
 mod stack;
 
 use alloc::format;
@@ -14,8 +15,9 @@ use smoltcp::wire::Ipv4Cidr;
 
 use crate::boot::Boot;
 use crate::report::Report;
-use crate::virtio::{self, EVENT_IDX, Kind, StatusWrites};
+use crate::virtio::{self, Kind};
 use crate::{cpu, println};
+use plugged::Plugged;
 use stack::Stack;
 
 pub use mmds::run as mmds;
@@ -44,10 +46,8 @@ pub fn run(boot: &Boot) {
 fn serve(boot: &Boot) -> Result<(), String> {
     let windows = virtio::discover(boot);
     let window = windows.iter().find(|window| window.kind == Kind::Net).ok_or("no network device")?;
-    // Without EVENT_IDX: virtio-drivers compares its indices without regard to their wrap, which can lose a
-    // notification after 65,536 packets.
-    let transport = window.transport(EVENT_IDX, StatusWrites::Single)?;
-    let mut stack = Stack::new(transport, window.pin())?;
+    let mut stack = Stack::new(window)?;
+    let mut plugged = Plugged::new(boot);
     let address = stack.wait_for_address();
     let identity = identify(&mut stack);
     println!(
@@ -56,7 +56,7 @@ fn serve(boot: &Boot) -> Result<(), String> {
         identity.hostname,
         identity.instance_id
     );
-    http::serve(&mut stack, |stack| page(&identity, stack.address()))
+    http::serve(&mut stack, |stack| page(&identity, stack.address()), || plugged.look(boot))
 }
 
 fn identify(stack: &mut Stack) -> Identity {

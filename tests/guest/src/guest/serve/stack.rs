@@ -13,7 +13,7 @@ use smoltcp::time::Duration;
 use smoltcp::wire::{IpCidr, Ipv4Address, Ipv4Cidr};
 
 use crate::nic::{Nic, now};
-use crate::virtio::Masked;
+use crate::virtio::{EVENT_IDX, StatusWrites, Window};
 use crate::{cpu, println};
 
 /// Where instances find their metadata.
@@ -41,8 +41,8 @@ pub struct Stack {
 
 impl Stack {
     /// Starts the device and DHCP.
-    pub fn new(transport: Masked, irq: u32) -> Result<Self, String> {
-        let mut stack = Self::without_dhcp(transport, irq)?;
+    pub fn new(window: &Window) -> Result<Self, String> {
+        let mut stack = Self::without_dhcp(window)?;
         let mut socket = dhcpv4::Socket::new();
         let mut retry = socket.get_retry_config();
         retry.discover_timeout = DISCOVER_INTERVAL;
@@ -55,25 +55,35 @@ impl Stack {
     }
 
     /// Starts the device with an address that is known, and the metadata service on the link.
-    pub fn with_address(transport: Masked, irq: u32, address: Ipv4Cidr) -> Result<Self, String> {
-        let mut stack = Self::without_dhcp(transport, irq)?;
+    pub fn with_address(window: &Window, address: Ipv4Cidr) -> Result<Self, String> {
+        let mut stack = Self::without_dhcp(window)?;
         configure(&mut stack.interface, address, None, METADATA);
         Ok(stack)
     }
 
-    fn without_dhcp(transport: Masked, irq: u32) -> Result<Self, String> {
+    fn without_dhcp(window: &Window) -> Result<Self, String> {
+        // Without EVENT_IDX: virtio-drivers compares its indices without regard to their wrap, which can lose a
+        // notification after 65,536 packets.
+        let transport = window.transport(EVENT_IDX, StatusWrites::Single)?;
         let mut nic = Nic::new(transport)?;
-        if irq < cpu::IOAPIC_PINS {
-            cpu::route_irq(irq);
-        }
+        window.route_irq();
         nic.enable_interrupts();
         let interface = nic.interface();
-        Ok(Self { nic, irq, interface, sockets: SocketSet::new(Vec::new()), dhcp: None })
+        Ok(Self { nic, irq: window.pin(), interface, sockets: SocketSet::new(Vec::new()), dhcp: None })
     }
 
     /// The interface's address.
     pub fn address(&self) -> Option<Ipv4Cidr> {
         self.interface.ip_addrs().iter().map(|IpCidr::Ipv4(address)| *address).next()
+    }
+
+    /// Waits for DHCP for so long.
+    pub fn address_within(&mut self, us: u64) -> Option<Ipv4Cidr> {
+        let end = cpu::now_us() + us;
+        while self.address().is_none() && cpu::now_us() < end {
+            self.wait(MAX_SLEEP_US);
+        }
+        self.address()
     }
 
     /// Waits for DHCP, without end.
@@ -100,8 +110,8 @@ impl Stack {
         }
         // Anything that arrived before the acknowledgement has set "pending", which ends the sleep at once.
         self.nic.acknowledge();
-        let interrupts = self.irq < cpu::IOAPIC_PINS && cpu::irq_count(self.irq) > 0;
-        let limit = if interrupts { MAX_SLEEP_US } else { MAX_SLEEP_UNPROVEN_US }.min(max_us);
+        let limit =
+            if cpu::irq_count(self.irq) > 0 { MAX_SLEEP_US } else { MAX_SLEEP_UNPROVEN_US }.min(max_us);
         let delay = self
             .interface
             .poll_delay(now(), &self.sockets)
