@@ -497,10 +497,31 @@ def server_actions(client):
     same(len(client.json("port", "list", "--server", "web")), 2, "ports after another NIC")
     client.text("server", "start", "web")
     until("ACTIVE")
+    nics_of_a_running_server(client)
     actions = client.json("server", "event", "list", "web")
-    has(column(actions, "Action"), "create", "stop", "start", "reboot", "pause", "resize", "rescue", "shelve", "suspend", "resume")
+    has(column(actions, "Action"), "create", "stop", "start", "reboot", "pause", "resize", "rescue", "shelve", "suspend",
+        "resume", "attach_interface", "detach_interface")
     request = actions[0]["Request ID"]
     same(client.json("server", "event", "show", "web", request)["action"], actions[0]["Action"])
+
+
+def nics_of_a_running_server(client):
+    def ports():
+        return column(client.json("port", "list", "--server", "web"), "ID")
+
+    before = ports()
+    client.text("server", "add", "port", "web", "extra")
+    client.until("plugged in", is_status("ACTIVE"), "port", "show", "extra")
+    has(client.json("server", "show", "web")["addresses"]["net"], "10.60.0.77")
+    client.text("server", "remove", "port", "web", "extra")
+    kept = client.until("unplugged", lambda port: port["device_id"] == "", "port", "show", "extra")
+    same((kept["status"], kept["name"]), ("DOWN", "extra"))
+    client.text("server", "add", "network", "web", "net")
+    made, = set(ports()) - set(before)
+    client.until("plugged in", is_status("ACTIVE"), "port", "show", made)
+    # A port that is deleted leaves its server; until it has, it is there.
+    client.text("port", "delete", made)
+    client.until("gone", lambda rows: made not in column(rows, "ID"), "port", "list", "--server", "web")
 
 
 def aggregates(client, host):

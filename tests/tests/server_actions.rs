@@ -388,3 +388,88 @@ fn a_config_drive_is_kept_until_a_rebuild_and_goes_with_its_server() {
         subject.end().await
     });
 }
+
+/// Waits until the guest has said something.
+async fn says(subject: &Subject, text: &str) -> anyhow::Result<()> {
+    for _ in 0..1500 {
+        if journey::console(&subject.client, &subject.server.id).await?.contains(text) {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    let log = journey::console(&subject.client, &subject.server.id).await?;
+    anyhow::bail!("the guest never says {text:?}; it says:\n{log}")
+}
+
+/// Waits until the server has so many NICs and all are `ACTIVE`.
+async fn has_nics(subject: &Subject, count: usize) -> anyhow::Result<Vec<Value>> {
+    let path = format!("/servers/{}/os-interface", subject.server.id);
+    let mut last = Vec::new();
+    for _ in 0..1500 {
+        let listed = subject.client.get(Service::Compute, &path).await?;
+        last = listed["interfaceAttachments"].as_array().cloned().unwrap_or_default();
+        if last.len() == count && last.iter().all(|nic| nic["port_state"] == "ACTIVE") {
+            return Ok(last);
+        }
+        tokio::time::sleep(Duration::from_millis(40)).await;
+    }
+    anyhow::bail!("it has these NICs, not {count}: {last:?}")
+}
+
+/// Taps that the server's VMM has open.
+fn taps(vmm: i32) -> anyhow::Result<usize> {
+    let open = std::fs::read_dir(format!("/proc/{vmm}/fd")).context("looking at its descriptors")?;
+    let is_tap = |path: &std::path::PathBuf| path.ends_with("net/tun");
+    Ok(open.filter_map(|fd| std::fs::read_link(fd.ok()?.path()).ok()).filter(is_tap).count())
+}
+
+#[test]
+fn a_running_guest_gets_a_nic_uses_it_and_loses_it_whatever_dies_meanwhile() {
+    need_servers!();
+    run(async {
+        let subject = Subject::start("nics", "10.34.0.0/24").await?;
+        let id = &subject.server.id;
+        let vmm = Cloud::vmm(id).context("it runs")?;
+        let network = journey::network(&subject.client, "more", "10.35.0.0/24").await?;
+        let path = format!("/servers/{id}/os-interface");
+        let wish = json!({"interfaceAttachment": {"net_id": network}});
+        let made = subject.client.post(Service::Compute, &path, wish.clone()).await?;
+        let nic = &made["interfaceAttachment"];
+        let address = nic["fixed_ips"][0]["ip_address"].as_str().context("an address")?;
+        let port = nic["port_id"].as_str().context("a port")?;
+        // It gets its address and its metadata by the new NIC.
+        says(&subject, &format!(" has {address} as ")).await?;
+        has_nics(&subject, 2).await?;
+        ensure!(taps(vmm)? == 2, "its VMM has two taps");
+
+        subject.client.delete(Service::Compute, &format!("{path}/{port}")).await?;
+        says(&subject, "gave up slot").await?;
+        has_nics(&subject, 1).await?;
+        ensure!(taps(vmm)? == 1, "its VMM has closed the tap");
+        let gone = subject.client.get(Service::Network, &format!("/v2.0/ports/{port}")).await;
+        ensure!(gone.is_err(), "the port that was made for it is gone: {gone:?}");
+
+        // What is wanted while the agent is down is done by the next one.
+        subject.cloud.kill9_daemon("mote-hostd")?;
+        let made = subject.client.post(Service::Compute, &path, wish).await?;
+        let port = made["interfaceAttachment"]["port_id"].as_str().context("a port")?.to_owned();
+        has_nics(&subject, 2).await?;
+        ensure!(Cloud::vmm(id) == Some(vmm) && taps(vmm)? == 2, "it is the same VMM, with two taps");
+
+        // A suspended server has it again when it goes on, and a NIC that was there at the start goes as well.
+        subject.act(json!({"suspend": null})).await?;
+        subject.rests("SUSPENDED").await?;
+        subject.act(json!({"resume": null})).await?;
+        subject.rests("ACTIVE").await?;
+        has_nics(&subject, 2).await?;
+        let vmm = Cloud::vmm(id).context("it runs")?;
+        ensure!(taps(vmm)? == 2, "it has both");
+        subject.journey.page(&subject.server)?;
+        subject.client.delete(Service::Network, &format!("/v2.0/ports/{port}")).await?;
+        has_nics(&subject, 1).await?;
+        ensure!(Cloud::vmm(id) == Some(vmm) && taps(vmm)? == 1, "it has lost it without a start");
+        subject.journey.page(&subject.server)?;
+        subject.client.delete(Service::Network, &format!("/v2.0/networks/{network}")).await?;
+        subject.end().await
+    });
+}

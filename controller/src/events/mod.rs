@@ -13,6 +13,7 @@
 //! |---|---|---|
 //! | `server.action` | a user asked for something | `action` |
 //! | `server.state` | a server came into another state | `vm_state`, `task_state`, `fault` |
+//! | `server.interface` | a NIC was plugged into a server that runs, or is gone from it | `port_id`, `state`: `attached`, `detached` |
 //! | `server.deleted` | nothing is left of it | `name`, `flavor`, `vcpus`, `memory_mib`, `disk_gib`, `started_at`, `ended_at` |
 
 use std::{convert::Infallible, sync::LazyLock, time::Duration};

@@ -86,10 +86,13 @@ async fn read(conn: &mut Conn, speaker: &Speaker, generation: u64) -> Result<Des
     let ids: Vec<String> = servers.iter().map(|server| server.id.clone()).collect();
     let networks = networks::read(conn, host, &ids).await?;
     let mut of_servers: HashMap<String, Vec<PortId>> = HashMap::new();
-    for port in networks.networks.iter().flat_map(|network| &network.ports) {
-        of_servers.entry(port.server_id.to_string()).or_default().push(port.id);
-    }
     let order = nic_order(conn, host).await?;
+    for port in networks.networks.iter().flat_map(|network| &network.ports) {
+        // One that is being unplugged has no place any more.
+        if order.contains_key(&port.id.to_string()) {
+            of_servers.entry(port.server_id.to_string()).or_default().push(port.id);
+        }
+    }
     let mut captures = captures(conn, host).await?;
     let servers = servers.into_iter().map(|row| {
         let mut ports = of_servers.remove(&row.id).unwrap_or_default();
@@ -114,7 +117,7 @@ async fn read(conn: &mut Conn, speaker: &Speaker, generation: u64) -> Result<Des
 async fn nic_order(conn: &mut Conn, host: &str) -> Result<HashMap<String, i64>, ApiError> {
     let rows: Vec<(String, i64)> = sqlx::query_as(
         "SELECT ports.id, ports.device_index FROM ports JOIN servers ON servers.id = ports.server_id
-         WHERE servers.host_id = $1",
+         WHERE servers.host_id = $1 AND COALESCE(ports.plug_state, 'plugging') = 'plugging'",
     )
     .bind(host)
     .fetch_all(conn)

@@ -36,6 +36,7 @@ mod given_up;
 mod hub;
 mod inventory;
 mod join;
+mod nics;
 mod observed;
 mod protocol;
 mod secrets;

@@ -9,7 +9,7 @@ use mote_host_api::{BootSpec, DesiredPower, ObservedServer, ObservedState, Rescu
 use serde_json::json;
 use sqlx::FromRow;
 
-use super::{Touched, desired, given_up, join, secrets::Speaker, touch, traffic};
+use super::{Touched, desired, given_up, join, nics, secrets::Speaker, touch, traffic};
 use crate::{
     app::App,
     compute::{
@@ -145,6 +145,7 @@ async fn take(tx: &mut Conn, host: &str, observed: &ObservedState) -> Result<Out
             _ => {}
         }
     }
+    outcome.touched.extend(nics::take(tx, host, applied, &seen).await?);
     Ok(outcome)
 }
 
@@ -201,6 +202,7 @@ async fn finish_offload(tx: &mut Conn, row: &Row) -> Result<(), ApiError> {
     .bind(now_us())
     .execute(&mut *tx)
     .await?;
+    ports::server::settle_all(tx, &row.id).await?;
     let event = NewEvent {
         kind: "server.state",
         project_id: &row.project_id,

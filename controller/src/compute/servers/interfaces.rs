@@ -1,6 +1,8 @@
 //! NICs of a server (`os-interface`).
 //!
-//! A machine gets its NICs when it is started: a NIC is plugged in and out while the server is off.
+//! A NIC is plugged into and out of a server that is active, paused or stopped, as in Nova. A host carries out what concerns a
+//! server that isn't off, and until it has said so the port is on its way ([`PlugState`]): one that comes is `BUILD`, one that
+//! goes is still there.
 
 use std::net::IpAddr;
 
@@ -23,8 +25,12 @@ use crate::{
     db::{Conn, Tx, now_us},
     hosts::{self, Touched},
     http::{context::Ctx, error::ApiError, json::JsonBody},
-    network::ports::server::{self, NicWish, PluggedServer, ServerAddress},
+    network::ports::server::{self, NicWish, PlugState, PluggedServer, ServerAddress},
 };
+
+/// Names of the instance actions.
+const ATTACH: &str = "attach_interface";
+const DETACH: &str = "detach_interface";
 
 /// The routes.
 pub(super) fn routes() -> Router<App> {
@@ -34,7 +40,7 @@ pub(super) fn routes() -> Router<App> {
 }
 
 fn attachments(row: &ServerRow, addresses: &[ServerAddress], version: Version) -> Vec<Value> {
-    let state = if row.vm_state() == VmState::Active { "ACTIVE" } else { "DOWN" };
+    let active = row.vm_state() == VmState::Active;
     let mut attachments: Vec<Value> = Vec::new();
     for address in addresses {
         let ip = address.ip().map(|ip| json!({"subnet_id": address.subnet_id, "ip_address": ip.to_string()}));
@@ -43,7 +49,7 @@ fn attachments(row: &ServerRow, addresses: &[ServerAddress], version: Version) -
             None => {
                 let mut attachment = json!({
                     "net_id": address.network_id, "port_id": address.port_id, "mac_addr": address.mac_address,
-                    "port_state": state, "fixed_ips": ip.into_iter().collect::<Vec<_>>(),
+                    "port_state": server::nic_state(active, address.plug_state.as_deref()), "fixed_ips": ip.into_iter().collect::<Vec<_>>(),
                 });
                 if version.has(70) {
                     attachment["tag"] = Value::Null;
@@ -94,20 +100,20 @@ async fn show(
 }
 
 /// The server, if its NICs may be changed now.
-async fn begin(app: &App, ctx: &Ctx, id: &str) -> Result<(Tx, ServerRow), ApiError> {
+async fn begin(app: &App, ctx: &Ctx, id: &str, action: &str) -> Result<(Tx, ServerRow), ApiError> {
     ctx.require_writer()?;
     let mut tx = app.begin().await?;
     let row = row::visible(&mut tx, ctx, id).await?;
     check_lock(ctx, &row)?;
     let refused = |kind: &str, state: &str| {
         Err(ApiError::Conflict(format!(
-            "Cannot change the interfaces of instance {} while it is in {kind} {state}: stop it first.",
+            "Cannot '{action}' instance {} while it is in {kind} {state}",
             row.id
         )))
     };
     match (row.vm_state(), row.task_state()) {
         (_, Some(task)) => refused("task_state", task.word()),
-        (VmState::Stopped, None) => Ok((tx, row)),
+        (VmState::Active | VmState::Paused | VmState::Stopped, None) => Ok((tx, row)),
         (state, None) => refused("vm_state", state.word()),
     }
 }
@@ -148,7 +154,7 @@ async fn attach(
     JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<Value>, ApiError> {
     let wish = wish(body, version)?;
-    let (mut tx, row) = begin(&app, &ctx, &id).await?;
+    let (mut tx, row) = begin(&app, &ctx, &id, ATTACH).await?;
     let before = server::addresses(&mut tx, &row.id).await?;
     let mut ports: Vec<String> = before.iter().map(|address| address.port_id.clone()).collect();
     ports.dedup();
@@ -182,7 +188,11 @@ async fn attach(
     .bind(&row.id)
     .execute(&mut *tx)
     .await?;
-    touched.extend(finish(&ctx, &mut tx, &row, "attach_interface").await?);
+    let (own, generation) = finish(&ctx, &mut tx, &row, ATTACH).await?;
+    touched.extend(own);
+    if row.vm_state() != VmState::Stopped {
+        server::set_plug_state(&mut tx, &new, PlugState::Plugging, generation).await?;
+    }
     let (_, attachments) = of_server(&mut tx, &ctx, &row.id, version).await?;
     tx.commit().await?;
     app.hub.wake_all(touched);
@@ -195,24 +205,36 @@ async fn detach(
     ctx: Ctx,
     Path((id, port)): Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
-    let (mut tx, row) = begin(&app, &ctx, &id).await?;
-    let mut touched = server::touch_others(&mut tx, &row.id).await?;
-    if !server::unplug(&mut tx, &row.id, &port).await? {
-        return Err(no_port(&row.id, &port));
+    let (mut tx, row) = begin(&app, &ctx, &id, DETACH).await?;
+    let mut touched = Vec::new();
+    match (&row.host_id, row.vm_state()) {
+        (Some(host), state) if state != VmState::Stopped => {
+            let addresses = server::addresses(&mut tx, &row.id).await?;
+            if !addresses.iter().any(|address| address.port_id == port) {
+                return Err(no_port(&row.id, &port));
+            }
+            server::leave(&mut tx, &port, host, PlugState::Unplugging).await?;
+        }
+        _ => {
+            touched.extend(server::touch_others(&mut tx, &row.id).await?);
+            if !server::unplug(&mut tx, &row.id, &port).await? {
+                return Err(no_port(&row.id, &port));
+            }
+        }
     }
-    touched.extend(finish(&ctx, &mut tx, &row, "detach_interface").await?);
+    touched.extend(finish(&ctx, &mut tx, &row, DETACH).await?.0);
     tx.commit().await?;
     app.hub.wake_all(touched);
     Ok(StatusCode::ACCEPTED)
 }
 
-/// The host learns of it with the next start; the action is written down.
+/// The host learns of it; the action is written down. Gives the host's new generation.
 async fn finish(
     ctx: &Ctx,
     tx: &mut Conn,
     row: &ServerRow,
     action: &str,
-) -> Result<Option<Touched>, ApiError> {
+) -> Result<(Option<Touched>, i64), ApiError> {
     sqlx::query("UPDATE servers SET updated_us = $2 WHERE id = $1")
         .bind(&row.id)
         .bind(now_us())
@@ -220,7 +242,7 @@ async fn finish(
         .await?;
     row::record_action(tx, ctx, &row.id, action).await?;
     match &row.host_id {
-        Some(host) => Ok(Some(hosts::touch(tx, host).await?.0)),
-        None => Ok(None),
+        Some(host) => hosts::touch(tx, host).await.map(|(touched, generation)| (Some(touched), generation)),
+        None => Ok((None, 0)),
     }
 }

@@ -14,6 +14,7 @@ use super::{
     resource::{Change, Resource},
 };
 use crate::{db::Conn, http::error::ApiError};
+use server::PlugState;
 
 mod addresses;
 mod input;
@@ -217,7 +218,14 @@ impl Resource for Ports {
         let port = visible(&mut change.tx, id, &change.scope).await?;
         refuse_own(&port, "deleted")?;
         if port.row.server_id.is_some() {
-            return Err(in_use_by(&port));
+            // As in Nova, its server loses it.
+            let hosts = reach::of_port(&mut change.tx, &port.row.network_id, id).await?;
+            change.concern(hosts);
+            change.concern(port.row.host_id.clone());
+        }
+        if let Some(host) = port.row.host_id.as_deref().filter(|_| port.may_be_wired()) {
+            // Until the host has no tap of it, its addresses are nobody else's.
+            return server::leave(&mut change.tx, id, host, PlugState::Deleting).await;
         }
         let hosts = reach::of_port_groups(&mut change.tx, id).await?;
         change.concern(hosts);

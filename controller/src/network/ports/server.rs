@@ -49,6 +49,42 @@ pub(crate) struct PluggedServer<'a> {
     pub(crate) security_groups: &'a [String],
 }
 
+/// Where a port is that a running server gets or loses (`ports.plug_state`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PlugState {
+    /// The host is to plug it in.
+    Plugging,
+    /// The host is to take it out; then it is free, or goes if it was made for the server.
+    Unplugging,
+    /// The host is to take it out; then it goes.
+    Deleting,
+}
+
+impl PlugState {
+    /// As it is stored.
+    pub(crate) const fn word(self) -> &'static str {
+        match self {
+            Self::Plugging => "plugging",
+            Self::Unplugging => "unplugging",
+            Self::Deleting => "deleting",
+        }
+    }
+
+    /// By what is stored.
+    pub(crate) fn from_word(word: &str) -> Option<Self> {
+        [Self::Plugging, Self::Unplugging, Self::Deleting].into_iter().find(|state| state.word() == word)
+    }
+}
+
+/// `status` of a port, `port_state` of a NIC: one that is plugged into a server that runs is BUILD until its host has done so.
+pub(crate) fn nic_state(server_is_active: bool, plug_state: Option<&str>) -> &'static str {
+    match (server_is_active, plug_state.and_then(PlugState::from_word)) {
+        (true, Some(PlugState::Plugging)) => "BUILD",
+        (true, _) => "ACTIVE",
+        (false, _) => "DOWN",
+    }
+}
+
 /// One address of a server, as Nova shows it.
 #[derive(Debug, Clone, FromRow)]
 pub(crate) struct ServerAddress {
@@ -60,6 +96,8 @@ pub(crate) struct ServerAddress {
     pub(crate) network_id: String,
     /// The address's subnet; none if the port has no address.
     pub(crate) subnet_id: Option<String>,
+    /// [`PlugState`] of the port.
+    pub(crate) plug_state: Option<String>,
     address: Option<String>,
 }
 
@@ -362,11 +400,13 @@ pub(crate) async fn plug(
 
 /// Lets a server's ports go: those that were made for it are deleted, the others are free again.
 pub(crate) async fn release(tx: &mut Conn, server_id: &str) -> Result<(), ApiError> {
-    let going: Vec<String> =
-        sqlx::query_scalar("SELECT id FROM ports WHERE server_id = $1 AND made_by_server")
-            .bind(server_id)
-            .fetch_all(&mut *tx)
-            .await?;
+    let going: Vec<String> = sqlx::query_scalar(
+        "SELECT id FROM ports WHERE server_id = $1 AND (made_by_server OR plug_state = $2)",
+    )
+    .bind(server_id)
+    .bind(PlugState::Deleting.word())
+    .fetch_all(&mut *tx)
+    .await?;
     for port in going {
         for host in floating_ips::let_go(tx, &port).await? {
             // The host hears of it with its next poll.
@@ -375,7 +415,7 @@ pub(crate) async fn release(tx: &mut Conn, server_id: &str) -> Result<(), ApiErr
         store::remove(tx, &port).await?;
     }
     sqlx::query(
-        "UPDATE ports SET server_id = NULL, device_id = '', device_owner = '', device_index = 0,
+        "UPDATE ports SET server_id = NULL, device_id = '', device_owner = '', device_index = 0, plug_state = NULL,
              revision = revision + 1, updated_us = $2 WHERE server_id = $1",
     )
     .bind(server_id)
@@ -385,14 +425,82 @@ pub(crate) async fn release(tx: &mut Conn, server_id: &str) -> Result<(), ApiErr
     Ok(())
 }
 
+/// Says that a port of a server is on its way, and to whom: the host's desired state changes with it.
+pub(crate) async fn set_plug_state(
+    tx: &mut Conn,
+    port: &str,
+    state: PlugState,
+    generation: i64,
+) -> Result<(), ApiError> {
+    sqlx::query("UPDATE ports SET plug_state = $2, plug_generation = $3, updated_us = $4 WHERE id = $1")
+        .bind(port)
+        .bind(state.word())
+        .bind(generation)
+        .bind(now_us())
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// A port that its host may have a tap of leaves its server: the host is told, and when it says that the tap is gone, the port is let
+/// go. The host is to be woken after the commit.
+pub(crate) async fn leave(tx: &mut Conn, port: &str, host: &str, state: PlugState) -> Result<(), ApiError> {
+    let (_, generation) = hosts::touch(tx, host).await?;
+    let before: Option<String> = sqlx::query_scalar("SELECT plug_state FROM ports WHERE id = $1")
+        .bind(port)
+        .fetch_one(&mut *tx)
+        .await?;
+    match before.as_deref().and_then(PlugState::from_word) {
+        // It goes altogether: that is not taken back.
+        Some(PlugState::Deleting) => Ok(()),
+        _ => set_plug_state(tx, port, state, generation).await,
+    }
+}
+
+/// A port has arrived.
+pub(crate) async fn settle_plugged(tx: &mut Conn, port: &str) -> Result<(), ApiError> {
+    sqlx::query("UPDATE ports SET plug_state = NULL, revision = revision + 1, updated_us = $2 WHERE id = $1")
+        .bind(port)
+        .bind(now_us())
+        .execute(tx)
+        .await?;
+    Ok(())
+}
+
+/// No host has the server any more: what was on its way has arrived.
+pub(crate) async fn settle_all(tx: &mut Conn, server_id: &str) -> Result<(), ApiError> {
+    let ports: Vec<(String, String)> =
+        sqlx::query_as("SELECT id, plug_state FROM ports WHERE server_id = $1 AND plug_state IS NOT NULL")
+            .bind(server_id)
+            .fetch_all(&mut *tx)
+            .await?;
+    for (port, state) in ports {
+        match PlugState::from_word(&state) {
+            Some(PlugState::Plugging) | None => settle_plugged(tx, &port).await?,
+            Some(_) => drop(unplug(tx, server_id, &port).await?),
+        }
+    }
+    Ok(())
+}
+
+/// The hosts that hear of it when a port comes or goes: to be asked while it is there.
+pub(crate) async fn concerned(
+    tx: &mut Conn,
+    network: &str,
+    port: &str,
+) -> Result<BTreeSet<String>, ApiError> {
+    Ok(reach::of_port(tx, network, port).await?.into_iter().collect())
+}
+
 /// Lets one of a server's ports go, as [`release`] does it for all; false if it has no such port.
 pub(crate) async fn unplug(tx: &mut Conn, server_id: &str, port: &str) -> Result<bool, ApiError> {
-    let made: Option<bool> =
-        sqlx::query_scalar("SELECT made_by_server FROM ports WHERE id = $1 AND server_id = $2")
-            .bind(port)
-            .bind(server_id)
-            .fetch_optional(&mut *tx)
-            .await?;
+    let sql = "SELECT made_by_server OR COALESCE(plug_state = $3, FALSE) FROM ports WHERE id = $1 AND server_id = $2";
+    let made: Option<bool> = sqlx::query_scalar(sql)
+        .bind(port)
+        .bind(server_id)
+        .bind(PlugState::Deleting.word())
+        .fetch_optional(&mut *tx)
+        .await?;
     match made {
         None => return Ok(false),
         Some(true) => {
@@ -405,7 +513,7 @@ pub(crate) async fn unplug(tx: &mut Conn, server_id: &str, port: &str) -> Result
         Some(false) => {
             sqlx::query(
                 "UPDATE ports SET server_id = NULL, device_id = '', device_owner = '', device_index = 0,
-                     revision = revision + 1, updated_us = $2 WHERE id = $1",
+                     plug_state = NULL, revision = revision + 1, updated_us = $2 WHERE id = $1",
             )
             .bind(port)
             .bind(now_us())
@@ -419,7 +527,7 @@ pub(crate) async fn unplug(tx: &mut Conn, server_id: &str, port: &str) -> Result
 /// The addresses of a server, in the order of its NICs.
 pub(crate) async fn addresses(db: &mut Conn, server_id: &str) -> Result<Vec<ServerAddress>, ApiError> {
     let sql = "SELECT ports.id AS port_id, ports.mac_address, ports.network_id, fixed_ips.subnet_id,
-             fixed_ips.address
+             ports.plug_state, fixed_ips.address
          FROM ports LEFT JOIN fixed_ips ON fixed_ips.port_id = ports.id
          WHERE ports.server_id = $1 ORDER BY ports.device_index, fixed_ips.position";
     Ok(sqlx::query_as(sql).bind(server_id).fetch_all(db).await?)

@@ -45,6 +45,8 @@ pub(in super::super) struct PortRow {
     pub(in super::super) host_id: Option<String>,
     host_name: Option<String>,
     vm_state: Option<String>,
+    task_state: Option<String>,
+    plug_state: Option<String>,
     subnet_id: Option<String>,
     address: Option<String>,
 }
@@ -123,9 +125,18 @@ impl Port {
         match row.device_owner.as_str() {
             FLOATING_OWNER => "N/A",
             owner if owner.starts_with(OWN) => "ACTIVE",
-            _ if row.admin_state_up && row.vm_state.as_deref() == Some("active") => "ACTIVE",
+            _ if row.admin_state_up => {
+                super::server::nic_state(row.vm_state.as_deref() == Some("active"), row.plug_state.as_deref())
+            }
             _ => "DOWN",
         }
+    }
+
+    /// Whether a host may have a tap of it: it is a server's, and that isn't off.
+    pub(super) fn may_be_wired(&self) -> bool {
+        let row = &self.row;
+        let is_off = row.vm_state.as_deref() == Some("stopped") && row.task_state.is_none();
+        row.host_id.is_some() && !is_off
     }
 
     fn binding(&self) -> &'static str {
@@ -166,7 +177,7 @@ impl Port {
 }
 
 const SELECT: &str = "SELECT ports.*, networks.project_id AS network_project_id,
-        networks.qos_policy_id AS network_policy_id, servers.host_id, servers.vm_state,
+        networks.qos_policy_id AS network_policy_id, servers.host_id, servers.vm_state, servers.task_state,
         hosts.name AS host_name, fixed_ips.subnet_id, fixed_ips.address
     FROM ports JOIN networks ON networks.id = ports.network_id
         LEFT JOIN servers ON servers.id = ports.server_id LEFT JOIN hosts ON hosts.id = servers.host_id

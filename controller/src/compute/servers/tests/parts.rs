@@ -1,6 +1,7 @@
 //! Metadata, addresses and NICs of a server.
 
 use super::*;
+use crate::hosts::fake::as_wanted;
 
 #[tokio::test]
 async fn metadata_is_added_to_replaced_and_removed_and_told_to_the_host() {
@@ -127,14 +128,145 @@ async fn a_port_of_ones_own_is_used_kept_and_free_again() {
     assert_eq!((&shown["port"]["device_id"], &shown["port"]["name"]), (&json!(""), &json!("mine")));
 }
 
+/// The `status` of a port.
+async fn status(cloud: &Cloud, port: &str) -> String {
+    let shown = cloud.test.get(&format!("/network/v2.0/ports/{port}"), &cloud.token).await.expect(200);
+    shown["port"]["status"].as_str().unwrap().to_owned()
+}
+
+/// The NICs of a server, with their states.
+async fn nics(cloud: &Cloud, id: &str) -> Vec<(String, String)> {
+    let listed = cloud.get(&format!("/{id}/os-interface")).await.expect(200);
+    let text = |nic: &Value, name: &str| nic[name].as_str().unwrap().to_owned();
+    let nics = listed["interfaceAttachments"].as_array().unwrap();
+    nics.iter().map(|nic| (text(nic, "port_id"), text(nic, "port_state"))).collect()
+}
+
+async fn attach(cloud: &Cloud, id: &str, wish: Value) -> String {
+    let wish = json!({ "interfaceAttachment": wish });
+    let made = cloud.test.post(&format!("{SERVERS}/{id}/os-interface"), &cloud.token, wish).await.expect(200);
+    made["interfaceAttachment"]["port_id"].as_str().unwrap().to_owned()
+}
+
+#[tokio::test]
+async fn nics_come_to_and_go_from_a_server_that_runs_when_its_host_says_so() {
+    let cloud = Cloud::new().await;
+    let id = cloud.run("s").await;
+    let body = json!({"port": {"network_id": cloud.network, "name": "mine"}});
+    let own = cloud.test.post("/network/v2.0/ports", &cloud.token, body).await.expect(201);
+    let own = own["port"]["id"].as_str().unwrap().to_owned();
+    assert_eq!(attach(&cloud, &id, json!({"port_id": own})).await, own);
+    let made = attach(&cloud, &id, json!({"net_id": cloud.network})).await;
+    for port in [&own, &made] {
+        assert!(nics(&cloud, &id).await.contains(&(port.clone(), "BUILD".into())));
+        assert_eq!(status(&cloud, port).await, "BUILD");
+    }
+    let before = cloud.host.desired(&cloud.test, 0).await;
+    let wanted: Vec<String> = before.servers[0].ports.iter().map(ToString::to_string).collect();
+    assert_eq!((wanted.len(), &wanted[1..]), (3, [own.clone(), made.clone()].as_slice()));
+    cloud.settle().await;
+    assert_eq!(status(&cloud, &own).await, "ACTIVE");
+    assert!(nics(&cloud, &id).await.iter().all(|(_, state)| state == "ACTIVE"));
+
+    for port in [&own, &made] {
+        cloud.delete(&format!("/{id}/os-interface/{port}")).await.expect(202);
+        cloud.delete(&format!("/{id}/os-interface/{port}")).await.expect(202);
+    }
+    let after = cloud.host.desired(&cloud.test, 0).await;
+    assert_eq!(after.servers[0].ports.len(), 1);
+    assert_eq!(after.networks[0].ports.len(), 3, "its filter and its addresses stay until it is gone");
+    // The host has heard of it, and its guest has not given them up yet.
+    let mut clinging = as_wanted(&after.servers[0]);
+    clinging.ports = Some(before.servers[0].ports.iter().copied().collect());
+    cloud.host.report(&cloud.test, after.generation, vec![clinging.clone()]).await.expect(204);
+    assert_eq!(nics(&cloud, &id).await.len(), 3);
+    // What it said before it heard of it doesn't count.
+    clinging.ports = Some([after.servers[0].ports[0]].into());
+    cloud.host.report(&cloud.test, before.generation, vec![clinging.clone()]).await.expect(204);
+    assert_eq!(nics(&cloud, &id).await.len(), 3);
+    // Nor does a VMM whose NICs it doesn't know.
+    clinging.ports = None;
+    cloud.host.report(&cloud.test, after.generation, vec![clinging]).await.expect(204);
+    assert_eq!(nics(&cloud, &id).await.len(), 3);
+    let wish = json!({"interfaceAttachment": {"port_id": own}});
+    let url = format!("{SERVERS}/{id}/os-interface");
+    fault(cloud.test.post(&url, &cloud.token, wish).await, 409, "conflictingRequest");
+
+    cloud.settle().await;
+    assert_eq!(nics(&cloud, &id).await.len(), 1);
+    cloud.test.get(&format!("/network/v2.0/ports/{made}"), &cloud.token).await.expect(404);
+    let kept = cloud.test.get(&format!("/network/v2.0/ports/{own}"), &cloud.token).await.expect(200);
+    assert_eq!((&kept["port"]["device_id"], &kept["port"]["status"]), (&json!(""), &json!("DOWN")));
+    fault(cloud.delete(&format!("/{id}/os-interface/{own}")).await, 404, "itemNotFound");
+    let actions =
+        cloud.get(&format!("/{id}/os-instance-actions")).await.expect(200)["instanceActions"].take();
+    let named = |name: &str| actions.as_array().unwrap().iter().filter(|one| one["action"] == name).count();
+    assert_eq!((named("attach_interface"), named("detach_interface")), (2, 4));
+    let events =
+        cloud.test.get("/mote/v1/events?limit=1000", &cloud.token).await.expect(200)["events"].take();
+    let told = |state: &str| {
+        let is_so = |one: &&Value| one["type"] == "server.interface" && one["payload"]["state"] == state;
+        events.as_array().unwrap().iter().filter(is_so).count()
+    };
+    assert_eq!((told("attached"), told("detached")), (2, 2));
+}
+
+#[tokio::test]
+async fn a_port_that_is_deleted_leaves_its_server_first() {
+    let cloud = Cloud::new().await;
+    let id = cloud.run("s").await;
+    let (first, second) = (
+        attach(&cloud, &id, json!({"net_id": cloud.network})).await,
+        attach(&cloud, &id, json!({"net_id": cloud.network})).await,
+    );
+    cloud.settle().await;
+    let path = |port: &str| format!("/network/v2.0/ports/{port}");
+    cloud.test.delete(&path(&first), &cloud.token).await.expect(204);
+    // It is asked to detach it as well: it is deleted all the same.
+    cloud.delete(&format!("/{id}/os-interface/{first}")).await.expect(202);
+    assert_eq!(nics(&cloud, &id).await.len(), 3);
+    cloud.settle().await;
+    assert_eq!(nics(&cloud, &id).await.len(), 2);
+    cloud.test.get(&path(&first), &cloud.token).await.expect(404);
+    cloud.act(&id, json!({"os-stop": null})).await.expect(202);
+    cloud.settle().await;
+    cloud.test.delete(&path(&second), &cloud.token).await.expect(204);
+    cloud.test.get(&path(&second), &cloud.token).await.expect(404);
+    assert_eq!(nics(&cloud, &id).await.len(), 1);
+    assert_eq!(cloud.host.desired(&cloud.test, 0).await.servers[0].ports.len(), 1);
+}
+
+#[tokio::test]
+async fn nics_of_a_paused_server_change_when_it_goes_on_and_those_of_a_suspended_one_do_not() {
+    let cloud = Cloud::new().await;
+    let id = cloud.run("s").await;
+    cloud.act(&id, json!({"pause": null})).await.expect(202);
+    cloud.settle().await;
+    let port = attach(&cloud, &id, json!({"net_id": cloud.network})).await;
+    cloud.settle().await;
+    assert_eq!(status(&cloud, &port).await, "DOWN");
+    cloud.act(&id, json!({"unpause": null})).await.expect(202);
+    cloud.settle().await;
+    assert_eq!(status(&cloud, &port).await, "ACTIVE");
+    cloud.act(&id, json!({"suspend": null})).await.expect(202);
+    cloud.settle().await;
+    let text = fault(cloud.delete(&format!("/{id}/os-interface/{port}")).await, 409, "conflictingRequest");
+    assert!(text.contains("'detach_interface'") && text.contains("vm_state suspended"), "{text}");
+    // A port that is deleted stays until the server, whose memory knows of it, goes on.
+    cloud.test.delete(&format!("/network/v2.0/ports/{port}"), &cloud.token).await.expect(204);
+    cloud.settle().await;
+    assert_eq!(nics(&cloud, &id).await.len(), 2);
+    cloud.act(&id, json!({"resume": null})).await.expect(202);
+    cloud.settle().await;
+    assert_eq!(nics(&cloud, &id).await.len(), 1);
+}
+
 #[tokio::test]
 async fn nics_are_plugged_in_and_out_while_the_server_is_off() {
     let cloud = Cloud::new().await;
     let id = cloud.run("s").await;
     let url = format!("{SERVERS}/{id}/os-interface");
     let wish = json!({"interfaceAttachment": {"net_id": cloud.network}});
-    let text = fault(cloud.test.post(&url, &cloud.token, wish.clone()).await, 409, "conflictingRequest");
-    assert!(text.contains("stop it first"), "{text}");
     cloud.act(&id, json!({"os-stop": null})).await.expect(202);
     cloud.settle().await;
     let made = cloud.test.post(&url, &cloud.token, wish).await.expect(200)["interfaceAttachment"].take();
