@@ -77,6 +77,7 @@ def identity(client):
     client.text("token", "revoke", issued["id"], env=ada)
     client.fails("401", "--os-auth-type", "token", "--os-token", issued["id"], "project", "list", env={
         "OS_USERNAME": "", "OS_PASSWORD": "", "OS_USER_DOMAIN_NAME": ""})
+    trusts(client, ada)
     limits(client)
     client.text("project", "set", "lab", "--disable")
     client.fails("401", "token", "issue", env=ada)
@@ -85,6 +86,35 @@ def identity(client):
     client.fails("No User found", "user", "show", "ada")
     client.text("project", "delete", "lab")
     client.fails("No Project found", "project", "show", "lab")
+
+
+def trusts(client, ada):
+    bob = client.json("user", "create", "bob", "--password", "bob-password")["id"]
+    lab = client.json("project", "show", "lab")["id"]
+    reader = client.json("role", "show", "reader")["id"]
+    admin = client.json("role", "show", "admin")["id"]
+    user = client.json("token", "issue", env=ada)["user_id"]
+    of_bob = {"OS_USERNAME": "bob", "OS_PASSWORD": "bob-password", "OS_PROJECT_NAME": ""}
+    create = ("trust", "create", user, bob, "--project", lab)
+    client.fails("404", *create, "--role", admin, env=ada)
+    client.fails("403", *create, "--role", reader)
+    made = client.json(*create, "--role", reader, "--impersonate", "--expiration", "2999-01-01T00:00:00", env=ada)
+    same((made["trustor_user_id"], made["trustee_user_id"], made["is_impersonation"]), (user, bob, True))
+    same((made["expires_at"], made["project_id"]), ("2999-01-01T00:00:00.000000Z", lab))
+    same(column(made["roles"], "name"), ["reader"])
+    trust = made["id"]
+    same(column(client.json("trust", "list", "--trustor", user, env=ada), "ID"), [trust])
+    same(column(client.json("trust", "list", "--auth-user", env=ada), "ID"), [trust])
+    same(column(client.json("trust", "list"), "ID"), [trust])
+    same(client.json("trust", "show", trust, env=ada)["trustee_user_id"], bob)
+    issued = client.json("token", "issue", env=of_bob | {"OS_TRUST_ID": trust})
+    same((issued["user_id"], issued["project_id"]), (user, lab))
+    same(client.json("server", "list", env=of_bob | {"OS_TRUST_ID": trust}), [])
+    client.fails("403", "network", "create", "forbidden", env=of_bob | {"OS_TRUST_ID": trust})
+    client.text("trust", "delete", trust, env=ada)
+    client.fails("401", "token", "issue", env=of_bob | {"OS_TRUST_ID": trust})
+    same(client.json("trust", "list"), [])
+    client.text("user", "delete", "bob")
 
 
 def limits(client):

@@ -45,11 +45,38 @@ pub struct Ctx {
     pub request_id: String,
     /// The token is scoped to the system as a whole.
     pub system: bool,
-    /// Had with an application credential that may not make further credentials.
-    pub restricted: bool,
+    /// What the token was had with, if it doesn't give all that its user may do.
+    pub delegation: Option<Delegation>,
+}
+
+/// What lets a token speak for a user in one project only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Delegation {
+    /// An application credential.
+    ApplicationCredential {
+        /// Its id.
+        id: String,
+        /// May be used to make and delete credentials.
+        unrestricted: bool,
+    },
+    /// The trust with this id.
+    Trust(String),
 }
 
 impl Ctx {
+    /// Had with an application credential that may not make further credentials.
+    pub fn is_restricted(&self) -> bool {
+        matches!(self.delegation, Some(Delegation::ApplicationCredential { unrestricted: false, .. }))
+    }
+
+    /// The trust that the token was had with.
+    pub fn trust(&self) -> Option<&str> {
+        match &self.delegation {
+            Some(Delegation::Trust(id)) => Some(id),
+            _ => None,
+        }
+    }
+
     /// The project that the request is about.
     ///
     /// # Errors

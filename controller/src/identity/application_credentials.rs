@@ -85,6 +85,16 @@ impl CredentialRow {
     }
 }
 
+/// What is made with a trust's token would outlive the trust, and what is there is not the trustee's to see.
+fn refuse_trusts(ctx: &Ctx) -> Result<(), ApiError> {
+    match ctx.trust() {
+        Some(_) => Err(ApiError::Forbidden(
+            "Cannot manage application credentials with a token issued via delegation.".into(),
+        )),
+        None => Ok(()),
+    }
+}
+
 async fn find(conn: &mut Conn, user: &str, id: &str) -> Result<CredentialRow, ApiError> {
     let sql = format!("SELECT {COLUMNS} FROM application_credentials WHERE user_id = $1 AND id = $2");
     sqlx::query_as(sqlx::AssertSqlSafe(sql))
@@ -97,10 +107,11 @@ async fn find(conn: &mut Conn, user: &str, id: &str) -> Result<CredentialRow, Ap
 
 async fn index(
     State(app): State<App>,
-    _ctx: Ctx,
+    ctx: Ctx,
     Path(user): Path<String>,
     params: Params,
 ) -> Result<Json<Value>, ApiError> {
+    refuse_trusts(&ctx)?;
     let mut conn = app.db.acquire().await?;
     super::users::require(&mut conn, &user).await?;
     let sql = format!(
@@ -123,9 +134,10 @@ async fn index(
 
 async fn show(
     State(app): State<App>,
-    _ctx: Ctx,
+    ctx: Ctx,
     Path((user, id)): Path<(String, String)>,
 ) -> Result<Json<Value>, ApiError> {
+    refuse_trusts(&ctx)?;
     let mut conn = app.db.acquire().await?;
     let row = find(&mut conn, &user, &id).await?;
     Ok(Json(json!({"application_credential": row.json(&app, &mut conn).await?})))
@@ -143,10 +155,7 @@ fn wish(ctx: &Ctx, user: &str, body: Value) -> Result<Wish, ApiError> {
     let mut fields = Fields::of(body, "application_credential")?;
     let name = fields.name()?;
     let name = name.ok_or_else(|| ApiError::BadRequest("An application credential needs a name.".into()))?;
-    let expires_us = match fields.text("expires_at")? {
-        None => None,
-        Some(text) => Some(time(&text)?),
-    };
+    let expires_us = fields.later_time("expires_at")?;
     let project = ctx.require_project()?.to_owned();
     if fields.text("project_id")?.is_some_and(|wanted| wanted != project) {
         return Err(invalid("project_id", "must be the project of the token"));
@@ -171,17 +180,6 @@ fn wish(ctx: &Ctx, user: &str, body: Value) -> Result<Wish, ApiError> {
     }
     let rules = rules.iter().map(access_rule).collect::<Result<_, _>>()?;
     Ok(Wish { row, secret, roles, rules })
-}
-
-fn time(text: &str) -> Result<i64, ApiError> {
-    // Keystone's clients leave the zone out and mean UTC.
-    let zoned = if text.ends_with('Z') || text.contains('+') { text.to_owned() } else { format!("{text}Z") };
-    let time: jiff::Timestamp =
-        zoned.parse().map_err(|_| invalid("expires_at", "is not a time like 2026-12-31T23:59:59Z"))?;
-    match time.as_microsecond() > db::now_us() {
-        true => Ok(time.as_microsecond()),
-        false => Err(invalid("expires_at", "is in the past")),
-    }
 }
 
 fn access_rule(value: &Value) -> Result<AccessRule, ApiError> {
@@ -214,7 +212,8 @@ async fn create(
     Path(user): Path<String>,
     JsonBody(body): JsonBody<Value>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
-    if ctx.user_id != user || ctx.restricted {
+    refuse_trusts(&ctx)?;
+    if ctx.user_id != user || ctx.is_restricted() {
         return Err(ApiError::Forbidden(
             "An application credential is made by its own user, and not with a restricted one.".into(),
         ));
@@ -231,7 +230,7 @@ async fn create(
             "A user has at most {MAX_PER_USER} application credentials."
         )));
     }
-    let roles = chosen_roles(&mut tx, &row, roles).await?;
+    let roles = chosen_roles(&mut tx, &ctx, &row, roles).await?;
     sqlx::query(
         "INSERT INTO application_credentials
              (id, user_id, project_id, name, description, secret_hash, unrestricted, expires_us)
@@ -271,13 +270,16 @@ async fn create(
     Ok((StatusCode::CREATED, Json(json!({"application_credential": shown}))))
 }
 
-/// The ids of the wanted roles (all that the user has there, if none is named).
+/// The ids of the wanted roles (all that the token has, if none is named): never more than the token's, which may be of an
+/// application credential with fewer roles than its user.
 async fn chosen_roles(
     conn: &mut Conn,
+    ctx: &Ctx,
     row: &CredentialRow,
     wanted: Option<Vec<Value>>,
 ) -> Result<Vec<String>, ApiError> {
-    let held = principal::effective_roles(conn, &row.user_id, "project", &row.project_id).await?;
+    let mut held = principal::effective_roles(conn, &row.user_id, "project", &row.project_id).await?;
+    held.retain(|role| ctx.roles.contains(&role.name));
     let Some(wanted) = wanted.filter(|wanted| !wanted.is_empty()) else {
         return Ok(held.into_iter().map(|role| role.id).collect());
     };
@@ -342,7 +344,8 @@ async fn delete(
     ctx: Ctx,
     Path((user, id)): Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
-    if ctx.restricted {
+    refuse_trusts(&ctx)?;
+    if ctx.is_restricted() {
         return Err(ApiError::Forbidden("A restricted application credential can't delete one.".into()));
     }
     let mut tx = begin(&app).await?;
@@ -364,7 +367,8 @@ async fn rules_of(conn: &mut Conn, user: &str) -> Result<Vec<AccessRule>, ApiErr
     Ok(rows.into_iter().map(rule).collect())
 }
 
-async fn rules(State(app): State<App>, _ctx: Ctx, Path(user): Path<String>) -> Result<Json<Value>, ApiError> {
+async fn rules(State(app): State<App>, ctx: Ctx, Path(user): Path<String>) -> Result<Json<Value>, ApiError> {
+    refuse_trusts(&ctx)?;
     let rules = rules_of(&mut *app.db.acquire().await?, &user).await?;
     let items = rules.iter().map(AccessRule::json).collect();
     Ok(Json(list(&app, "access_rules", &format!("/v3/users/{user}/access_rules"), items)))
@@ -372,9 +376,10 @@ async fn rules(State(app): State<App>, _ctx: Ctx, Path(user): Path<String>) -> R
 
 async fn rule(
     State(app): State<App>,
-    _ctx: Ctx,
+    ctx: Ctx,
     Path((user, id)): Path<(String, String)>,
 ) -> Result<Json<Value>, ApiError> {
+    refuse_trusts(&ctx)?;
     let rules = rules_of(&mut *app.db.acquire().await?, &user).await?;
     let rule = rules.iter().find(|rule| rule.id == id).ok_or_else(|| not_found("access rule", &id))?;
     Ok(Json(json!({"access_rule": rule.json()})))
@@ -382,9 +387,10 @@ async fn rule(
 
 async fn delete_rule(
     State(app): State<App>,
-    _ctx: Ctx,
+    ctx: Ctx,
     Path((user, id)): Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
+    refuse_trusts(&ctx)?;
     let mut tx = app.begin().await?;
     let used: bool = sqlx::query_scalar(
         "SELECT EXISTS (SELECT 1 FROM application_credential_rules u JOIN access_rules r ON r.id = u.rule_id

@@ -16,9 +16,11 @@ use sqlx::pool::PoolConnection;
 
 use super::{
     catalog,
+    credentials::KeyPair,
     principal::{self, Principal, SYSTEM, Target},
     projects,
     tokens::{Claims, Method, Scope, new_audit_id},
+    trusts::{self, TrustRow},
 };
 use crate::{
     app::App,
@@ -115,8 +117,13 @@ struct ScopeObject {
     domain: Option<Reference>,
     system: Option<Value>,
     #[serde(rename = "OS-TRUST:trust")]
-    trust: Option<Value>,
+    trust: Option<TrustPart>,
     unscoped: Option<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+struct TrustPart {
+    id: String,
 }
 
 #[derive(Debug, Deserialize)]
@@ -134,6 +141,14 @@ struct Authenticated {
     parent: Option<Claims>,
     /// The application credential that was the proof, and its project: there is no other scope with it.
     credential: Option<(String, String)>,
+    /// The trust that the token shall be of.
+    trust: Option<TrustRow>,
+}
+
+impl Authenticated {
+    fn new(user_id: String, method: Method) -> Self {
+        Self { user_id, methods: vec![method], parent: None, credential: None, trust: None }
+    }
 }
 
 async fn issue(
@@ -143,10 +158,14 @@ async fn issue(
 ) -> Result<Response, ApiError> {
     let AuthBody { auth: Auth { identity, scope } } = body;
     let asked = scope.map(wanted_scope).transpose()?;
-    let authenticated = authenticate(&app, identity).await?;
+    let mut authenticated = authenticate(&app, identity).await?;
     let mut conn = app.db.acquire().await?;
     let scope = match asked {
         _ if authenticated.credential.is_some() => credential_scope(asked, &authenticated)?,
+        Some(Wanted::Trust(id)) => {
+            let trust = trusts::usable(&mut conn, &id).await?.ok_or(ApiError::Unauthorized)?;
+            trust_scope(trust, &mut authenticated)?
+        }
         Some(wanted) => resolve_scope(&mut conn, wanted).await?.ok_or(ApiError::Unauthorized)?,
         None => default_scope(&mut conn, &authenticated.user_id).await?,
     };
@@ -158,15 +177,25 @@ async fn issue(
 async fn issued(
     app: &App,
     mut conn: PoolConnection<Db>,
-    authenticated: Authenticated,
+    mut authenticated: Authenticated,
     scope: Scope,
     (status, with_catalog): (StatusCode, bool),
 ) -> Result<Response, ApiError> {
-    let claims = new_claims(app, authenticated, scope);
+    let trust = authenticated.trust.take();
+    let claims = new_claims(app, authenticated, scope, trust.as_ref());
     let version = super::version(&mut conn).await?;
     // The same check that each later use makes: enabled, and at least one role there.
-    let principal = principal::load(&mut conn, claims, version).await?.ok_or(ApiError::Unauthorized)?;
+    let principal = principal::load(&mut conn, claims, version).await?;
     drop(conn);
+    let principal = principal.ok_or_else(|| match &trust {
+        Some(_) => ApiError::Forbidden(NOTHING_ENTRUSTED.into()),
+        None => ApiError::Unauthorized,
+    })?;
+    if let Some(trust) = &trust
+        && !trusts::use_once(app, trust).await?
+    {
+        return Err(ApiError::Unauthorized);
+    }
     let token = app.identity.keys.tokens.seal(&principal.claims)?;
     let body = token_body(app, &principal, with_catalog).await?;
     Ok((status, [("x-subject-token", token)], vary(), Json(body)).into_response())
@@ -176,15 +205,34 @@ async fn issued(
 ///
 /// # Errors
 /// 401 if the user or the project is disabled, or the user has no role there any more.
-pub(super) async fn issue_by_ec2(
-    app: &App,
-    user_id: String,
-    project_id: String,
-) -> Result<Response, ApiError> {
-    let methods = vec![Method::Ec2Credential];
-    let authenticated = Authenticated { user_id, methods, parent: None, credential: None };
-    let conn = app.db.acquire().await?;
-    issued(app, conn, authenticated, Scope::Project(project_id), (StatusCode::OK, true)).await
+pub(super) async fn issue_by_ec2(app: &App, pair: KeyPair) -> Result<Response, ApiError> {
+    let mut authenticated = Authenticated::new(pair.user_id, Method::Ec2Credential);
+    let mut scope = Scope::Project(pair.project_id.clone());
+    let mut conn = app.db.acquire().await?;
+    if let Some(id) = pair.trust_id {
+        let trust = trusts::usable(&mut conn, &id).await?.ok_or(ApiError::Unauthorized)?;
+        // The pair was made by whom the trust's tokens speak for.
+        if trust.speaks_for() != authenticated.user_id || trust.project() != pair.project_id {
+            return Err(ApiError::Unauthorized);
+        }
+        trust.trustee().clone_into(&mut authenticated.user_id);
+        scope = trust_scope(trust, &mut authenticated)?;
+    }
+    authenticated.credential = pair.application_credential.map(|id| (id, pair.project_id));
+    issued(app, conn, authenticated, scope, (StatusCode::OK, true)).await
+}
+
+const NOTHING_ENTRUSTED: &str = "Trustee has no delegated roles: trustor and project must be enabled, and the trustor \
+    must still have every role of the trust.";
+
+/// The trust's project, for its trustee.
+fn trust_scope(trust: TrustRow, authenticated: &mut Authenticated) -> Result<Scope, ApiError> {
+    if trust.trustee() != authenticated.user_id {
+        return Err(ApiError::Forbidden("User is not a trustee.".into()));
+    }
+    let scope = Scope::Project(trust.project().to_owned());
+    authenticated.trust = Some(trust);
+    Ok(scope)
 }
 
 /// The project of the application credential, whether it is asked for or nothing is.
@@ -213,7 +261,7 @@ async fn token_body(app: &App, principal: &Principal, with_catalog: bool) -> Res
     Ok(json!({ "token": token }))
 }
 
-fn new_claims(app: &App, authenticated: Authenticated, scope: Scope) -> Claims {
+fn new_claims(app: &App, authenticated: Authenticated, scope: Scope, trust: Option<&TrustRow>) -> Claims {
     let issued_us = db::now_us();
     let lifetime_us =
         i64::try_from(app.config.token_lifetime_s).unwrap_or(i64::MAX / 2).saturating_mul(1_000_000);
@@ -227,6 +275,9 @@ fn new_claims(app: &App, authenticated: Authenticated, scope: Scope) -> Claims {
         // And can't do more.
         application_credential = application_credential.or(parent.application_credential);
     }
+    if let Some(end) = trust.and_then(TrustRow::expires_us) {
+        expires_us = expires_us.min(end);
+    }
     Claims {
         user_id: authenticated.user_id,
         scope,
@@ -235,6 +286,7 @@ fn new_claims(app: &App, authenticated: Authenticated, scope: Scope) -> Claims {
         expires_us,
         audit_ids,
         application_credential,
+        trust: trust.map(|trust| trust.id().to_owned()),
     }
 }
 
@@ -333,12 +385,7 @@ async fn by_password(app: &App, user: &UserPart) -> Result<Authenticated, ApiErr
         count_failures(app, &row.id, fits).await?;
     }
     match fits {
-        true => Ok(Authenticated {
-            user_id: row.id,
-            methods: vec![Method::Password],
-            parent: None,
-            credential: None,
-        }),
+        true => Ok(Authenticated::new(row.id, Method::Password)),
         false => Err(ApiError::Unauthorized),
     }
 }
@@ -410,10 +457,8 @@ async fn by_credential(app: &App, part: &CredentialPart) -> Result<Authenticated
     let fits = app.identity.passwords.verify(&part.secret, hash).await?;
     match row {
         Some((id, user_id, project_id, _)) if fits => Ok(Authenticated {
-            user_id,
-            methods: vec![Method::ApplicationCredential],
-            parent: None,
             credential: Some((id, project_id)),
+            ..Authenticated::new(user_id, Method::ApplicationCredential)
         }),
         _ => Err(ApiError::Unauthorized),
     }
@@ -421,6 +466,11 @@ async fn by_credential(app: &App, part: &CredentialPart) -> Result<Authenticated
 
 async fn by_token(app: &App, token: &str) -> Result<Authenticated, ApiError> {
     let principal = super::principal_of(app, token).await?;
+    if principal.trust.is_some() {
+        let text =
+            "Using trust-scoped token to create another token. Create a new trust-scoped token instead";
+        return Err(ApiError::Forbidden(text.into()));
+    }
     let mut methods = vec![Method::Token];
     methods.extend(principal.claims.methods.iter().copied().filter(|method| *method != Method::Token));
     let credential = match (&principal.claims.application_credential, &principal.claims.scope) {
@@ -428,7 +478,7 @@ async fn by_token(app: &App, token: &str) -> Result<Authenticated, ApiError> {
         _ => None,
     };
     let user_id = principal.user.id.clone();
-    Ok(Authenticated { user_id, methods, parent: Some(principal.claims.clone()), credential })
+    Ok(Authenticated { user_id, methods, parent: Some(principal.claims.clone()), credential, trust: None })
 }
 
 /// Exactly one of id and name, as (id, name).
@@ -449,6 +499,7 @@ enum Wanted {
     Project(ProjectPart),
     Domain(Reference),
     System,
+    Trust(String),
 }
 
 fn wanted_scope(part: ScopePart) -> Result<Wanted, ApiError> {
@@ -466,17 +517,29 @@ fn wanted_scope(part: ScopePart) -> Result<Wanted, ApiError> {
                 true => Ok(Wanted::System),
                 false => refused("auth.scope.system must be {\"all\": true}."),
             },
-            ScopeObject { trust: Some(_), .. } => refused("Trusts are not supported."),
-            ScopeObject { project: Some(project), domain: None, unscoped: None, system: None, .. } => {
-                Ok(Wanted::Project(project))
+            ScopeObject { trust: Some(trust), project: None, domain: None, unscoped: None, system: None } => {
+                Ok(Wanted::Trust(trust.id))
             }
-            ScopeObject { project: None, domain: Some(domain), unscoped: None, system: None, .. } => {
-                Ok(Wanted::Domain(domain))
-            }
-            ScopeObject { project: None, domain: None, unscoped: Some(_), system: None, .. } => {
+            ScopeObject {
+                project: Some(project),
+                domain: None,
+                unscoped: None,
+                system: None,
+                trust: None,
+            } => Ok(Wanted::Project(project)),
+            ScopeObject {
+                project: None,
+                domain: Some(domain),
+                unscoped: None,
+                system: None,
+                trust: None,
+            } => Ok(Wanted::Domain(domain)),
+            ScopeObject { project: None, domain: None, unscoped: Some(_), system: None, trust: None } => {
                 Ok(Wanted::Unscoped)
             }
-            _ => refused("auth.scope must name exactly one of project, domain, system and unscoped."),
+            _ => refused(
+                "auth.scope must name exactly one of project, domain, system, OS-TRUST:trust and unscoped.",
+            ),
         },
         ScopePart::Word(_) => refused("auth.scope must be an object or \"unscoped\"."),
     }
@@ -485,6 +548,8 @@ fn wanted_scope(part: ScopePart) -> Result<Wanted, ApiError> {
 /// `None`: there is no such project or domain.
 async fn resolve_scope(conn: &mut Conn, wanted: Wanted) -> Result<Option<Scope>, ApiError> {
     match wanted {
+        // Looked up by who asks.
+        Wanted::Trust(_) => Ok(None),
         Wanted::Unscoped => Ok(Some(Scope::Unscoped)),
         Wanted::System => Ok(Some(Scope::System)),
         Wanted::Project(ProjectPart { id: Some(id), .. }) => Ok(Some(Scope::Project(id))),

@@ -17,7 +17,12 @@ use super::{
 use crate::{
     app::App,
     db::Conn,
-    http::{context::Ctx, error::ApiError, json::JsonBody, query::Params},
+    http::{
+        context::{Ctx, Delegation},
+        error::ApiError,
+        json::JsonBody,
+        query::Params,
+    },
     policy,
 };
 
@@ -65,16 +70,59 @@ impl CredentialRow {
         );
         Ok(json!({
             "access": access, "secret": blob["secret"], "user_id": self.user_id, "tenant_id": self.project_id,
-            "trust_id": null, "links": {"self": url},
+            "trust_id": blob["trust_id"], "links": {"self": url},
         }))
     }
 }
 
+/// Members of an EC2 key pair's blob that name what it was made with: a token of the pair is as limited.
+const MADE_WITH: [&str; 2] = ["trust_id", "app_cred_id"];
+
+/// What a blob of type ec2 shall say of what it was made with, in the order of [`MADE_WITH`].
+fn made_with(ctx: &Ctx) -> [Value; 2] {
+    match &ctx.delegation {
+        None => [Value::Null, Value::Null],
+        Some(Delegation::Trust(id)) => [json!(id), Value::Null],
+        Some(Delegation::ApplicationCredential { id, .. }) => [Value::Null, json!(id)],
+    }
+}
+
+/// A token of a trust or of an application credential has to do with what belongs to its project only, and with EC2 key
+/// pairs only if they were made with the same: others speak for all that the user may do.
+fn concerns(app: &App, ctx: &Ctx, row: &CredentialRow) -> Result<bool, ApiError> {
+    if ctx.delegation.is_none() {
+        return Ok(true);
+    }
+    if row.project_id.is_none() || row.project_id != ctx.project_id {
+        return Ok(false);
+    }
+    if row.r#type != EC2 {
+        return Ok(true);
+    }
+    let blob: Value =
+        serde_json::from_str(&app.identity.keys.unseal(&row.blob)?).map_err(ApiError::internal)?;
+    Ok(MADE_WITH.iter().zip(made_with(ctx)).all(|(name, wanted)| blob[name] == wanted))
+}
+
 /// Those that may be seen; others don't exist for the asker.
-async fn find(conn: &mut Conn, ctx: &Ctx, id: &str, all: bool) -> Result<CredentialRow, ApiError> {
+async fn find(app: &App, conn: &mut Conn, ctx: &Ctx, id: &str, all: bool) -> Result<CredentialRow, ApiError> {
     let row: Option<CredentialRow> =
         sqlx::query_as("SELECT * FROM credentials WHERE id = $1").bind(id).fetch_optional(conn).await?;
-    row.filter(|row| all || row.user_id == ctx.user_id).ok_or_else(|| not_found("credential", id))
+    let row = row.filter(|row| all || row.user_id == ctx.user_id);
+    match row {
+        Some(row) if concerns(app, ctx, &row)? => Ok(row),
+        _ => Err(not_found("credential", id)),
+    }
+}
+
+fn concerning(app: &App, ctx: &Ctx, rows: Vec<CredentialRow>) -> Result<Vec<CredentialRow>, ApiError> {
+    let mut found = Vec::with_capacity(rows.len());
+    for row in rows {
+        if concerns(app, ctx, &row)? {
+            found.push(row);
+        }
+    }
+    Ok(found)
 }
 
 async fn index(State(app): State<App>, ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
@@ -90,18 +138,19 @@ async fn index(State(app): State<App>, ctx: Ctx, params: Params) -> Result<Json<
     .bind(MAX_LIST + 1)
     .fetch_all(&app.db)
     .await?;
+    let rows = concerning(&app, &ctx, rows)?;
     let items = rows.iter().map(|row| row.json(&app)).collect::<Result<_, _>>()?;
     Ok(Json(list(&app, "credentials", "/v3/credentials", items)))
 }
 
 async fn show(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    let row = find(&mut *app.db.acquire().await?, &ctx, &id, policy::may_read(&ctx)).await?;
+    let row = find(&app, &mut *app.db.acquire().await?, &ctx, &id, policy::may_read(&ctx)).await?;
     Ok(Json(json!({"credential": row.json(&app)?})))
 }
 
 /// A restricted application credential makes nothing that outlives it.
 fn may_keep(ctx: &Ctx) -> Result<(), ApiError> {
-    match ctx.restricted {
+    match ctx.is_restricted() {
         true => {
             Err(ApiError::Forbidden("A restricted application credential can't make credentials.".into()))
         }
@@ -167,10 +216,27 @@ async fn create(
     if kind == EC2 && project_id.is_none() {
         return Err(invalid("project_id", "is missing, as type ec2 needs it"));
     }
+    if ctx.delegation.is_some() && (project_id.is_none() || project_id != ctx.project_id) {
+        return Err(ApiError::Forbidden(
+            "Credential project does not match the project scope of the delegated token".into(),
+        ));
+    }
     let id = id_of(&kind, &blob)?;
+    let blob = if kind == EC2 { with_delegation(&ctx, &blob)? } else { blob };
     let row = CredentialRow { id, user_id, project_id, r#type: kind, blob: app.identity.keys.seal(&blob)? };
     insert(&app, &row).await?;
     Ok((StatusCode::CREATED, Json(json!({"credential": row.json(&app)?}))))
+}
+
+/// An EC2 key pair's blob that says what it was made with, whatever the client says.
+fn with_delegation(ctx: &Ctx, blob: &str) -> Result<String, ApiError> {
+    let mut blob: Value = serde_json::from_str(blob).map_err(ApiError::internal)?;
+    for (name, value) in MADE_WITH.into_iter().zip(made_with(ctx)) {
+        if !value.is_null() || blob.get(name).is_some() {
+            blob[name] = value;
+        }
+    }
+    Ok(blob.to_string())
 }
 
 fn blob(fields: &mut Fields) -> Result<Option<String>, ApiError> {
@@ -189,15 +255,15 @@ async fn update(
 ) -> Result<Json<Value>, ApiError> {
     let mut fields = Fields::of(body, "credential")?;
     let mut tx = app.begin().await?;
-    let mut row = find(&mut tx, &ctx, &id, ctx.is_admin).await?;
+    let mut row = find(&app, &mut tx, &ctx, &id, ctx.is_admin).await?;
     fields.unchanged("user_id", &row.user_id)?;
     fields.unchanged("type", &row.r#type)?;
     if let Some(project) = fields.nullable_text("project_id")? {
         row.project_id = project;
     }
     if let Some(blob) = blob(&mut fields)? {
-        if row.r#type == EC2 && id_of(EC2, &blob)? != row.id {
-            return Err(invalid("blob", "has another access key"));
+        if row.r#type == EC2 {
+            check_same_pair(&app, &row, &blob)?;
         }
         row.blob = app.identity.keys.seal(&blob)?;
     }
@@ -211,9 +277,22 @@ async fn update(
     Ok(Json(json!({"credential": row.json(&app)?})))
 }
 
+/// What an EC2 key pair is found by, and what it was made with, stay.
+fn check_same_pair(app: &App, row: &CredentialRow, blob: &str) -> Result<(), ApiError> {
+    if id_of(EC2, blob)? != row.id {
+        return Err(invalid("blob", "has another access key"));
+    }
+    let read = |text: &str| serde_json::from_str::<Value>(text).map_err(ApiError::internal);
+    let (before, after) = (read(&app.identity.keys.unseal(&row.blob)?)?, read(blob)?);
+    match MADE_WITH.iter().find(|name| before[**name] != after[**name]) {
+        Some(name) => Err(invalid("blob", &format!("has another {name}, which can't be changed"))),
+        None => Ok(()),
+    }
+}
+
 async fn delete(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
     let mut tx = app.begin().await?;
-    find(&mut tx, &ctx, &id, ctx.is_admin).await?;
+    find(&app, &mut tx, &ctx, &id, ctx.is_admin).await?;
     sqlx::query("DELETE FROM credentials WHERE id = $1").bind(&id).execute(&mut *tx).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
@@ -221,7 +300,7 @@ async fn delete(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Res
 
 async fn ec2_index(
     State(app): State<App>,
-    _ctx: Ctx,
+    ctx: Ctx,
     Path(user): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let mut conn = app.db.acquire().await?;
@@ -232,6 +311,7 @@ async fn ec2_index(
             .bind(MAX_LIST + 1)
             .fetch_all(&mut *conn)
             .await?;
+    let rows = concerning(&app, &ctx, rows)?;
     let items = rows.iter().map(|row| row.ec2_json(&app)).collect::<Result<_, _>>()?;
     Ok(Json(list(&app, "credentials", &format!("/v3/users/{user}/credentials/OS-EC2"), items)))
 }
@@ -244,13 +324,21 @@ async fn ec2_create(
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     may_keep(&ctx)?;
     let project = body["tenant_id"].as_str().ok_or_else(|| invalid("tenant_id", "is missing"))?;
-    let roles =
-        super::principal::effective_roles(&mut *app.db.acquire().await?, &user, "project", project).await?;
-    if roles.is_empty() {
-        return Err(ApiError::Forbidden("The user has no role in this project.".into()));
+    if ctx.delegation.is_some() {
+        if ctx.project_id.as_deref() != Some(project) || ctx.user_id != user {
+            return Err(ApiError::Forbidden(
+                "EC2 credential project does not match the project scope of the delegated token".into(),
+            ));
+        }
+    } else {
+        let mut conn = app.db.acquire().await?;
+        let roles = super::principal::effective_roles(&mut conn, &user, "project", project).await?;
+        if roles.is_empty() {
+            return Err(ApiError::Forbidden("The user has no role in this project.".into()));
+        }
     }
-    let access = new_id();
-    let blob = json!({"access": access, "secret": new_id(), "trust_id": null}).to_string();
+    let blob = json!({"access": new_id(), "secret": new_id(), "trust_id": null}).to_string();
+    let blob = with_delegation(&ctx, &blob)?;
     let row = CredentialRow {
         id: id_of(EC2, &blob)?,
         user_id: user,
@@ -271,6 +359,10 @@ pub(super) struct KeyPair {
     pub(super) project_id: String,
     /// Secret.
     pub(super) secret: String,
+    /// The trust that it was made with.
+    pub(super) trust_id: Option<String>,
+    /// The application credential that it was made with.
+    pub(super) application_credential: Option<String>,
 }
 
 /// The key pair of an access key.
@@ -289,35 +381,51 @@ pub(super) async fn of_access_key(app: &App, access: &str) -> Result<Option<KeyP
     };
     let blob: Value =
         serde_json::from_str(&app.identity.keys.unseal(&row.blob)?).map_err(ApiError::internal)?;
-    let secret = blob["secret"].as_str().filter(|secret| !secret.is_empty());
-    Ok(secret.map(|secret| KeyPair { user_id: row.user_id, project_id, secret: secret.to_owned() }))
+    let text = |name: &str| blob[name].as_str().filter(|text| !text.is_empty()).map(str::to_owned);
+    Ok(text("secret").map(|secret| KeyPair {
+        user_id: row.user_id,
+        project_id,
+        secret,
+        trust_id: text("trust_id"),
+        application_credential: text("app_cred_id"),
+    }))
 }
 
-async fn find_ec2(conn: &mut Conn, user: &str, access: &str) -> Result<CredentialRow, ApiError> {
-    sqlx::query_as("SELECT * FROM credentials WHERE id = $1 AND user_id = $2 AND type = 'ec2'")
-        .bind(hex::encode(Sha256::digest(access)))
-        .bind(user)
-        .fetch_optional(conn)
-        .await?
-        .ok_or_else(|| not_found("credential", access))
+async fn find_ec2(
+    app: &App,
+    conn: &mut Conn,
+    ctx: &Ctx,
+    user: &str,
+    access: &str,
+) -> Result<CredentialRow, ApiError> {
+    let row: Option<CredentialRow> =
+        sqlx::query_as("SELECT * FROM credentials WHERE id = $1 AND user_id = $2 AND type = 'ec2'")
+            .bind(hex::encode(Sha256::digest(access)))
+            .bind(user)
+            .fetch_optional(conn)
+            .await?;
+    match row {
+        Some(row) if concerns(app, ctx, &row)? => Ok(row),
+        _ => Err(not_found("credential", access)),
+    }
 }
 
 async fn ec2_show(
     State(app): State<App>,
-    _ctx: Ctx,
+    ctx: Ctx,
     Path((user, access)): Path<(String, String)>,
 ) -> Result<Json<Value>, ApiError> {
-    let row = find_ec2(&mut *app.db.acquire().await?, &user, &access).await?;
+    let row = find_ec2(&app, &mut *app.db.acquire().await?, &ctx, &user, &access).await?;
     Ok(Json(json!({"credential": row.ec2_json(&app)?})))
 }
 
 async fn ec2_delete(
     State(app): State<App>,
-    _ctx: Ctx,
+    ctx: Ctx,
     Path((user, access)): Path<(String, String)>,
 ) -> Result<StatusCode, ApiError> {
     let mut tx = app.begin().await?;
-    let row = find_ec2(&mut tx, &user, &access).await?;
+    let row = find_ec2(&app, &mut tx, &ctx, &user, &access).await?;
     sqlx::query("DELETE FROM credentials WHERE id = $1").bind(&row.id).execute(&mut *tx).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)

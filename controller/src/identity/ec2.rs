@@ -80,9 +80,7 @@ async fn issue(
         right.is_some_and(|right| right.as_bytes().ct_eq(signed.signature.as_bytes()).into())
     });
     match fits {
-        true => {
-            auth::issue_by_ec2(&app, found.user_id, found.project_id).await.map(IntoResponse::into_response)
-        }
+        true => auth::issue_by_ec2(&app, found).await.map(IntoResponse::into_response),
         false => Err(ApiError::Unauthorized),
     }
 }

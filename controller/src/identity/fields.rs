@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::http::error::ApiError;
+use crate::{db, http::error::ApiError};
 
 /// Longest name, as Keystone's columns.
 pub const MAX_NAME_CHARS: usize = 255;
@@ -96,6 +96,21 @@ impl Fields {
         match self.0.remove(name) {
             None | Some(Value::Null) => Ok(None),
             Some(value) => value.as_i64().map(Some).ok_or_else(|| invalid(name, "is not of type integer")),
+        }
+    }
+
+    /// Takes a time to come, as µs since 1970; without a zone it is UTC, as Keystone's clients mean it.
+    ///
+    /// # Errors
+    /// 400 if it is none, or has been.
+    pub fn later_time(&mut self, name: &str) -> Result<Option<i64>, ApiError> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        let zoned = if text.ends_with('Z') || text.contains('+') { text } else { format!("{text}Z") };
+        let time: jiff::Timestamp =
+            zoned.parse().map_err(|_| invalid(name, "is not a time like 2026-12-31T23:59:59Z"))?;
+        match time.as_microsecond() > db::now_us() {
+            true => Ok(Some(time.as_microsecond())),
+            false => Err(invalid(name, "is in the past")),
         }
     }
 

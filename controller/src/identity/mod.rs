@@ -30,6 +30,7 @@ pub mod principal;
 pub mod projects;
 pub mod roles;
 pub mod tokens;
+pub mod trusts;
 pub mod users;
 pub mod versions;
 
@@ -203,6 +204,7 @@ pub fn router() -> Router<App> {
         .merge(credentials::router())
         .merge(limits::router())
         .merge(ec2::router())
+        .merge(trusts::router())
 }
 
 /// A new id, 32 hex digits.
@@ -233,3 +235,5 @@ fn list(app: &App, plural: &str, path: &str, mut items: Vec<Value>) -> Value {
 mod grant_tests;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod trust_tests;

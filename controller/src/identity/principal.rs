@@ -3,8 +3,14 @@
 use crate::db::Conn;
 use serde_json::{Value, json};
 
-use super::tokens::{Claims, Scope};
-use crate::{db, http::context::Ctx};
+use super::{
+    tokens::{Claims, Scope},
+    trusts::{self, TrustRow},
+};
+use crate::{
+    db,
+    http::context::{Ctx, Delegation},
+};
 
 /// Id of the system as a target of grants.
 pub const SYSTEM: &str = "all";
@@ -80,12 +86,19 @@ pub struct Principal {
     pub version: i64,
     /// Of the application credential, if it was had with one.
     pub restriction: Option<Restriction>,
+    /// The trust that it was had with.
+    pub trust: Option<TrustRow>,
 }
 
 impl Principal {
     /// For handlers (without the request id).
     pub fn into_ctx(self) -> Ctx {
         let system = self.target == Target::System;
+        let credential = self.restriction.map(|restriction| Delegation::ApplicationCredential {
+            id: restriction.id,
+            unrestricted: restriction.unrestricted,
+        });
+        let delegation = self.trust.map(|trust| Delegation::Trust(trust.id().to_owned())).or(credential);
         let (project, project_domain, domain) = match self.target {
             Target::Unscoped | Target::System => (None, None, None),
             Target::Project(project, domain) => (Some(project), Some(domain), None),
@@ -106,7 +119,7 @@ impl Principal {
             expires_at_us: self.claims.expires_us,
             request_id: String::new(),
             system,
-            restricted: self.restriction.is_some_and(|restriction| !restriction.unrestricted),
+            delegation,
         }
     }
 
@@ -140,6 +153,9 @@ impl Principal {
             }
             token["application_credential"] = credential;
         }
+        if let Some(trust) = &self.trust {
+            token["OS-TRUST:trust"] = trust.token_json();
+        }
         token["roles"] = self.roles.iter().map(Named::json).collect();
         token
     }
@@ -150,7 +166,9 @@ impl Principal {
 /// # Errors
 /// Of the database.
 pub async fn load(conn: &mut Conn, claims: Claims, version: i64) -> Result<Option<Principal>, sqlx::Error> {
-    let Some((user, user_domain)) = load_user(conn, &claims).await? else { return Ok(None) };
+    let Some((mut user, mut user_domain)) = load_user(conn, &claims.user_id, &claims).await? else {
+        return Ok(None);
+    };
     let target = match &claims.scope {
         Scope::Unscoped => Some(Target::Unscoped),
         Scope::Project(id) => load_project(conn, id).await?,
@@ -158,7 +176,15 @@ pub async fn load(conn: &mut Conn, claims: Claims, version: i64) -> Result<Optio
         Scope::System => Some(Target::System),
     };
     let Some(target) = target else { return Ok(None) };
+    let trusted = match &claims.trust {
+        Some(id) => match trusts::entrusted(conn, id, &claims).await? {
+            None => return Ok(None),
+            trusted => trusted,
+        },
+        None => None,
+    };
     let mut roles = match &claims.scope {
+        _ if trusted.is_some() => Vec::new(),
         Scope::Unscoped => Vec::new(),
         Scope::Project(id) => effective_roles(conn, &claims.user_id, "project", id).await?,
         Scope::Domain(id) => effective_roles(conn, &claims.user_id, "domain", id).await?,
@@ -173,10 +199,15 @@ pub async fn load(conn: &mut Conn, claims: Claims, version: i64) -> Result<Optio
         roles.retain(|role| granted.contains(&role.id));
         restriction = Some(found);
     }
+    let trust = trusted.map(|trusted| {
+        roles = trusted.roles;
+        (user, user_domain) = trusted.user.unwrap_or((user.clone(), user_domain.clone()));
+        trusted.trust
+    });
     if roles.is_empty() && target != Target::Unscoped {
         return Ok(None);
     }
-    Ok(Some(Principal { claims, user, user_domain, target, roles, version, restriction }))
+    Ok(Some(Principal { claims, user, user_domain, target, roles, version, restriction, trust }))
 }
 
 /// The credential, and the ids of the roles that it gives with those that they imply; `None` when it is over or gone.
@@ -272,20 +303,28 @@ fn path_fits(pattern: &[String], path: &[String]) -> bool {
     fits[pattern.len()]
 }
 
-async fn load_user(conn: &mut Conn, claims: &Claims) -> Result<Option<(Named, Named)>, sqlx::Error> {
+/// A user and its domain, if both are enabled and the token isn't older than what ended all of the user's.
+///
+/// # Errors
+/// Of the database.
+pub(super) async fn load_user(
+    conn: &mut Conn,
+    user_id: &str,
+    claims: &Claims,
+) -> Result<Option<(Named, Named)>, sqlx::Error> {
     let row: Option<(String, String, String, i64, bool)> = sqlx::query_as(
         "SELECT u.name, d.id, d.name, u.tokens_valid_from_us,
                 EXISTS (SELECT 1 FROM revoked_tokens r WHERE r.audit_id = $2)
          FROM users u JOIN domains d ON d.id = u.domain_id
          WHERE u.id = $1 AND u.enabled AND d.enabled",
     )
-    .bind(&claims.user_id)
+    .bind(user_id)
     .bind(claims.audit_id())
     .fetch_optional(conn)
     .await?;
     Ok(row.filter(|(_, _, _, valid_from_us, revoked)| !revoked && claims.issued_us >= *valid_from_us).map(
         |(name, domain_id, domain_name, _, _)| {
-            (Named { id: claims.user_id.clone(), name }, Named { id: domain_id, name: domain_name })
+            (Named { id: user_id.to_owned(), name }, Named { id: domain_id, name: domain_name })
         },
     ))
 }

@@ -25,6 +25,11 @@ pub struct RoleRow {
 }
 
 impl RoleRow {
+    /// The role's id.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// As Keystone shows it.
     pub fn json(&self, app: &App) -> Value {
         json!({

@@ -94,6 +94,9 @@ pub struct Claims {
     /// The application credential that it was had with.
     #[serde(rename = "c", default, skip_serializing_if = "Option::is_none")]
     pub application_credential: Option<String>,
+    /// The trust that it was had with; the user is then the trustee.
+    #[serde(rename = "t", default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<String>,
 }
 
 impl Claims {
@@ -207,6 +210,7 @@ mod tests {
             expires_us: 1000,
             audit_ids: vec![new_audit_id(), new_audit_id()],
             application_credential: None,
+            trust: None,
         }
     }
 

@@ -154,7 +154,7 @@ mod tests {
             expires_at_us: 0,
             request_id: String::new(),
             system: false,
-            restricted: false,
+            delegation: None,
         }
     }
 

@@ -72,6 +72,22 @@ pub(super) const ROWS: &[Row] = &[
     ("GET", "/v3/system/{actors}/{actor}/roles/{role}", Read),
     ("PUT", "/v3/system/{actors}/{actor}/roles/{role}", Admin),
     ("DELETE", "/v3/system/{actors}/{actor}/roles/{role}", Admin),
+    (
+        "GET",
+        "/v3/OS-TRUST/trusts",
+        Further("with trustor_user_id or trustee_user_id of oneself; others as read"),
+    ),
+    (
+        "POST",
+        "/v3/OS-TRUST/trusts",
+        Further(
+            "the trustor alone, not with an application credential; with a token of a trust: handing that on",
+        ),
+    ),
+    ("GET", "/v3/OS-TRUST/trusts/{id}", Further("trustor and trustee; others as read")),
+    ("DELETE", "/v3/OS-TRUST/trusts/{id}", Further("the trustor, or `admin`")),
+    ("GET", "/v3/OS-TRUST/trusts/{id}/roles", Further("trustor and trustee; others as read")),
+    ("GET", "/v3/OS-TRUST/trusts/{id}/roles/{role}", Further("trustor and trustee; others as read")),
     ("GET", "/v3/users/{user}/application_credentials", OwnerRead),
     (
         "POST",

@@ -40,7 +40,7 @@ const SCOPE: Type = Either(&[
         ("project", Maybe(&OF_PROJECT)),
         ("domain", Maybe(&REFERENCE)),
         ("system", Any),
-        ("OS-TRUST:trust", Any),
+        ("OS-TRUST:trust", Maybe(&Object(&[("id", Need(&TEXT))]))),
         ("unscoped", Any),
     ]),
 ]);
@@ -124,6 +124,19 @@ const ACCESS_RULE: Type = Either(&[
     ]),
 ]);
 
+const TRUST: Type = Object(&[
+    ("trustor_user_id", Need(&TEXT)),
+    ("trustee_user_id", Need(&TEXT)),
+    ("project_id", Need(&TEXT)),
+    ("impersonation", Need(&Flag)),
+    ("roles", Maybe(&List(&REFERENCE, 0, 1000))),
+    ("expires_at", WORDS),
+    ("remaining_uses", Maybe(&Number(1, i32::MAX as i64))),
+    ("allow_redelegation", ENABLED),
+    ("redelegation_count", Maybe(&Number(0, i32::MAX as i64))),
+    ("redelegated_trust_id", WORDS),
+]);
+
 const CREDENTIAL: Type =
     Object(&[("type", Need(&TEXT)), ("blob", Need(&TEXT)), ("user_id", WORDS), ("project_id", WORDS)]);
 
@@ -204,6 +217,7 @@ pub(super) const BODIES: &[Row] = &[
             Object(&[("credentials", Need(&SIGNED)), ("auth", Any)]),
         ]),
     ),
+    ("POST", "/v3/OS-TRUST/trusts", Object(&[("trust", Need(&TRUST))])),
     ("POST", "/v3/credentials", Object(&[("credential", Need(&CREDENTIAL))])),
     ("PATCH", "/v3/credentials/{id}", Object(&[("credential", Need(&Partly(&CREDENTIAL)))])),
     (

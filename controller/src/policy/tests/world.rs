@@ -145,6 +145,10 @@ impl World {
         self.know("/identity/v3/limits/{id}", made["limits"][0]["id"].as_str().unwrap());
         let body = json!({"credential": {"type": "totp", "blob": "secret of ada"}});
         self.one("/identity/v3/credentials", &token, body).await;
+        let friend = self::user(&self.test, "manu").await;
+        let body = json!({"trust": {"trustor_user_id": user, "trustee_user_id": friend, "project_id": project,
+            "impersonation": true, "roles": [{"id": role}]}});
+        self.one("/identity/v3/OS-TRUST/trusts", &token, body).await;
         let users = format!("/identity/v3/users/{user}");
         let rule = json!([{"path": "/v2.1/servers", "method": "GET", "service": "compute"}]);
         let body = json!({"application_credential": {"name": "robot", "access_rules": rule}});

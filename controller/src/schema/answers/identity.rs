@@ -138,7 +138,31 @@ const SERVICE: Type = Shown(&[
     ("type", TEXT),
 ]);
 const SYSTEM: Type = Shown(&[("all", Flag)]);
+const TRUST: Type = Shown(&[
+    ("deleted_at", Maybe(&TEXT)),
+    ("expires_at", Maybe(&TEXT)),
+    ("id", TEXT),
+    ("impersonation", Flag),
+    ("links", SELF),
+    ("project_id", TEXT),
+    ("redelegated_trust_id", Maybe(&TEXT)),
+    ("redelegation_count", INTEGER),
+    ("remaining_uses", Maybe(&INTEGER)),
+    ("roles", Each(&ROLE)),
+    ("roles_links", PAGE),
+    ("trustee_user_id", TEXT),
+    ("trustor_user_id", TEXT),
+]);
 const TOKEN: Type = Shown(&[
+    (
+        "OS-TRUST:trust",
+        Shown(&[
+            ("id", TEXT),
+            ("impersonation", Flag),
+            ("trustee_user", Shown(&[("id", TEXT)])),
+            ("trustor_user", Shown(&[("id", TEXT)])),
+        ]),
+    ),
     (
         "application_credential",
         Shown(&[
@@ -281,6 +305,12 @@ pub(super) const ANSWERS: &[Row] = &[
     ("GET", "/v3/auth/domains", &[(200, Shown(&[("domains", Each(&DOMAIN)), ("links", PAGE)]))]),
     ("GET", "/v3/auth/projects", &[(200, Shown(&[("links", PAGE), ("projects", Each(&PROJECT))]))]),
     ("GET", "/v3/auth/system", &[(200, Shown(&[("links", PAGE), ("system", Each(&SYSTEM))]))]),
+    ("GET", "/v3/OS-TRUST/trusts", &[(200, Shown(&[("links", PAGE), ("trusts", Each(&TRUST))]))]),
+    ("POST", "/v3/OS-TRUST/trusts", &[(201, Shown(&[("trust", TRUST)]))]),
+    ("DELETE", "/v3/OS-TRUST/trusts/{id}", NONE),
+    ("GET", "/v3/OS-TRUST/trusts/{id}", &[(200, Shown(&[("trust", TRUST)]))]),
+    ("GET", "/v3/OS-TRUST/trusts/{id}/roles", &[(200, Shown(&[("links", PAGE), ("roles", Each(&ROLE))]))]),
+    ("GET", "/v3/OS-TRUST/trusts/{id}/roles/{role}", &[(200, Shown(&[("role", ROLE)]))]),
     ("DELETE", "/v3/auth/tokens", NONE),
     ("GET", "/v3/auth/tokens", &[(200, Shown(&[("token", TOKEN)]))]),
     ("POST", "/v3/auth/tokens", &[(201, Shown(&[("token", TOKEN)]))]),
