@@ -14,6 +14,7 @@ all parts also fails if a command that the client has for these services was not
 openstack_absent.txt beside this file, with the reason.
 """
 
+import hashlib
 import json
 import os
 import struct
@@ -78,6 +79,8 @@ def identity(client):
     client.fails("401", "--os-auth-type", "token", "--os-token", issued["id"], "project", "list", env={
         "OS_USERNAME": "", "OS_PASSWORD": "", "OS_USER_DOMAIN_NAME": ""})
     trusts(client, ada)
+    credentials(client)
+    domains(client)
     limits(client)
     client.text("project", "set", "lab", "--disable")
     client.fails("401", "token", "issue", env=ada)
@@ -86,6 +89,30 @@ def identity(client):
     client.fails("No User found", "user", "show", "ada")
     client.text("project", "delete", "lab")
     client.fails("No Project found", "project", "show", "lab")
+
+
+def credentials(client):
+    keys = {"access": "first", "secret": "s"}
+    made = client.json("credential", "create", "--type", "ec2", "--project", "lab", "ada", json.dumps(keys))
+    same(made["id"], hashlib.sha256(b"first").hexdigest())
+    client.fails("409", "credential", "create", "--type", "ec2", "--project", "lab", "ada", json.dumps(keys))
+    keys["access"] = "second"
+    client.text("credential", "set", made["id"], "--user", "ada", "--type", "ec2", "--project", "lab",
+        "--data", json.dumps(keys))
+    same(json.loads(client.json("credential", "show", made["id"])["blob"])["access"], "second")
+    client.text("credential", "delete", made["id"])
+
+
+def domains(client):
+    client.json("domain", "create", "branch")
+    user = client.json("user", "create", "bea", "--domain", "branch")["id"]
+    group = client.json("group", "create", "crew", "--domain", "branch")["id"]
+    project = client.json("project", "create", "yard", "--domain", "branch")["id"]
+    client.fails("1 of 1 domains failed", "domain", "delete", "branch")
+    client.text("domain", "set", "branch", "--disable")
+    client.text("domain", "delete", "branch")
+    for kind, gone in (("user", user), ("group", group), ("project", project)):
+        client.fails("No", kind, "show", gone)
 
 
 def trusts(client, ada):

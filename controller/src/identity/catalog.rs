@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::{
     MAX_LIST,
-    fields::{Fields, invalid},
+    fields::{Fields, invalid, merge_extra, with_extra},
     list, new_id, not_found,
 };
 use crate::{
@@ -46,6 +46,7 @@ struct ServiceRow {
     name: String,
     description: String,
     enabled: bool,
+    extra: String,
 }
 
 #[derive(Debug, sqlx::FromRow)]
@@ -56,6 +57,7 @@ struct EndpointRow {
     interface: String,
     url: String,
     enabled: bool,
+    extra: String,
 }
 
 #[derive(Debug, sqlx::FromRow)]
@@ -63,15 +65,17 @@ struct RegionRow {
     id: String,
     description: String,
     parent_region_id: Option<String>,
+    extra: String,
 }
 
 impl ServiceRow {
     fn json(&self, app: &App) -> Value {
         let url = format!("{}/identity/v3/services/{}", app.config.public_url, self.id);
-        json!({
+        let own = json!({
             "id": self.id, "type": self.r#type, "name": self.name, "description": self.description,
             "enabled": self.enabled, "links": {"self": url},
-        })
+        });
+        with_extra(&self.extra, own)
     }
 
     fn apply(&mut self, mut fields: Fields) -> Result<(), ApiError> {
@@ -82,6 +86,7 @@ impl ServiceRow {
         self.name = fields.text("name")?.unwrap_or(std::mem::take(&mut self.name));
         self.description = fields.text("description")?.unwrap_or(std::mem::take(&mut self.description));
         self.enabled = fields.boolean("enabled")?.unwrap_or(self.enabled);
+        self.extra = merge_extra(&self.extra, fields.rest()?);
         Ok(())
     }
 }
@@ -89,11 +94,12 @@ impl ServiceRow {
 impl EndpointRow {
     fn json(&self, app: &App) -> Value {
         let links = format!("{}/identity/v3/endpoints/{}", app.config.public_url, self.id);
-        json!({
+        let own = json!({
             "id": self.id, "service_id": self.service_id, "interface": self.interface, "enabled": self.enabled,
             "region": self.region_id, "region_id": self.region_id, "links": {"self": links},
             "url": self.url.replace("$(public_url)s", &app.config.public_url),
-        })
+        });
+        with_extra(&self.extra, own)
     }
 
     fn apply(&mut self, mut fields: Fields) -> Result<(), ApiError> {
@@ -115,6 +121,7 @@ impl EndpointRow {
         };
         self.region_id = region.unwrap_or(self.region_id.take());
         self.enabled = fields.boolean("enabled")?.unwrap_or(self.enabled);
+        self.extra = merge_extra(&self.extra, fields.rest()?);
         Ok(())
     }
 
@@ -144,10 +151,11 @@ impl EndpointRow {
 impl RegionRow {
     fn json(&self, app: &App) -> Value {
         let url = format!("{}/identity/v3/regions/{}", app.config.public_url, self.id);
-        json!({
+        let own = json!({
             "id": self.id, "description": self.description, "parent_region_id": self.parent_region_id,
             "links": {"self": url},
-        })
+        });
+        with_extra(&self.extra, own)
     }
 }
 
@@ -249,18 +257,21 @@ async fn create_service(
     _ctx: Ctx,
     JsonBody(body): JsonBody<Value>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
-    let (name, description) = (String::new(), String::new());
-    let mut row = ServiceRow { id: new_id(), r#type: String::new(), name, description, enabled: true };
+    let (name, description, extra) = (String::new(), String::new(), "{}".to_owned());
+    let mut row = ServiceRow { id: new_id(), r#type: String::new(), name, description, enabled: true, extra };
     row.apply(Fields::of(body, "service")?)?;
     let mut tx = super::begin(&app).await?;
-    sqlx::query("INSERT INTO services (id, type, name, description, enabled) VALUES ($1, $2, $3, $4, $5)")
-        .bind(&row.id)
-        .bind(&row.r#type)
-        .bind(&row.name)
-        .bind(&row.description)
-        .bind(row.enabled)
-        .execute(&mut *tx)
-        .await?;
+    sqlx::query(
+        "INSERT INTO services (id, type, name, description, enabled, extra) VALUES ($1, $2, $3, $4, $5, $6)",
+    )
+    .bind(&row.id)
+    .bind(&row.r#type)
+    .bind(&row.name)
+    .bind(&row.description)
+    .bind(row.enabled)
+    .bind(&row.extra)
+    .execute(&mut *tx)
+    .await?;
     tx.commit().await?;
     Ok((StatusCode::CREATED, Json(json!({"service": row.json(&app)}))))
 }
@@ -274,14 +285,17 @@ async fn update_service(
     let mut tx = super::begin(&app).await?;
     let mut row = find_service(&mut tx, &id).await?;
     row.apply(Fields::of(body, "service")?)?;
-    sqlx::query("UPDATE services SET type = $2, name = $3, description = $4, enabled = $5 WHERE id = $1")
-        .bind(&row.id)
-        .bind(&row.r#type)
-        .bind(&row.name)
-        .bind(&row.description)
-        .bind(row.enabled)
-        .execute(&mut *tx)
-        .await?;
+    sqlx::query(
+        "UPDATE services SET type = $2, name = $3, description = $4, enabled = $5, extra = $6 WHERE id = $1",
+    )
+    .bind(&row.id)
+    .bind(&row.r#type)
+    .bind(&row.name)
+    .bind(&row.description)
+    .bind(row.enabled)
+    .bind(&row.extra)
+    .execute(&mut *tx)
+    .await?;
     tx.commit().await?;
     Ok(Json(json!({"service": row.json(&app)})))
 }
@@ -329,7 +343,8 @@ async fn create_endpoint(
     JsonBody(body): JsonBody<Value>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let (service_id, interface, url) = (String::new(), String::new(), String::new());
-    let mut row = EndpointRow { id: new_id(), service_id, region_id: None, interface, url, enabled: true };
+    let (id, extra) = (new_id(), "{}".to_owned());
+    let mut row = EndpointRow { id, service_id, region_id: None, interface, url, enabled: true, extra };
     let older = body["endpoint"]["region"].is_string();
     row.apply(Fields::of(body, "endpoint")?)?;
     let mut tx = super::begin(&app).await?;
@@ -338,8 +353,8 @@ async fn create_endpoint(
     }
     row.check(&mut tx).await?;
     sqlx::query(
-        "INSERT INTO endpoints (id, service_id, region_id, interface, url, enabled)
-         VALUES ($1, $2, $3, $4, $5, $6)",
+        "INSERT INTO endpoints (id, service_id, region_id, interface, url, enabled, extra)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
     )
     .bind(&row.id)
     .bind(&row.service_id)
@@ -347,6 +362,7 @@ async fn create_endpoint(
     .bind(&row.interface)
     .bind(&row.url)
     .bind(row.enabled)
+    .bind(&row.extra)
     .execute(&mut *tx)
     .await?;
     tx.commit().await?;
@@ -368,7 +384,8 @@ async fn update_endpoint(
     }
     row.check(&mut tx).await?;
     sqlx::query(
-        "UPDATE endpoints SET service_id = $2, region_id = $3, interface = $4, url = $5, enabled = $6 WHERE id = $1",
+        "UPDATE endpoints SET service_id = $2, region_id = $3, interface = $4, url = $5, enabled = $6, extra = $7
+         WHERE id = $1",
     )
     .bind(&row.id)
     .bind(&row.service_id)
@@ -376,6 +393,7 @@ async fn update_endpoint(
     .bind(&row.interface)
     .bind(&row.url)
     .bind(row.enabled)
+    .bind(&row.extra)
     .execute(&mut *tx)
     .await?;
     tx.commit().await?;
@@ -440,6 +458,7 @@ async fn insert_region(
         id: id.or(chosen).unwrap_or_else(new_id),
         description: fields.text("description")?.unwrap_or_default(),
         parent_region_id: fields.text("parent_region_id")?,
+        extra: merge_extra("{}", fields.rest()?),
     };
     if row.id.is_empty() || row.id.len() > super::fields::MAX_NAME_CHARS {
         return Err(invalid("id", "must have 1 to 255 characters"));
@@ -448,10 +467,11 @@ async fn insert_region(
     if let Some(parent) = &row.parent_region_id {
         find_region(&mut tx, parent).await?;
     }
-    sqlx::query("INSERT INTO regions (id, description, parent_region_id) VALUES ($1, $2, $3)")
+    sqlx::query("INSERT INTO regions (id, description, parent_region_id, extra) VALUES ($1, $2, $3, $4)")
         .bind(&row.id)
         .bind(&row.description)
         .bind(&row.parent_region_id)
+        .bind(&row.extra)
         .execute(&mut *tx)
         .await
         .map_err(|error| match db::is_unique_violation(&error) {
@@ -483,10 +503,13 @@ async fn update_region(
         }
         row.parent_region_id = parent;
     }
-    sqlx::query("UPDATE regions SET description = $2, parent_region_id = $3 WHERE id = $1")
+    fields.unchanged("id", &row.id)?;
+    row.extra = merge_extra(&row.extra, fields.rest()?);
+    sqlx::query("UPDATE regions SET description = $2, parent_region_id = $3, extra = $4 WHERE id = $1")
         .bind(&row.id)
         .bind(&row.description)
         .bind(&row.parent_region_id)
+        .bind(&row.extra)
         .execute(&mut *tx)
         .await?;
     tx.commit().await?;

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     MAX_LIST,
-    fields::{Fields, invalid},
+    fields::{Fields, invalid, merge_extra, with_extra},
     list, new_id, not_found,
 };
 use crate::{
@@ -48,15 +48,19 @@ struct CredentialRow {
     project_id: Option<String>,
     r#type: String,
     blob: String,
+    /// Of type ec2: by what signatures find it.
+    access_hash: Option<String>,
+    extra: String,
 }
 
 impl CredentialRow {
     fn json(&self, app: &App) -> Result<Value, ApiError> {
-        Ok(json!({
+        let own = json!({
             "id": self.id, "user_id": self.user_id, "project_id": self.project_id, "type": self.r#type,
             "blob": app.identity.keys.unseal(&self.blob)?,
             "links": {"self": format!("{}/identity/v3/credentials/{}", app.config.public_url, self.id)},
-        }))
+        });
+        Ok(with_extra(&self.extra, own))
     }
 
     /// As `/OS-EC2` shows it.
@@ -158,16 +162,23 @@ fn may_keep(ctx: &Ctx) -> Result<(), ApiError> {
     }
 }
 
-/// An EC2 credential's id is the digest of its access key, so that it can be found by that.
-fn id_of(kind: &str, blob: &str) -> Result<String, ApiError> {
+/// The digest of the access key of a blob of type ec2, by which it is found; `None` for other types.
+fn access_hash(kind: &str, blob: &str) -> Result<Option<String>, ApiError> {
     if kind != EC2 {
-        return Ok(new_id());
+        return Ok(None);
     }
     let blob: Value =
         serde_json::from_str(blob).map_err(|_| invalid("blob", "is not JSON, as type ec2 needs"))?;
     let access =
         blob["access"].as_str().ok_or_else(|| invalid("blob", "has no access key, as type ec2 needs"))?;
-    Ok(hex::encode(Sha256::digest(access)))
+    Ok(Some(hex::encode(Sha256::digest(access))))
+}
+
+fn conflict(error: sqlx::Error) -> ApiError {
+    match crate::db::is_unique_violation(&error) {
+        true => ApiError::Conflict("Conflict occurred: there is already a credential of this key.".into()),
+        false => error.into(),
+    }
 }
 
 async fn insert(app: &App, row: &CredentialRow) -> Result<(), ApiError> {
@@ -180,20 +191,20 @@ async fn insert(app: &App, row: &CredentialRow) -> Result<(), ApiError> {
     if used >= MAX_PER_USER {
         return Err(ApiError::OverQuota(format!("A user has at most {MAX_PER_USER} credentials.")));
     }
-    sqlx::query("INSERT INTO credentials (id, user_id, project_id, type, blob) VALUES ($1, $2, $3, $4, $5)")
-        .bind(&row.id)
-        .bind(&row.user_id)
-        .bind(&row.project_id)
-        .bind(&row.r#type)
-        .bind(&row.blob)
-        .execute(&mut *tx)
-        .await
-        .map_err(|error| match crate::db::is_unique_violation(&error) {
-            true => {
-                ApiError::Conflict("Conflict occurred: there is already a credential of this key.".into())
-            }
-            false => error.into(),
-        })?;
+    sqlx::query(
+        "INSERT INTO credentials (id, user_id, project_id, type, blob, access_hash, extra)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+    )
+    .bind(&row.id)
+    .bind(&row.user_id)
+    .bind(&row.project_id)
+    .bind(&row.r#type)
+    .bind(&row.blob)
+    .bind(&row.access_hash)
+    .bind(&row.extra)
+    .execute(&mut *tx)
+    .await
+    .map_err(conflict)?;
     tx.commit().await?;
     Ok(())
 }
@@ -221,9 +232,18 @@ async fn create(
             "Credential project does not match the project scope of the delegated token".into(),
         ));
     }
-    let id = id_of(&kind, &blob)?;
+    let access_hash = access_hash(&kind, &blob)?;
     let blob = if kind == EC2 { with_delegation(&ctx, &blob)? } else { blob };
-    let row = CredentialRow { id, user_id, project_id, r#type: kind, blob: app.identity.keys.seal(&blob)? };
+    let row = CredentialRow {
+        // As in Keystone.
+        id: access_hash.clone().unwrap_or_else(new_id),
+        user_id,
+        project_id,
+        r#type: kind,
+        blob: app.identity.keys.seal(&blob)?,
+        access_hash,
+        extra: merge_extra("{}", fields.rest()?),
+    };
     insert(&app, &row).await?;
     Ok((StatusCode::CREATED, Json(json!({"credential": row.json(&app)?}))))
 }
@@ -263,26 +283,33 @@ async fn update(
     }
     if let Some(blob) = blob(&mut fields)? {
         if row.r#type == EC2 {
-            check_same_pair(&app, &row, &blob)?;
+            check_made_alike(&app, &row, &blob)?;
         }
+        row.access_hash = access_hash(&row.r#type, &blob)?;
         row.blob = app.identity.keys.seal(&blob)?;
     }
-    sqlx::query("UPDATE credentials SET project_id = $2, blob = $3 WHERE id = $1")
-        .bind(&row.id)
-        .bind(&row.project_id)
-        .bind(&row.blob)
-        .execute(&mut *tx)
-        .await?;
+    fields.unchanged("id", &row.id)?;
+    row.extra = merge_extra(&row.extra, fields.rest()?);
+    sqlx::query(
+        "UPDATE credentials SET project_id = $2, blob = $3, access_hash = $4, extra = $5 WHERE id = $1",
+    )
+    .bind(&row.id)
+    .bind(&row.project_id)
+    .bind(&row.blob)
+    .bind(&row.access_hash)
+    .bind(&row.extra)
+    .execute(&mut *tx)
+    .await
+    .map_err(conflict)?;
     tx.commit().await?;
     Ok(Json(json!({"credential": row.json(&app)?})))
 }
 
-/// What an EC2 key pair is found by, and what it was made with, stay.
-fn check_same_pair(app: &App, row: &CredentialRow, blob: &str) -> Result<(), ApiError> {
-    if id_of(EC2, blob)? != row.id {
-        return Err(invalid("blob", "has another access key"));
-    }
-    let read = |text: &str| serde_json::from_str::<Value>(text).map_err(ApiError::internal);
+/// What an EC2 key pair was made with stays.
+fn check_made_alike(app: &App, row: &CredentialRow, blob: &str) -> Result<(), ApiError> {
+    let read = |text: &str| {
+        serde_json::from_str::<Value>(text).map_err(|_| invalid("blob", "is not JSON, as type ec2 needs"))
+    };
     let (before, after) = (read(&app.identity.keys.unseal(&row.blob)?)?, read(blob)?);
     match MADE_WITH.iter().find(|name| before[**name] != after[**name]) {
         Some(name) => Err(invalid("blob", &format!("has another {name}, which can't be changed"))),
@@ -339,12 +366,15 @@ async fn ec2_create(
     }
     let blob = json!({"access": new_id(), "secret": new_id(), "trust_id": null}).to_string();
     let blob = with_delegation(&ctx, &blob)?;
+    let access_hash = access_hash(EC2, &blob)?;
     let row = CredentialRow {
-        id: id_of(EC2, &blob)?,
+        id: access_hash.clone().unwrap_or_else(new_id),
         user_id: user,
         project_id: Some(project.to_owned()),
         r#type: EC2.into(),
         blob: app.identity.keys.seal(&blob)?,
+        access_hash,
+        extra: "{}".into(),
     };
     insert(&app, &row).await?;
     Ok((StatusCode::CREATED, Json(json!({"credential": row.ec2_json(&app)?}))))
@@ -370,11 +400,10 @@ pub(super) struct KeyPair {
 /// # Errors
 /// Of the database.
 pub(super) async fn of_access_key(app: &App, access: &str) -> Result<Option<KeyPair>, ApiError> {
-    let row: Option<CredentialRow> =
-        sqlx::query_as("SELECT * FROM credentials WHERE id = $1 AND type = 'ec2'")
-            .bind(hex::encode(Sha256::digest(access)))
-            .fetch_optional(&app.db)
-            .await?;
+    let row: Option<CredentialRow> = sqlx::query_as("SELECT * FROM credentials WHERE access_hash = $1")
+        .bind(hex::encode(Sha256::digest(access)))
+        .fetch_optional(&app.db)
+        .await?;
     let Some((row, project_id)) = row.and_then(|row| row.project_id.clone().map(|project| (row, project)))
     else {
         return Ok(None);
@@ -399,7 +428,7 @@ async fn find_ec2(
     access: &str,
 ) -> Result<CredentialRow, ApiError> {
     let row: Option<CredentialRow> =
-        sqlx::query_as("SELECT * FROM credentials WHERE id = $1 AND user_id = $2 AND type = 'ec2'")
+        sqlx::query_as("SELECT * FROM credentials WHERE access_hash = $1 AND user_id = $2")
             .bind(hex::encode(Sha256::digest(access)))
             .bind(user)
             .fetch_optional(conn)

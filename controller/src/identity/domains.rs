@@ -9,7 +9,11 @@ use axum::{
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::{MAX_LIST, assignments, begin, fields::Fields, list, new_id, not_found};
+use super::{
+    MAX_LIST, assignments, begin,
+    fields::{Fields, merge_extra, with_extra},
+    groups, list, new_id, not_found, projects, users,
+};
 use crate::{
     app::App,
     db,
@@ -27,12 +31,13 @@ pub struct DomainRow {
     name: String,
     description: String,
     enabled: bool,
+    extra: String,
 }
 
 impl DomainRow {
     /// As Keystone shows it.
     pub fn json(&self, app: &App) -> Value {
-        json!({
+        let own = json!({
             "id": self.id,
             "name": self.name,
             "description": self.description,
@@ -40,7 +45,8 @@ impl DomainRow {
             "options": {},
             "tags": [],
             "links": {"self": format!("{}/identity/v3/domains/{}", app.config.public_url, self.id)},
-        })
+        });
+        with_extra(&self.extra, own)
     }
 }
 
@@ -84,18 +90,25 @@ async fn create(
         name: fields.short_name()?.ok_or_else(|| ApiError::BadRequest("A domain needs a name.".into()))?,
         description: fields.text("description")?.unwrap_or_default(),
         enabled: fields.boolean("enabled")?.unwrap_or(true),
+        extra: merge_extra("{}", without_tags(fields)?.rest()?),
     };
     let mut tx = app.begin().await?;
-    sqlx::query("INSERT INTO domains (id, name, description, enabled) VALUES ($1, $2, $3, $4)")
+    sqlx::query("INSERT INTO domains (id, name, description, enabled, extra) VALUES ($1, $2, $3, $4, $5)")
         .bind(&row.id)
         .bind(&row.name)
         .bind(&row.description)
         .bind(row.enabled)
+        .bind(&row.extra)
         .execute(&mut *tx)
         .await
         .map_err(|error| conflict(error, &row.name))?;
     tx.commit().await?;
     Ok((StatusCode::CREATED, Json(json!({"domain": row.json(&app)}))))
+}
+
+/// Domains have no tags here; the table of bodies lets an empty list in.
+fn without_tags(mut fields: Fields) -> Result<Fields, ApiError> {
+    fields.texts("tags").map(|_| fields)
 }
 
 fn conflict(error: sqlx::Error, name: &str) -> ApiError {
@@ -128,11 +141,14 @@ async fn update(
     if row.id == DEFAULT_DOMAIN && !row.enabled {
         return Err(ApiError::Forbidden("The default domain can't be disabled.".into()));
     }
-    sqlx::query("UPDATE domains SET name = $2, description = $3, enabled = $4 WHERE id = $1")
+    fields.unchanged("id", &row.id)?;
+    row.extra = merge_extra(&row.extra, without_tags(fields)?.rest()?);
+    sqlx::query("UPDATE domains SET name = $2, description = $3, enabled = $4, extra = $5 WHERE id = $1")
         .bind(&row.id)
         .bind(&row.name)
         .bind(&row.description)
         .bind(row.enabled)
+        .bind(&row.extra)
         .execute(&mut *tx)
         .await
         .map_err(|error| conflict(error, &row.name))?;
@@ -140,7 +156,8 @@ async fn update(
     Ok(Json(json!({"domain": row.json(&app)})))
 }
 
-/// Only a disabled domain, as in Keystone; unlike there, only one without users, groups and projects.
+/// Only a disabled domain, with all its projects, users and groups, as in Keystone; unlike there, not while a project owns
+/// something: nobody could see or delete that any more.
 async fn delete(State(app): State<App>, _ctx: Ctx, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
     let mut tx = begin(&app).await?;
     let row = find(&mut tx, &id).await?;
@@ -149,19 +166,21 @@ async fn delete(State(app): State<App>, _ctx: Ctx, Path(id): Path<String>) -> Re
             "Cannot delete a domain that is enabled, please disable it first.".into(),
         ));
     }
-    let used: bool = sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1 FROM users WHERE domain_id = $1)
-             OR EXISTS (SELECT 1 FROM groups WHERE domain_id = $1)
-             OR EXISTS (SELECT 1 FROM projects WHERE domain_id = $1)",
-    )
-    .bind(&id)
-    .fetch_one(&mut *tx)
-    .await?;
-    if used {
-        return Err(ApiError::Conflict("The domain still has users, groups or projects.".into()));
+    for project in within(&mut tx, "SELECT id FROM projects WHERE domain_id = $1", &id).await? {
+        projects::remove(&mut tx, &project).await?;
+    }
+    for user in within(&mut tx, "SELECT id FROM users WHERE domain_id = $1", &id).await? {
+        users::remove(&mut tx, &user).await?;
+    }
+    for group in within(&mut tx, "SELECT id FROM groups WHERE domain_id = $1", &id).await? {
+        groups::delete_row(&mut tx, &group).await?;
     }
     assignments::forget(&mut tx, "domain", &id).await?;
     sqlx::query("DELETE FROM domains WHERE id = $1").bind(&id).execute(&mut *tx).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn within(conn: &mut Conn, sql: &'static str, domain: &str) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar(sql).bind(domain).fetch_all(conn).await
 }

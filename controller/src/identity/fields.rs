@@ -167,6 +167,15 @@ impl Fields {
     }
 }
 
+/// A thing's own fields, and the stored extra ones as far as they have other names.
+pub fn with_extra(stored: &str, own: Value) -> Value {
+    let mut shown: Map<String, Value> = serde_json::from_str(stored).unwrap_or_default();
+    if let Value::Object(own) = own {
+        shown.extend(own);
+    }
+    Value::Object(shown)
+}
+
 /// Adds `new` to the stored extra fields; `null` removes one.
 pub fn merge_extra(stored: &str, new: Map<String, Value>) -> String {
     let mut extra: Map<String, Value> = serde_json::from_str(stored).unwrap_or_default();

@@ -8,7 +8,11 @@ use axum::{
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::{MAX_LIST, assignments, begin, fields::Fields, list, new_id, not_found, projects, users};
+use super::{
+    MAX_LIST, assignments, begin,
+    fields::{Fields, merge_extra, with_extra},
+    list, new_id, not_found, projects, users,
+};
 use crate::{
     app::App,
     db::{self, Conn},
@@ -22,15 +26,17 @@ struct GroupRow {
     domain_id: String,
     name: String,
     description: String,
+    extra: String,
 }
 
 impl GroupRow {
     fn json(&self, app: &App) -> Value {
         let url = format!("{}/identity/v3/groups/{}", app.config.public_url, self.id);
-        json!({
+        let own = json!({
             "id": self.id, "domain_id": self.domain_id, "name": self.name, "description": self.description,
             "links": {"self": url},
-        })
+        });
+        with_extra(&self.extra, own)
     }
 }
 
@@ -82,14 +88,16 @@ async fn create(
         domain_id: fields.text("domain_id")?.unwrap_or_else(|| projects::own_domain(&ctx)),
         name: fields.name()?.ok_or_else(|| ApiError::BadRequest("A group needs a name.".into()))?,
         description: fields.text("description")?.unwrap_or_default(),
+        extra: merge_extra("{}", fields.rest()?),
     };
     let mut tx = app.begin().await?;
     projects::require_domain(&mut tx, &row.domain_id).await?;
-    sqlx::query("INSERT INTO groups (id, domain_id, name, description) VALUES ($1, $2, $3, $4)")
+    sqlx::query("INSERT INTO groups (id, domain_id, name, description, extra) VALUES ($1, $2, $3, $4, $5)")
         .bind(&row.id)
         .bind(&row.domain_id)
         .bind(&row.name)
         .bind(&row.description)
+        .bind(&row.extra)
         .execute(&mut *tx)
         .await
         .map_err(|error| conflict(error, &row.name))?;
@@ -111,15 +119,18 @@ async fn update(
     let mut fields = Fields::of(body, "group")?;
     let mut tx = app.begin().await?;
     let mut row = find(&mut tx, &id).await?;
+    fields.unchanged("id", &row.id)?;
     fields.unchanged("domain_id", &row.domain_id)?;
     row.name = fields.name()?.unwrap_or(row.name);
     if let Some(description) = fields.nullable_text("description")? {
         row.description = description.unwrap_or_default();
     }
-    sqlx::query("UPDATE groups SET name = $2, description = $3 WHERE id = $1")
+    row.extra = merge_extra(&row.extra, fields.rest()?);
+    sqlx::query("UPDATE groups SET name = $2, description = $3, extra = $4 WHERE id = $1")
         .bind(&row.id)
         .bind(&row.name)
         .bind(&row.description)
+        .bind(&row.extra)
         .execute(&mut *tx)
         .await
         .map_err(|error| conflict(error, &row.name))?;
@@ -131,10 +142,19 @@ async fn update(
 async fn delete(State(app): State<App>, _ctx: Ctx, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
     let mut tx = begin(&app).await?;
     find(&mut tx, &id).await?;
-    assignments::forget(&mut tx, "group", &id).await?;
-    sqlx::query("DELETE FROM groups WHERE id = $1").bind(&id).execute(&mut *tx).await?;
+    delete_row(&mut tx, &id).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Removes a group.
+///
+/// # Errors
+/// Of the database.
+pub(super) async fn delete_row(conn: &mut Conn, id: &str) -> Result<(), ApiError> {
+    assignments::forget(conn, "group", id).await?;
+    sqlx::query("DELETE FROM groups WHERE id = $1").bind(id).execute(conn).await?;
+    Ok(())
 }
 
 async fn members(

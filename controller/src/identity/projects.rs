@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     MAX_LIST, assignments, begin,
-    fields::{Fields, invalid, merge_extra},
+    fields::{Fields, invalid, merge_extra, with_extra},
     list, new_id, not_found,
 };
 use crate::{
@@ -44,7 +44,6 @@ struct ProjectRow {
 
 impl ProjectRow {
     fn json(&self, app: &App) -> Value {
-        let mut project: Map<String, Value> = serde_json::from_str(&self.extra).unwrap_or_default();
         let own = json!({
             "id": self.id,
             "name": self.name,
@@ -57,10 +56,7 @@ impl ProjectRow {
             "options": {},
             "links": {"self": format!("{}/identity/v3/projects/{}", app.config.public_url, self.id)},
         });
-        if let Value::Object(own) = own {
-            project.extend(own);
-        }
-        Value::Object(project)
+        with_extra(&self.extra, own)
     }
 
     fn tags(&self) -> Vec<String> {
@@ -480,24 +476,33 @@ async fn delete(State(app): State<App>, _ctx: Ctx, Path(id): Path<String>) -> Re
     if parent {
         return Err(ApiError::Forbidden("Cannot delete a project that has projects below it.".into()));
     }
+    remove(&mut tx, &id).await?;
+    tx.commit().await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Removes a project that owns nothing.
+///
+/// # Errors
+/// 409 if it does.
+pub(super) async fn remove(conn: &mut Conn, id: &str) -> Result<(), ApiError> {
     let owned: Option<String> = sqlx::query_scalar(
         "SELECT 'servers' FROM servers WHERE project_id = $1 UNION ALL
          SELECT 'networks' FROM networks WHERE project_id = $1 UNION ALL
          SELECT 'ports' FROM ports WHERE project_id = $1 UNION ALL
          SELECT 'images' FROM images WHERE owner = $1 LIMIT 1",
     )
-    .bind(&id)
-    .fetch_optional(&mut *tx)
+    .bind(id)
+    .fetch_optional(&mut *conn)
     .await?;
     if let Some(what) = owned {
-        return Err(ApiError::Conflict(format!("The project still owns {what}. Delete them first.")));
+        return Err(ApiError::Conflict(format!("The project {id} still owns {what}. Delete them first.")));
     }
-    assignments::forget(&mut tx, "project", &id).await?;
+    assignments::forget(conn, "project", id).await?;
     sqlx::query("UPDATE users SET default_project_id = NULL WHERE default_project_id = $1")
-        .bind(&id)
-        .execute(&mut *tx)
+        .bind(id)
+        .execute(&mut *conn)
         .await?;
-    sqlx::query("DELETE FROM projects WHERE id = $1").bind(&id).execute(&mut *tx).await?;
-    tx.commit().await?;
-    Ok(StatusCode::NO_CONTENT)
+    sqlx::query("DELETE FROM projects WHERE id = $1").bind(id).execute(&mut *conn).await?;
+    Ok(())
 }

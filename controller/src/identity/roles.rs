@@ -9,7 +9,12 @@ use axum::{
 use http::StatusCode;
 use serde_json::{Value, json};
 
-use super::{MAX_LIST, begin, bootstrap::ROLES, fields::Fields, list, new_id, not_found};
+use super::{
+    MAX_LIST, begin,
+    bootstrap::ROLES,
+    fields::{Fields, merge_extra, with_extra},
+    list, new_id, not_found,
+};
 use crate::{
     app::App,
     db,
@@ -22,6 +27,7 @@ pub struct RoleRow {
     id: String,
     name: String,
     description: String,
+    extra: String,
 }
 
 impl RoleRow {
@@ -32,14 +38,15 @@ impl RoleRow {
 
     /// As Keystone shows it.
     pub fn json(&self, app: &App) -> Value {
-        json!({
+        let own = json!({
             "id": self.id,
             "name": self.name,
             "domain_id": null,
             "description": self.description,
             "options": {},
             "links": {"self": format!("{}/identity/v3/roles/{}", app.config.public_url, self.id)},
-        })
+        });
+        with_extra(&self.extra, own)
     }
 }
 
@@ -84,19 +91,21 @@ async fn create(
     JsonBody(body): JsonBody<Value>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let mut fields = Fields::of(body, "role")?;
+    if fields.text("domain_id")?.is_some() {
+        return Err(ApiError::BadRequest("Roles of a domain are not supported.".into()));
+    }
     let row = RoleRow {
         id: new_id(),
         name: fields.name()?.ok_or_else(|| ApiError::BadRequest("A role needs a name.".into()))?,
         description: fields.text("description")?.unwrap_or_default(),
+        extra: merge_extra("{}", fields.rest()?),
     };
-    if fields.text("domain_id")?.is_some() {
-        return Err(ApiError::BadRequest("Roles of a domain are not supported.".into()));
-    }
     let mut tx = app.begin().await?;
-    sqlx::query("INSERT INTO roles (id, name, description) VALUES ($1, $2, $3)")
+    sqlx::query("INSERT INTO roles (id, name, description, extra) VALUES ($1, $2, $3, $4)")
         .bind(&row.id)
         .bind(&row.name)
         .bind(&row.description)
+        .bind(&row.extra)
         .execute(&mut *tx)
         .await
         .map_err(|error| conflict(error, &row.name))?;
@@ -140,10 +149,14 @@ async fn update(
         row.name = name;
     }
     row.description = fields.text("description")?.unwrap_or(row.description);
-    sqlx::query("UPDATE roles SET name = $2, description = $3 WHERE id = $1")
+    fields.unchanged("id", &row.id)?;
+    fields.unchanged("domain_id", "")?;
+    row.extra = merge_extra(&row.extra, fields.rest()?);
+    sqlx::query("UPDATE roles SET name = $2, description = $3, extra = $4 WHERE id = $1")
         .bind(&row.id)
         .bind(&row.name)
         .bind(&row.description)
+        .bind(&row.extra)
         .execute(&mut *tx)
         .await
         .map_err(|error| conflict(error, &row.name))?;

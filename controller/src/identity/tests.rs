@@ -296,3 +296,130 @@ async fn unknown_paths_and_methods_are_the_services_errors() {
     let error = test.get("/nowhere", "").await.expect(404);
     assert_eq!(error["error"]["code"], 404);
 }
+
+#[tokio::test]
+async fn fields_of_the_clients_own_are_kept_and_shown_where_keystone_keeps_them() {
+    let test = TestApp::new().await;
+    let admin = test.admin_token.as_str();
+    let service =
+        test.get("/identity/v3/services?type=image", admin).await.expect(200)["services"][0].clone();
+    for (plural, one, needed) in [
+        ("users", "user", json!({"name": "u"})),
+        ("groups", "group", json!({"name": "g"})),
+        ("projects", "project", json!({"name": "p"})),
+        ("roles", "role", json!({"name": "r"})),
+        ("domains", "domain", json!({"name": "d"})),
+        ("regions", "region", json!({"id": "North"})),
+        ("services", "service", json!({"type": "test"})),
+        (
+            "endpoints",
+            "endpoint",
+            json!({"service_id": service["id"], "interface": "public", "url": "http://x"}),
+        ),
+        ("credentials", "credential", json!({"type": "totp", "blob": "x"})),
+    ] {
+        let mut wish = needed;
+        // What is a thing's own can't be hidden.
+        wish.as_object_mut().unwrap().extend([
+            ("color".into(), json!({"name": "red"})),
+            ("size".into(), json!(7)),
+            ("links".into(), json!("mine")),
+        ]);
+        let made =
+            test.post(&format!("/identity/v3/{plural}"), admin, json!({ one: wish })).await.expect(201);
+        let made = &made[one];
+        assert_eq!((&made["color"]["name"], &made["size"]), (&json!("red"), &json!(7)), "{made}");
+        let path = format!("/identity/v3/{plural}/{}", made["id"].as_str().unwrap());
+        assert_eq!(test.get(&path, admin).await.expect(200)[one], *made);
+        let change = json!({ one: {"color": null, "size": 8} });
+        let changed = test.call(Method::PATCH, &path, admin, change).await.expect(200);
+        assert_eq!((changed[one].get("color"), &changed[one]["size"]), (None, &json!(8)), "{plural}");
+        assert!(changed[one]["links"]["self"].as_str().unwrap().ends_with(made["id"].as_str().unwrap()));
+        assert_eq!(test.get(&path, admin).await.expect(200), changed);
+        if !["users", "projects"].contains(&plural) {
+            let other = json!({ one: {"id": "another"} });
+            test.call(Method::PATCH, &path, admin, other).await.expect(400);
+        }
+    }
+    let tagged = json!({"domain": {"name": "e", "tags": ["x"]}});
+    test.post("/identity/v3/domains", admin, tagged).await.expect(400);
+    let of_domain = json!({"role": {"name": "s", "domain_id": "default"}});
+    test.post("/identity/v3/roles", admin, of_domain).await.expect(400);
+}
+
+#[tokio::test]
+async fn a_disabled_domain_goes_with_its_users_groups_and_projects_unless_one_owns_something() {
+    let test = TestApp::new().await;
+    let admin = test.admin_token.as_str();
+    let make = async |plural: &str, one: &str, body: Value| {
+        let made =
+            test.post(&format!("/identity/v3/{plural}"), admin, json!({ one: body })).await.expect(201);
+        made[one]["id"].as_str().unwrap().to_owned()
+    };
+    let domain = make("domains", "domain", json!({"name": "d"})).await;
+    let user = json!({"name": "u", "password": "pw", "domain_id": domain});
+    let user = make("users", "user", user).await;
+    let group = make("groups", "group", json!({"name": "g", "domain_id": domain})).await;
+    let project = make("projects", "project", json!({"name": "p", "domain_id": domain})).await;
+    let child = make("projects", "project", json!({"name": "q", "parent_id": project})).await;
+    let roles = test.get("/identity/v3/roles?name=member", admin).await.expect(200);
+    let role = roles["roles"][0]["id"].as_str().unwrap();
+    for target in [format!("projects/{child}"), format!("domains/{domain}")] {
+        let grant = format!("/identity/v3/{target}/users/{user}/roles/{role}");
+        test.call(Method::PUT, &grant, admin, Value::Null).await.expect(204);
+    }
+    let body = json!({"network": {"name": "n", "project_id": child}});
+    let network = test.post("/network/v2.0/networks", admin, body).await.expect(201);
+    let path = format!("/identity/v3/domains/{domain}");
+    test.delete(&path, admin).await.expect(403);
+    test.call(Method::PATCH, &path, admin, json!({"domain": {"enabled": false}})).await.expect(200);
+    let error = test.delete(&path, admin).await.expect(409);
+    assert!(error["error"]["message"].as_str().unwrap().contains("networks"), "{error}");
+    // Nothing of it has gone.
+    test.get(&format!("/identity/v3/users/{user}"), admin).await.expect(200);
+    let network = network["network"]["id"].as_str().unwrap();
+    test.delete(&format!("/network/v2.0/networks/{network}"), admin).await.expect(204);
+    test.delete(&path, admin).await.expect(204);
+    for gone in [
+        path,
+        format!("/identity/v3/users/{user}"),
+        format!("/identity/v3/groups/{group}"),
+        format!("/identity/v3/projects/{project}"),
+        format!("/identity/v3/projects/{child}"),
+    ] {
+        test.get(&gone, admin).await.expect(404);
+    }
+    let query = format!("/identity/v3/role_assignments?user.id={user}");
+    assert_eq!(test.get(&query, admin).await.expect(200)["role_assignments"], json!([]));
+}
+
+#[tokio::test]
+async fn an_ec2_credential_keeps_its_id_when_its_keys_change_and_is_found_by_the_new_one() {
+    let test = TestApp::new().await;
+    let admin = test.admin_token.as_str();
+    let body = |access: &str| {
+        let blob = json!({"access": access, "secret": format!("{access}-secret")}).to_string();
+        json!({"credential": {"type": "ec2", "project_id": test.admin.project_id, "blob": blob}})
+    };
+    let made = test.post("/identity/v3/credentials", admin, body("first")).await.expect(201);
+    let id = made["credential"]["id"].as_str().unwrap();
+    // The SHA-256 of "first".
+    assert_eq!(id, "a7937b64b8caa58f03721bb6bacf5c78cb235febe0e70b1b84cd99541461a08e");
+    test.post("/identity/v3/credentials", admin, body("first")).await.expect(409);
+    let path = format!("/identity/v3/credentials/{id}");
+    let new = json!({"credential": {"blob": body("second")["credential"]["blob"]}});
+    let changed = test.call(Method::PATCH, &path, admin, new.clone()).await.expect(200);
+    assert_eq!(changed["credential"]["id"], id);
+    let find = async |access: &str| {
+        let found = super::credentials::of_access_key(&test.app, access).await.unwrap();
+        found.map(|pair| pair.secret)
+    };
+    assert_eq!(find("first").await, None);
+    assert_eq!(find("second").await.as_deref(), Some("second-secret"));
+    // The first key is free again; that of another isn't.
+    let body = json!({"credential": {"type": "ec2", "project_id": test.admin.project_id,
+        "blob": json!({"access": "third", "secret": "s"}).to_string()}});
+    let third = test.post("/identity/v3/credentials", admin, body).await.expect(201);
+    let path = format!("/identity/v3/credentials/{}", third["credential"]["id"].as_str().unwrap());
+    test.call(Method::PATCH, &path, admin, new).await.expect(409);
+}

@@ -8,11 +8,11 @@ use axum::{
 };
 use http::StatusCode;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use super::{
     MAX_LIST, assignments, auth, begin,
-    fields::{Fields, merge_extra},
+    fields::{Fields, merge_extra, with_extra},
     list, new_id, not_found, projects,
 };
 use crate::{
@@ -37,7 +37,6 @@ struct UserRow {
 
 impl UserRow {
     fn json(&self, app: &App) -> Value {
-        let mut user: Map<String, Value> = serde_json::from_str(&self.extra).unwrap_or_default();
         let own = json!({
             "id": self.id,
             "name": self.name,
@@ -48,10 +47,7 @@ impl UserRow {
             "options": {},
             "links": {"self": format!("{}/identity/v3/users/{}", app.config.public_url, self.id)},
         });
-        if let Value::Object(own) = own {
-            user.extend(own);
-        }
-        Value::Object(user)
+        with_extra(&self.extra, own)
     }
 
     /// Takes from the fields what may be changed; tokens of a user who is disabled end for good.
@@ -251,13 +247,20 @@ async fn store(conn: &mut Conn, row: &UserRow) -> Result<(), ApiError> {
 /// Role assignments go with the user.
 async fn delete(State(app): State<App>, _ctx: Ctx, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
     let mut tx = begin(&app).await?;
-    assignments::forget(&mut tx, "user", &id).await?;
-    let gone = sqlx::query("DELETE FROM users WHERE id = $1").bind(&id).execute(&mut *tx).await?;
-    if gone.rows_affected() == 0 {
-        return Err(not_found("user", &id));
-    }
+    find(&mut tx, &id).await?;
+    remove(&mut tx, &id).await?;
     tx.commit().await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// Removes a user with all that is its own.
+///
+/// # Errors
+/// Of the database.
+pub(super) async fn remove(conn: &mut Conn, id: &str) -> Result<(), ApiError> {
+    assignments::forget(conn, "user", id).await?;
+    sqlx::query("DELETE FROM users WHERE id = $1").bind(id).execute(conn).await?;
+    Ok(())
 }
 
 /// The hash of a new password that keeps the rules.

@@ -1,5 +1,5 @@
-//! Bodies of identity. Keystone's clients send `null` for what they don't set, which is as if absent; users and projects
-//! also have fields of the user's own.
+//! Bodies of identity. Keystone's clients send `null` for what they don't set, which is as if absent; most things
+//! also have fields of the client's own.
 
 use super::{
     Row,
@@ -62,12 +62,17 @@ const AUTH: Type = Object(&[
     ("scope", Maybe(&SCOPE)),
 ]);
 
-const DOMAIN: Type = Object(&[
-    ("name", Need(&SHORT_NAME)),
-    ("description", WORDS),
-    ("enabled", ENABLED),
-    ("options", OPTIONS),
-]);
+const DOMAIN: Type = Open(
+    &[
+        ("name", Need(&SHORT_NAME)),
+        ("description", WORDS),
+        ("enabled", ENABLED),
+        ("options", OPTIONS),
+        // There are none.
+        ("tags", Maybe(&List(&TEXT, 0, 0))),
+    ],
+    &Any,
+);
 
 const PROJECT: Type = Open(
     &[
@@ -96,14 +101,12 @@ const USER: Type = Open(
 );
 const PASSWORDS: Type = Object(&[("original_password", Need(&TEXT)), ("password", Need(&TEXT))]);
 
-const GROUP: Type = Object(&[("name", Need(&NAME)), ("description", WORDS), ("domain_id", WORDS)]);
+const GROUP: Type = Open(&[("name", Need(&NAME)), ("description", WORDS), ("domain_id", WORDS)], &Any);
 
-const ROLE: Type = Object(&[
-    ("name", Need(&NAME)),
-    ("description", WORDS),
-    ("domain_id", New(&WORDS)),
-    ("options", OPTIONS),
-]);
+const ROLE: Type = Open(
+    &[("name", Need(&NAME)), ("description", WORDS), ("domain_id", New(&WORDS)), ("options", OPTIONS)],
+    &Any,
+);
 
 const APPLICATION_CREDENTIALS: Type = Object(&[
     ("name", Need(&NAME)),
@@ -138,7 +141,7 @@ const TRUST: Type = Object(&[
 ]);
 
 const CREDENTIAL: Type =
-    Object(&[("type", Need(&TEXT)), ("blob", Need(&TEXT)), ("user_id", WORDS), ("project_id", WORDS)]);
+    Open(&[("type", Need(&TEXT)), ("blob", Need(&TEXT)), ("user_id", WORDS), ("project_id", WORDS)], &Any);
 
 const SIGNED: Type = Open(
     &[
@@ -154,20 +157,23 @@ const SIGNED: Type = Open(
     &Any,
 );
 
-const REGION: Type = Object(&[("id", New(&WORDS)), ("description", WORDS), ("parent_region_id", WORDS)]);
+const REGION: Type = Open(&[("id", New(&WORDS)), ("description", WORDS), ("parent_region_id", WORDS)], &Any);
 
 const SERVICE: Type =
-    Object(&[("type", Need(&NAME)), ("name", WORDS), ("description", WORDS), ("enabled", ENABLED)]);
+    Open(&[("type", Need(&NAME)), ("name", WORDS), ("description", WORDS), ("enabled", ENABLED)], &Any);
 
 const INTERFACE: Type = Word(&["public", "internal", "admin"]);
-const ENDPOINT: Type = Object(&[
-    ("service_id", Need(&TEXT)),
-    ("interface", Need(&INTERFACE)),
-    ("url", Need(&Text(1, 2048))),
-    ("region_id", WORDS),
-    ("region", WORDS),
-    ("enabled", ENABLED),
-]);
+const ENDPOINT: Type = Open(
+    &[
+        ("service_id", Need(&TEXT)),
+        ("interface", Need(&INTERFACE)),
+        ("url", Need(&Text(1, 2048))),
+        ("region_id", WORDS),
+        ("region", WORDS),
+        ("enabled", ENABLED),
+    ],
+    &Any,
+);
 
 /// -1 is without limit.
 const AMOUNT: Type = Number(-1, i32::MAX as i64);
