@@ -209,10 +209,51 @@ def image(client):
     client.text("image", "set", "disk", "--activate")
     same(client.json("image", "show", "disk")["status"], "active")
     imports(client)
+    metadefs(client)
     queued = client.json("image", "create", "later", "--disk-format", "raw", "--container-format", "bare")
     same(queued["status"], "queued")
     client.text("image", "delete", "later")
     client.fails("No Image found", "image", "show", "later")
+
+
+def metadefs(client):
+    def metadef(*arguments):
+        return ("image", "metadef", *arguments)
+
+    has(column(client.json(*metadef("resource", "type", "list")), "Name"), "OS::Glance::Image", "OS::Nova::Flavor")
+    name = "Own::Paint"
+    made = client.json(*metadef("namespace", "create", name, "--public", "--display-name", "Paint", "--protected"))
+    same((made["namespace"], made["visibility"], made["protected"]), (name, "public", True))
+    client.fails("409", *metadef("namespace", "create", name))
+    client.json(*metadef("resource", "type", "association", "create", name, "OS::Glance::Image"))
+    same(column(client.json(*metadef("resource", "type", "association", "list", name)), "Name"), ["OS::Glance::Image"])
+    same(column(client.json(*metadef("namespace", "list", "--resource-types", "OS::Glance::Image")), "namespace"), [name])
+    same(client.json(*metadef("namespace", "list", "--visibility", "private")), [])
+    schema = json.dumps({"enum": ["red", "blue"], "description": "of the coat"})
+    made = client.json(*metadef("property", "create", name, "--name", "colour", "--title", "Colour", "--type", "string",
+        "--schema", schema))
+    same((made["name"], made["enum"]), ("colour", ["red", "blue"]))
+    client.text(*metadef("property", "set", name, "colour", "--title", "Color"))
+    shown = client.json(*metadef("property", "show", name, "colour"))
+    same((shown["title"], shown["enum"], shown["description"]), ("Color", ["red", "blue"], "of the coat"))
+    same(column(client.json(*metadef("property", "list", name)), "name"), ["colour"])
+    client.json(*metadef("object", "create", "--namespace", name, "coat"))
+    client.text(*metadef("object", "update", name, "coat", "--name", "layer"))
+    same(client.json(*metadef("object", "show", name, "layer"))["name"], "layer")
+    same(column(client.json(*metadef("object", "list", name)), "name"), ["layer"])
+    client.text(*metadef("namespace", "set", name, "--protected", "--tag", "wet"))
+    same(client.json(*metadef("namespace", "show", name))["tags"], ["wet"])
+    client.fails("1 of", *metadef("property", "delete", name, "colour"))
+    client.fails("1 of 1", *metadef("namespace", "delete", name))
+    client.text(*metadef("namespace", "set", name, "--unprotected", "--private"))
+    client.text(*metadef("namespace", "unset", name, "--all-tags"))
+    client.text(*metadef("property", "delete", name, "colour"))
+    client.text(*metadef("object", "delete", name))
+    client.text(*metadef("resource", "type", "association", "delete", name, "OS::Glance::Image"))
+    shown = client.json(*metadef("namespace", "show", name))
+    same((shown["visibility"], shown.get("tags"), shown.get("properties")), ("private", None, None))
+    client.text(*metadef("namespace", "delete", name))
+    same(client.json(*metadef("namespace", "list")), [])
 
 
 def imports(client):

@@ -97,7 +97,8 @@ pub async fn schema(_ctx: Ctx, Path(name): Path<String>) -> Result<Json<Value>, 
     Ok(Json(schema))
 }
 
-fn list(name: &str, item: &Value) -> Value {
+/// The schema of a list.
+pub(super) fn list(name: &str, item: &Value) -> Value {
     json!({
         "name": name,
         "properties": {

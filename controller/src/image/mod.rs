@@ -14,7 +14,7 @@
 //!
 //! Mote takes disks (`raw`, `qcow2`, `iso`), kernels (`aki`) and initial RAM disks (`ari`), and looks whether the content
 //! is that ([`content`]). Hosts read raw disks only: of a qcow2 disk one is made once, here, and kept beside it. Bytes can
-//! also be staged, or downloaded by the controller, and then imported ([`import`]).
+//! also be staged, or downloaded by the controller, and then imported ([`import`]). What metadata means is defined in [`metadefs`].
 
 pub(crate) mod attributes;
 pub mod blobs;
@@ -27,6 +27,7 @@ mod import_tests;
 pub(crate) mod index;
 mod info;
 mod members;
+mod metadefs;
 pub(crate) mod patch;
 pub(crate) mod record;
 pub(crate) mod routes;
@@ -74,6 +75,7 @@ pub fn router() -> Router<App> {
             "/v2/images/{id}/members/{member}",
             get(members::show).put(members::answer).delete(members::remove),
         )
+        .merge(metadefs::router())
 }
 
 fn not_found(id: &str) -> ApiError {

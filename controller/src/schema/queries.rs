@@ -122,6 +122,14 @@ const IMAGES: &[Member] = &[
     ("changes-since", TEXT),
 ];
 
+/// Of what is in a namespace of definitions of metadata.
+const PARTS: &[Member] = &[
+    ("limit", COUNT),
+    ("marker", TEXT),
+    ("sort_key", Word(&["created_at", "updated_at", "name"])),
+    ("sort_dir", DIRECTION),
+];
+
 /// All of them but network's.
 pub(crate) const QUERIES: &[Row] = &[
     ("POST /identity/v3/auth/tokens", &[("nocatalog", FLAG)]),
@@ -232,6 +240,24 @@ pub(crate) const QUERIES: &[Row] = &[
             ("image_id", TEXT),
         ],
     ),
+    (
+        "/image/v2/metadefs/namespaces",
+        &[
+            ("limit", COUNT),
+            ("marker", TEXT),
+            (
+                "sort_key",
+                Word(&["created_at", "updated_at", "namespace", "display_name", "visibility", "owner"]),
+            ),
+            ("sort_dir", DIRECTION),
+            ("visibility", Word(&["public", "private"])),
+            ("resource_types", TEXT),
+        ],
+    ),
+    ("/image/v2/metadefs/namespaces/{namespace}", &[("resource_type", TEXT)]),
+    ("/image/v2/metadefs/namespaces/{namespace}/objects", PARTS),
+    ("/image/v2/metadefs/namespaces/{namespace}/properties/{property}", &[("resource_type", TEXT)]),
+    ("/image/v2/metadefs/namespaces/{namespace}/tags", PARTS),
     ("/compute/v2.1/images", IMAGES),
     ("/compute/v2.1/images/detail", IMAGES),
     ("/compute/v2.1/servers", SERVERS),

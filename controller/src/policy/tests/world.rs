@@ -281,6 +281,26 @@ impl World {
         let path = format!("{images}/{image}/tags/t");
         self.test.call(Method::PUT, &path, &token, Value::Null).await.expect(204);
         self.know("image", &image);
+        self.metadefs().await;
+    }
+
+    /// A namespace that is the project's own.
+    async fn metadefs(&mut self) {
+        let admin = self.admin.clone();
+        let name = "Secret::Definitions::Of::Ada";
+        let property = json!({"title": "t", "type": "string"});
+        let body = json!({"namespace": name, "owner": self.ada.project, "properties": {"colour": property},
+            "objects": [{"name": "paint"}], "tags": [{"name": "t"}],
+            "resource_type_associations": [{"name": "OS::Glance::Image"}]});
+        self.make("/image/v2/metadefs/namespaces", &admin, body).await;
+        for (pattern, name) in [
+            ("{namespace}", name),
+            ("{object}", "paint"),
+            ("{property}", "colour"),
+            ("{resource_type}", "OS::Glance::Image"),
+        ] {
+            self.know(pattern, name);
+        }
     }
 
     async fn compute(&mut self) {

@@ -34,6 +34,65 @@ const IMAGE: Type = ShownWith(
     &TEXT,
 );
 
+/// Definitions of metadata.
+const PROPERTY: Type = Shown(&[
+    ("additionalItems", Flag),
+    ("confidential", Flag),
+    ("default", Any),
+    ("description", TEXT),
+    ("enum", Each(&Any)),
+    ("items", Shown(&[("enum", Each(&Any)), ("type", TEXT)])),
+    ("maxItems", INTEGER),
+    ("maxLength", INTEGER),
+    ("maximum", INTEGER),
+    ("minItems", INTEGER),
+    ("minLength", INTEGER),
+    ("minimum", INTEGER),
+    ("name", TEXT),
+    ("operators", Each(&TEXT)),
+    ("pattern", TEXT),
+    ("readonly", Flag),
+    ("required", Each(&TEXT)),
+    ("title", TEXT),
+    ("type", TEXT),
+    ("uniqueItems", Flag),
+]);
+const OBJECT: Type = Shown(&[
+    ("created_at", TEXT),
+    ("description", TEXT),
+    ("name", TEXT),
+    ("properties", Map(&PROPERTY)),
+    ("required", Each(&TEXT)),
+    ("schema", TEXT),
+    ("self", TEXT),
+    ("updated_at", TEXT),
+]);
+const ASSOCIATION: Type = Shown(&[
+    ("created_at", TEXT),
+    ("name", TEXT),
+    ("prefix", TEXT),
+    ("properties_target", TEXT),
+    ("updated_at", TEXT),
+]);
+const DEFINED_TAG: Type = Shown(&[("created_at", TEXT), ("name", TEXT), ("updated_at", TEXT)]);
+const DEFINED_TAGS: Type = Shown(&[("tags", Each(&Shown(&[("name", TEXT)])))]);
+const NAMESPACE: Type = Shown(&[
+    ("created_at", TEXT),
+    ("description", TEXT),
+    ("display_name", TEXT),
+    ("namespace", TEXT),
+    ("objects", Each(&OBJECT)),
+    ("owner", TEXT),
+    ("properties", Map(&PROPERTY)),
+    ("protected", Flag),
+    ("resource_type_associations", Each(&ASSOCIATION)),
+    ("schema", TEXT),
+    ("self", TEXT),
+    ("tags", Each(&Shown(&[("name", TEXT)]))),
+    ("updated_at", TEXT),
+    ("visibility", TEXT),
+]);
+
 /// Below `/image`.
 pub(super) const ANSWERS: &[Row] = &[
     (
@@ -203,6 +262,64 @@ pub(super) const ANSWERS: &[Row] = &[
             )]),
         )],
     ),
+    (
+        "GET",
+        "/v2/metadefs/namespaces",
+        &[(
+            200,
+            Shown(&[("first", TEXT), ("namespaces", Each(&NAMESPACE)), ("next", TEXT), ("schema", TEXT)]),
+        )],
+    ),
+    ("POST", "/v2/metadefs/namespaces", &[(201, NAMESPACE)]),
+    ("DELETE", "/v2/metadefs/namespaces/{namespace}", NONE),
+    ("GET", "/v2/metadefs/namespaces/{namespace}", &[(200, NAMESPACE)]),
+    ("PUT", "/v2/metadefs/namespaces/{namespace}", &[(200, NAMESPACE)]),
+    ("DELETE", "/v2/metadefs/namespaces/{namespace}/objects", NONE),
+    (
+        "GET",
+        "/v2/metadefs/namespaces/{namespace}/objects",
+        &[(200, Shown(&[("objects", Each(&OBJECT)), ("schema", TEXT)]))],
+    ),
+    ("POST", "/v2/metadefs/namespaces/{namespace}/objects", &[(201, OBJECT)]),
+    ("DELETE", "/v2/metadefs/namespaces/{namespace}/objects/{object}", NONE),
+    ("GET", "/v2/metadefs/namespaces/{namespace}/objects/{object}", &[(200, OBJECT)]),
+    ("PUT", "/v2/metadefs/namespaces/{namespace}/objects/{object}", &[(200, OBJECT)]),
+    ("DELETE", "/v2/metadefs/namespaces/{namespace}/properties", NONE),
+    (
+        "GET",
+        "/v2/metadefs/namespaces/{namespace}/properties",
+        &[(200, Shown(&[("properties", Map(&PROPERTY))]))],
+    ),
+    ("POST", "/v2/metadefs/namespaces/{namespace}/properties", &[(201, PROPERTY)]),
+    ("DELETE", "/v2/metadefs/namespaces/{namespace}/properties/{property}", NONE),
+    ("GET", "/v2/metadefs/namespaces/{namespace}/properties/{property}", &[(200, PROPERTY)]),
+    ("PUT", "/v2/metadefs/namespaces/{namespace}/properties/{property}", &[(200, PROPERTY)]),
+    (
+        "GET",
+        "/v2/metadefs/namespaces/{namespace}/resource_types",
+        &[(200, Shown(&[("resource_type_associations", Each(&ASSOCIATION))]))],
+    ),
+    ("POST", "/v2/metadefs/namespaces/{namespace}/resource_types", &[(201, ASSOCIATION)]),
+    ("DELETE", "/v2/metadefs/namespaces/{namespace}/resource_types/{resource_type}", NONE),
+    ("DELETE", "/v2/metadefs/namespaces/{namespace}/tags", NONE),
+    ("GET", "/v2/metadefs/namespaces/{namespace}/tags", &[(200, DEFINED_TAGS)]),
+    ("POST", "/v2/metadefs/namespaces/{namespace}/tags", &[(201, DEFINED_TAGS)]),
+    ("DELETE", "/v2/metadefs/namespaces/{namespace}/tags/{tag}", NONE),
+    ("GET", "/v2/metadefs/namespaces/{namespace}/tags/{tag}", &[(200, DEFINED_TAG)]),
+    ("POST", "/v2/metadefs/namespaces/{namespace}/tags/{tag}", &[(201, DEFINED_TAG)]),
+    ("PUT", "/v2/metadefs/namespaces/{namespace}/tags/{tag}", &[(200, DEFINED_TAG)]),
+    (
+        "GET",
+        "/v2/metadefs/resource_types",
+        &[(
+            200,
+            Shown(&[(
+                "resource_types",
+                Each(&Shown(&[("created_at", TEXT), ("name", TEXT), ("updated_at", TEXT)])),
+            )]),
+        )],
+    ),
+    ("GET", "/v2/schemas/metadefs/{name}", &[(200, Any)]),
     ("GET", "/v2/schemas/{name}", &[(200, Any)]),
     (
         "GET",
