@@ -81,6 +81,7 @@ def identity(client):
     trusts(client, ada)
     credentials(client)
     domains(client)
+    endpoint_filter(client, ada)
     limits(client)
     client.text("project", "set", "lab", "--disable")
     client.fails("401", "token", "issue", env=ada)
@@ -113,6 +114,40 @@ def domains(client):
     client.text("domain", "delete", "branch")
     for kind, gone in (("user", user), ("group", group), ("project", project)):
         client.fails("No", kind, "show", gone)
+
+
+def endpoint_filter(client, ada):
+    def catalog(env=None):
+        return {(service["Type"], end["interface"]) for service in client.json("catalog", "list", env=env)
+            for end in service["Endpoints"]}
+
+    every = catalog()
+    same(catalog(ada), every)
+    lab = client.json("project", "show", "lab")["id"]
+    identity = client.json("endpoint", "list", "--service", "identity", "--interface", "public")[0]["ID"]
+    client.text("endpoint", "add", "project", identity, "lab")
+    same(catalog(ada), {("identity", "public")})
+    same(column(client.json("endpoint", "list", "--project", "lab"), "ID"), [identity])
+    same(column(client.json("endpoint", "list", "--endpoint", identity), "ID"), [lab])
+    client.fails("409", "endpoint", "add", "project", identity, "lab")
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump({"interface": "internal"}, file)
+        file.flush()
+        made = client.json("endpoint", "group", "create", "inner", file.name, "--description", "d")
+        same((made["name"], made["filters"]), ("inner", {"interface": "internal"}))
+        client.text("endpoint", "group", "add", "project", "inner", "lab")
+        same(catalog(ada), {one for one in every if one[1] == "internal"} | {("identity", "public")})
+        same(column(client.json("endpoint", "group", "list"), "Name"), ["inner"])
+        same(column(client.json("endpoint", "group", "list", "--project", "lab"), "Name"), ["inner"])
+        same(column(client.json("endpoint", "group", "list", "--endpointgroup", "inner"), "Name"), ["lab"])
+    client.text("endpoint", "group", "set", "inner", "--name", "within")
+    same(client.json("endpoint", "group", "show", "within")["description"], "d")
+    client.text("endpoint", "group", "remove", "project", "within", "lab")
+    same(catalog(ada), {("identity", "public")})
+    client.text("endpoint", "remove", "project", identity, "lab")
+    same(catalog(ada), every)
+    client.text("endpoint", "group", "delete", "within")
+    same(client.json("endpoint", "group", "list"), [])
 
 
 def trusts(client, ada):

@@ -1,7 +1,8 @@
 //! The catalog, and the regions, services and endpoints that it consists of: rows.
 //!
 //! In an endpoint's URL `$(public_url)s` stands for the controller's own address (what it is made with at first), and
-//! `$(project_id)s` or `$(tenant_id)s` for the project of the token; an endpoint that needs a project isn't shown without.
+//! `$(project_id)s` or `$(tenant_id)s` for the project of the token; an endpoint that needs a project isn't shown without. A project may see
+//! only some of them ([`super::endpoint_filter`]).
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 
 use super::{
     MAX_LIST,
+    endpoint_filter::{self, Chosen},
     fields::{Fields, invalid, merge_extra, with_extra},
     list, new_id, not_found,
 };
@@ -49,12 +51,13 @@ struct ServiceRow {
     extra: String,
 }
 
+/// A stored endpoint.
 #[derive(Debug, sqlx::FromRow)]
-struct EndpointRow {
-    id: String,
-    service_id: String,
-    region_id: Option<String>,
-    interface: String,
+pub(super) struct EndpointRow {
+    pub(super) id: String,
+    pub(super) service_id: String,
+    pub(super) region_id: Option<String>,
+    pub(super) interface: String,
     url: String,
     enabled: bool,
     extra: String,
@@ -92,7 +95,7 @@ impl ServiceRow {
 }
 
 impl EndpointRow {
-    fn json(&self, app: &App) -> Value {
+    pub(super) fn json(&self, app: &App) -> Value {
         let links = format!("{}/identity/v3/endpoints/{}", app.config.public_url, self.id);
         let own = json!({
             "id": self.id, "service_id": self.service_id, "interface": self.interface, "enabled": self.enabled,
@@ -162,21 +165,31 @@ impl RegionRow {
 /// Type, id and name of a service; id, interface, region and URL of an endpoint.
 pub type CatalogRow = (String, String, String, String, String, Option<String>, String);
 
-/// What the catalog is made of, as remembered under this version of identity.
-async fn rows(app: &App, version: i64) -> Result<Arc<Vec<CatalogRow>>, ApiError> {
-    if let Some(rows) = &app.identity.at(version).catalog {
-        return Ok(rows.clone());
+/// What catalogs are made of.
+#[derive(Debug)]
+pub(super) struct Catalog {
+    rows: Vec<CatalogRow>,
+    /// Which of them projects see that don't see all.
+    chosen: Chosen,
+}
+
+/// What catalogs are made of, as remembered under this version of identity.
+async fn remembered(app: &App, version: i64) -> Result<Arc<Catalog>, ApiError> {
+    if let Some(catalog) = &app.identity.at(version).catalog {
+        return Ok(catalog.clone());
     }
+    let mut conn = app.db.acquire().await?;
     let rows: Vec<CatalogRow> = sqlx::query_as(
         "SELECT s.type, s.id, s.name, e.id, e.interface, e.region_id, e.url
          FROM services s JOIN endpoints e ON e.service_id = s.id WHERE s.enabled AND e.enabled
          ORDER BY s.type, s.id, e.id",
     )
-    .fetch_all(&app.db)
+    .fetch_all(&mut *conn)
     .await?;
-    let rows = Arc::new(rows);
-    app.identity.at(version).catalog = Some(rows.clone());
-    Ok(rows)
+    let chosen = endpoint_filter::chosen(&mut conn).await?;
+    let catalog = Arc::new(Catalog { rows, chosen });
+    app.identity.at(version).catalog = Some(catalog.clone());
+    Ok(catalog)
 }
 
 /// The `catalog` of a token, by type of service.
@@ -184,9 +197,11 @@ async fn rows(app: &App, version: i64) -> Result<Arc<Vec<CatalogRow>>, ApiError>
 /// # Errors
 /// Of the database.
 pub async fn catalog(app: &App, version: i64, project: Option<&str>) -> Result<Value, ApiError> {
-    let rows = rows(app, version).await?;
+    let catalog = remembered(app, version).await?;
+    let chosen = project.and_then(|project| catalog.chosen.get(project));
     let mut services: BTreeMap<(String, String), (String, Vec<Value>)> = BTreeMap::new();
-    for (kind, service, name, id, interface, region, url) in rows.iter().cloned() {
+    let rows = catalog.rows.iter().filter(|row| chosen.is_none_or(|chosen| chosen.contains(&row.3)));
+    for (kind, service, name, id, interface, region, url) in rows.cloned() {
         let mut url = url.replace("$(public_url)s", &app.config.public_url);
         for word in ["$(project_id)s", "$(tenant_id)s"] {
             url = project.map_or(url.clone(), |project| url.replace(word, project));
@@ -224,7 +239,11 @@ async fn find_service(conn: &mut Conn, id: &str) -> Result<ServiceRow, ApiError>
     row.ok_or_else(|| not_found("service", id))
 }
 
-async fn find_endpoint(conn: &mut Conn, id: &str) -> Result<EndpointRow, ApiError> {
+/// An endpoint.
+///
+/// # Errors
+/// 404.
+pub(super) async fn find_endpoint(conn: &mut Conn, id: &str) -> Result<EndpointRow, ApiError> {
     let row = sqlx::query_as("SELECT * FROM endpoints WHERE id = $1").bind(id).fetch_optional(conn).await?;
     row.ok_or_else(|| not_found("endpoint", id))
 }

@@ -127,6 +127,18 @@ impl Fields {
         }
     }
 
+    /// Takes an object.
+    ///
+    /// # Errors
+    /// 400 if it is of another type.
+    pub fn object(&mut self, name: &str) -> Result<Option<Map<String, Value>>, ApiError> {
+        match self.0.remove(name) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::Object(object)) => Ok(Some(object)),
+            Some(_) => Err(invalid(name, "is not an object")),
+        }
+    }
+
     /// Takes a list of anything.
     ///
     /// # Errors

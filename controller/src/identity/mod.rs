@@ -21,6 +21,7 @@ pub mod catalog;
 pub mod credentials;
 pub mod domains;
 mod ec2;
+mod endpoint_filter;
 mod fields;
 pub mod groups;
 pub mod keys;
@@ -73,7 +74,7 @@ pub struct Identity {
 struct Remembered {
     version: i64,
     principals: std::collections::HashMap<String, Arc<Principal>>,
-    catalog: Option<Arc<Vec<catalog::CatalogRow>>>,
+    catalog: Option<Arc<catalog::Catalog>>,
 }
 
 impl Identity {
@@ -205,6 +206,7 @@ pub fn router() -> Router<App> {
         .merge(limits::router())
         .merge(ec2::router())
         .merge(trusts::router())
+        .merge(endpoint_filter::router())
 }
 
 /// A new id, 32 hex digits.
@@ -231,6 +233,8 @@ fn list(app: &App, plural: &str, path: &str, mut items: Vec<Value>) -> Value {
     body
 }
 
+#[cfg(test)]
+mod endpoint_filter_tests;
 #[cfg(test)]
 mod grant_tests;
 #[cfg(test)]

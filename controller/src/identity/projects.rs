@@ -114,6 +114,28 @@ async fn find(conn: &mut Conn, id: &str) -> Result<ProjectRow, ApiError> {
         .ok_or_else(|| not_found("project", id))
 }
 
+/// 404 unless the project exists.
+///
+/// # Errors
+/// 404.
+pub(super) async fn require(conn: &mut Conn, id: &str) -> Result<(), ApiError> {
+    find(conn, id).await.map(drop)
+}
+
+/// Projects that are found by an id, as Keystone shows them; the statement's second parameter is how many at most.
+///
+/// # Errors
+/// Of the database.
+pub(super) async fn with(
+    app: &App,
+    conn: &mut Conn,
+    sql: &'static str,
+    id: &str,
+) -> Result<Vec<Value>, ApiError> {
+    let rows: Vec<ProjectRow> = sqlx::query_as(sql).bind(id).bind(MAX_LIST + 1).fetch_all(conn).await?;
+    Ok(rows.iter().map(|row| row.json(app)).collect())
+}
+
 /// The projects in which a user has a role, as Keystone shows them.
 ///
 /// # Errors

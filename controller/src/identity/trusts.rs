@@ -20,6 +20,7 @@ use super::{
     fields::{Fields, invalid},
     list, new_id, not_found,
     principal::{self, Named},
+    projects,
     roles::RoleRow,
     tokens::Claims,
     users,
@@ -445,11 +446,7 @@ async fn create(
     wish.row.redelegated_trust_id.clone_from(&above);
     let mut tx = app.begin().await?;
     users::require(&mut tx, &wish.row.trustee_user_id).await?;
-    let there: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM projects WHERE id = $1)")
-        .bind(&wish.row.project_id)
-        .fetch_one(&mut *tx)
-        .await?;
-    there.then_some(()).ok_or_else(|| not_found("project", &wish.row.project_id))?;
+    projects::require(&mut tx, &wish.row.project_id).await?;
     let chain = match &above {
         Some(id) => pedigree(&mut tx, id).await?,
         None => Vec::new(),

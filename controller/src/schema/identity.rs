@@ -175,6 +175,12 @@ const ENDPOINT: Type = Open(
     &Any,
 );
 
+const ENDPOINT_GROUP: Type = Object(&[
+    ("name", Need(&NAME)),
+    ("description", WORDS),
+    ("filters", Need(&Object(&[("service_id", TEXT), ("region_id", WORDS), ("interface", INTERFACE)]))),
+]);
+
 /// -1 is without limit.
 const AMOUNT: Type = Number(-1, i32::MAX as i64);
 const REGISTERED_LIMIT: Type = Object(&[
@@ -222,6 +228,12 @@ pub(super) const BODIES: &[Row] = &[
             Object(&[("ec2Credentials", Need(&SIGNED))]),
             Object(&[("credentials", Need(&SIGNED)), ("auth", Any)]),
         ]),
+    ),
+    ("POST", "/v3/OS-EP-FILTER/endpoint_groups", Object(&[("endpoint_group", Need(&ENDPOINT_GROUP))])),
+    (
+        "PATCH",
+        "/v3/OS-EP-FILTER/endpoint_groups/{id}",
+        Object(&[("endpoint_group", Need(&Partly(&ENDPOINT_GROUP)))]),
     ),
     ("POST", "/v3/OS-TRUST/trusts", Object(&[("trust", Need(&TRUST))])),
     ("POST", "/v3/credentials", Object(&[("credential", Need(&CREDENTIAL))])),

@@ -179,6 +179,7 @@ pub(crate) const QUERIES: &[Row] = &[
             ("include_subtree", FLAG),
         ],
     ),
+    ("/identity/v3/OS-EP-FILTER/endpoint_groups", &[("name", TEXT)]),
     ("/identity/v3/OS-TRUST/trusts", &[("trustor_user_id", TEXT), ("trustee_user_id", TEXT)]),
     ("/identity/v3/credentials", &[("user_id", TEXT), ("type", TEXT)]),
     ("/identity/v3/registered_limits", &[("service_id", TEXT), ("region_id", TEXT), ("resource_name", TEXT)]),

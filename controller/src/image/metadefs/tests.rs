@@ -16,7 +16,7 @@ fn names<'a>(list: &'a Value, name: &str) -> Vec<&'a str> {
 }
 
 impl TestApp {
-    async fn put(&self, path: &str, body: Value) -> crate::testing::Answer {
+    async fn replace(&self, path: &str, body: Value) -> crate::testing::Answer {
         self.call(Method::PUT, path, &self.admin_token, body).await
     }
 }
@@ -73,14 +73,14 @@ async fn a_namespace_is_made_with_what_is_in_it_changed_and_deleted() {
     assert_eq!(test.get(&at("Own::Paint"), admin).await.expect(200), made);
     // What a change doesn't say is as in a new one; what is in it stays.
     let changed = json!({"namespace": "Own::Colours", "description": "d"});
-    let changed = test.put(&at("Own::Paint"), changed).await.expect(200);
+    let changed = test.replace(&at("Own::Paint"), changed).await.expect(200);
     assert_eq!((&changed["visibility"], &changed["protected"]), (&json!("private"), &json!(false)));
     assert!(changed.get("display_name").is_none(), "{changed}");
     test.get(&at("Own::Paint"), admin).await.expect(404);
     let shown = test.get(&at("Own::Colours"), admin).await.expect(200);
     assert_eq!(shown["tags"], json!([{"name": "wet"}]));
     test.post(NAMESPACES, admin, json!({"namespace": "Other"})).await.expect(201);
-    test.put(&at("Other"), json!({"namespace": "Own::Colours"})).await.expect(409);
+    test.replace(&at("Other"), json!({"namespace": "Own::Colours"})).await.expect(409);
     test.delete(&at("Own::Colours"), admin).await.expect(204);
     test.get(&at("Own::Colours"), admin).await.expect(404);
     // Nothing of what is wrong is kept, also not the namespace around it.
@@ -97,8 +97,8 @@ async fn a_namespace_is_made_with_what_is_in_it_changed_and_deleted() {
         test.post(NAMESPACES, admin, body).await.expect(status);
         test.get(&at("x"), admin).await.expect(404);
     }
-    test.put(&at("Other"), json!({"namespace": "Other", "tags": []})).await.expect(400);
-    test.put(&at("Other"), json!({"namespace": "Other", "self": "/"})).await.expect(403);
+    test.replace(&at("Other"), json!({"namespace": "Other", "tags": []})).await.expect(400);
+    test.replace(&at("Other"), json!({"namespace": "Other", "self": "/"})).await.expect(403);
 }
 
 #[tokio::test]
@@ -206,15 +206,17 @@ async fn properties_objects_and_tags_are_made_listed_replaced_renamed_and_delete
     test.get(&at(&format!("n/properties/p?{of_flavors}")), admin).await.expect(404);
     test.get(&at("n/properties/p?resource_type=OS::Nova::Server"), admin).await.expect(404);
     // Replaced as a whole, under another name.
-    let changed = test.put(&at("n/objects/o"), json!({"name": "oo"})).await.expect(200);
+    let changed = test.replace(&at("n/objects/o"), json!({"name": "oo"})).await.expect(200);
     assert_eq!((&changed["name"], changed.get("description")), (&json!("oo"), None));
     assert_eq!(changed["created_at"], made["created_at"]);
     test.get(&at("n/objects/o"), admin).await.expect(404);
-    test.put(&at("n/objects/o"), json!({"name": "o"})).await.expect(404);
-    test.put(&at("n/properties/p"), json!({"name": "p", "title": "New", "type": "string"})).await.expect(200);
-    assert_eq!(test.put(&at("n/tags/wet"), json!({"name": "dry"})).await.expect(200)["name"], "dry");
+    test.replace(&at("n/objects/o"), json!({"name": "o"})).await.expect(404);
+    test.replace(&at("n/properties/p"), json!({"name": "p", "title": "New", "type": "string"}))
+        .await
+        .expect(200);
+    assert_eq!(test.replace(&at("n/tags/wet"), json!({"name": "dry"})).await.expect(200)["name"], "dry");
     test.post(&at("n/tags/wet"), admin, Value::Null).await.expect(201);
-    test.put(&at("n/tags/wet"), json!({"name": "dry"})).await.expect(409);
+    test.replace(&at("n/tags/wet"), json!({"name": "dry"})).await.expect(409);
     // Tags in place of those that were, or beside them.
     let tags = json!({"tags": [{"name": "a"}, {"name": "b"}]});
     let set = test.post(&at("n/tags"), admin, tags).await.expect(201);

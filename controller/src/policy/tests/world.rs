@@ -132,7 +132,12 @@ impl World {
         let service = json!({"service": {"type": "test", "name": "test"}});
         let service = self.one("/identity/v3/services", &admin, service).await;
         let body = json!({"endpoint": {"interface": "public", "service_id": &service, "url": "http://x"}});
-        self.one("/identity/v3/endpoints", &admin, body).await;
+        let endpoint = self.one("/identity/v3/endpoints", &admin, body).await;
+        self.know("{endpoint}", &endpoint);
+        let body = json!({"endpoint_group": {"name": "some", "filters": {"interface": "admin"}}});
+        let group = self.one("/identity/v3/OS-EP-FILTER/endpoint_groups", &admin, body).await;
+        let path = format!("/identity/v3/OS-EP-FILTER/endpoint_groups/{group}/projects/{project}");
+        self.test.call(Method::PUT, &path, &admin, Value::Null).await.expect(204);
         self.one("/identity/v3/regions", &admin, json!({"region": {"id": "north"}})).await;
         let body =
             json!({"registered_limits": [{"service_id": service, "resource_name": "x", "default_limit": 1}]});
@@ -396,8 +401,15 @@ impl World {
 
     /// What nobody else may see.
     pub(super) fn secrets(&self) -> Vec<String> {
-        let shared =
-            ["eve", "outside", "{role}", "{implied}", "/identity/v3/roles/{id}", "/identity/v3/regions/{id}"];
+        let shared = [
+            "eve",
+            "outside",
+            "{role}",
+            "{implied}",
+            "{endpoint}",
+            "/identity/v3/roles/{id}",
+            "/identity/v3/regions/{id}",
+        ];
         let of = |(pattern, _): &(&String, &String)| {
             !shared.contains(&pattern.as_str())
                 && !["roles", "services", "endpoints", "registered_limits"]

@@ -51,6 +51,17 @@ const ENDPOINT: Type = Shown(&[
     ("service_id", TEXT),
     ("url", TEXT),
 ]);
+const ENDPOINT_GROUP: Type = Shown(&[
+    ("description", Maybe(&TEXT)),
+    ("filters", Shown(&[("interface", TEXT), ("region_id", Maybe(&TEXT)), ("service_id", TEXT)])),
+    ("id", TEXT),
+    ("links", SELF),
+    ("name", TEXT),
+]);
+const ENDPOINT_GROUPS: &[(u16, Type)] =
+    &[(200, Shown(&[("endpoint_groups", Each(&ENDPOINT_GROUP)), ("links", PAGE)]))];
+const ENDPOINTS: &[(u16, Type)] = &[(200, Shown(&[("endpoints", Each(&ENDPOINT)), ("links", PAGE)]))];
+const PROJECTS: &[(u16, Type)] = &[(200, Shown(&[("links", PAGE), ("projects", Each(&PROJECT))]))];
 const GROUP: Type =
     Shown(&[("description", TEXT), ("domain_id", TEXT), ("id", TEXT), ("links", SELF), ("name", TEXT)]);
 const LIMIT: Type = Shown(&[
@@ -305,6 +316,36 @@ pub(super) const ANSWERS: &[Row] = &[
     ("GET", "/v3/auth/domains", &[(200, Shown(&[("domains", Each(&DOMAIN)), ("links", PAGE)]))]),
     ("GET", "/v3/auth/projects", &[(200, Shown(&[("links", PAGE), ("projects", Each(&PROJECT))]))]),
     ("GET", "/v3/auth/system", &[(200, Shown(&[("links", PAGE), ("system", Each(&SYSTEM))]))]),
+    ("GET", "/v3/OS-EP-FILTER/endpoint_groups", ENDPOINT_GROUPS),
+    ("POST", "/v3/OS-EP-FILTER/endpoint_groups", &[(201, Shown(&[("endpoint_group", ENDPOINT_GROUP)]))]),
+    ("DELETE", "/v3/OS-EP-FILTER/endpoint_groups/{id}", NONE),
+    ("GET", "/v3/OS-EP-FILTER/endpoint_groups/{id}", &[(200, Shown(&[("endpoint_group", ENDPOINT_GROUP)]))]),
+    (
+        "PATCH",
+        "/v3/OS-EP-FILTER/endpoint_groups/{id}",
+        &[(200, Shown(&[("endpoint_group", ENDPOINT_GROUP)]))],
+    ),
+    ("GET", "/v3/OS-EP-FILTER/endpoint_groups/{id}/endpoints", ENDPOINTS),
+    ("GET", "/v3/OS-EP-FILTER/endpoint_groups/{id}/projects", PROJECTS),
+    ("DELETE", "/v3/OS-EP-FILTER/endpoint_groups/{id}/projects/{project}", NONE),
+    (
+        "GET",
+        "/v3/OS-EP-FILTER/endpoint_groups/{id}/projects/{project}",
+        &[(
+            200,
+            Shown(&[(
+                "project_endpoint_group",
+                Shown(&[("endpoint_group_id", TEXT), ("links", SELF), ("project_id", TEXT)]),
+            )]),
+        )],
+    ),
+    ("PUT", "/v3/OS-EP-FILTER/endpoint_groups/{id}/projects/{project}", NONE),
+    ("GET", "/v3/OS-EP-FILTER/endpoints/{endpoint}/projects", PROJECTS),
+    ("GET", "/v3/OS-EP-FILTER/projects/{project}/endpoint_groups", ENDPOINT_GROUPS),
+    ("GET", "/v3/OS-EP-FILTER/projects/{project}/endpoints", ENDPOINTS),
+    ("DELETE", "/v3/OS-EP-FILTER/projects/{project}/endpoints/{endpoint}", NONE),
+    ("GET", "/v3/OS-EP-FILTER/projects/{project}/endpoints/{endpoint}", NONE),
+    ("PUT", "/v3/OS-EP-FILTER/projects/{project}/endpoints/{endpoint}", NONE),
     ("GET", "/v3/OS-TRUST/trusts", &[(200, Shown(&[("links", PAGE), ("trusts", Each(&TRUST))]))]),
     ("POST", "/v3/OS-TRUST/trusts", &[(201, Shown(&[("trust", TRUST)]))]),
     ("DELETE", "/v3/OS-TRUST/trusts/{id}", NONE),
