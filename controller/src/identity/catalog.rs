@@ -9,21 +9,21 @@ use std::{collections::BTreeMap, sync::Arc};
 use axum::{
     Json, Router,
     extract::{Path, State},
-    routing::get,
+    routing::{patch, post},
 };
 use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::{
-    MAX_LIST,
     endpoint_filter::{self, Chosen},
     fields::{Fields, invalid, merge_extra, with_extra},
-    list, new_id, not_found,
+    list, new_id,
+    resource::{self, Filters, Resource},
 };
 use crate::{
     app::App,
     db::{self, Conn},
-    http::{context::Ctx, error::ApiError, json::JsonBody, query::Params},
+    http::{context::Ctx, error::ApiError, json::JsonBody},
 };
 
 const INTERFACES: [&str; 3] = ["public", "internal", "admin"];
@@ -32,13 +32,9 @@ const MAX_URL_BYTES: usize = 2048;
 
 /// Routes.
 pub fn router() -> Router<App> {
-    Router::new()
-        .route("/v3/services", get(services).post(create_service))
-        .route("/v3/services/{id}", get(service).patch(update_service).delete(delete_service))
-        .route("/v3/endpoints", get(endpoints).post(create_endpoint))
-        .route("/v3/endpoints/{id}", get(endpoint).patch(update_endpoint).delete(delete_endpoint))
-        .route("/v3/regions", get(regions).post(create_region))
-        .route("/v3/regions/{id}", get(region).put(put_region).patch(update_region).delete(delete_region))
+    resource::routes::<ServiceRow>(post(create_service), patch(update_service))
+        .merge(resource::routes::<EndpointRow>(post(create_endpoint), patch(update_endpoint)))
+        .merge(resource::routes::<RegionRow>(post(create_region), patch(update_region).put(put_region)))
 }
 
 #[derive(Debug, sqlx::FromRow)]
@@ -71,6 +67,18 @@ struct RegionRow {
     extra: String,
 }
 
+impl Resource for ServiceRow {
+    const NAME: &'static str = "service";
+    const PATH: &'static str = "/v3/services";
+    const TABLE: &'static str = "services";
+    const FILTERS: Filters = &["type", "name"];
+    const ORDER: &'static str = "type, id";
+
+    fn shown(&self, app: &App) -> Result<Value, ApiError> {
+        Ok(self.json(app))
+    }
+}
+
 impl ServiceRow {
     fn json(&self, app: &App) -> Value {
         let url = format!("{}/identity/v3/services/{}", app.config.public_url, self.id);
@@ -89,8 +97,25 @@ impl ServiceRow {
         self.name = fields.text("name")?.unwrap_or(std::mem::take(&mut self.name));
         self.description = fields.text("description")?.unwrap_or(std::mem::take(&mut self.description));
         self.enabled = fields.boolean("enabled")?.unwrap_or(self.enabled);
-        self.extra = merge_extra(&self.extra, fields.rest()?);
+        self.extra = merge_extra(&self.extra, fields.rest_of(&self.id)?);
         Ok(())
+    }
+}
+
+impl Resource for EndpointRow {
+    const NAME: &'static str = "endpoint";
+    const PATH: &'static str = "/v3/endpoints";
+    const TABLE: &'static str = "endpoints";
+    const FILTERS: Filters = &["service_id", "interface", "region_id", "region"];
+    const ORDER: &'static str = "service_id, id";
+
+    fn shown(&self, app: &App) -> Result<Value, ApiError> {
+        Ok(self.json(app))
+    }
+
+    /// Older clients name the region "region".
+    fn column(parameter: &'static str) -> &'static str {
+        if parameter == "region" { "region_id" } else { parameter }
     }
 }
 
@@ -124,7 +149,7 @@ impl EndpointRow {
         };
         self.region_id = region.unwrap_or(self.region_id.take());
         self.enabled = fields.boolean("enabled")?.unwrap_or(self.enabled);
-        self.extra = merge_extra(&self.extra, fields.rest()?);
+        self.extra = merge_extra(&self.extra, fields.rest_of(&self.id)?);
         Ok(())
     }
 
@@ -143,10 +168,36 @@ impl EndpointRow {
     }
 
     async fn check(&self, conn: &mut Conn) -> Result<(), ApiError> {
-        find_service(conn, &self.service_id).await?;
+        resource::find::<ServiceRow>(conn, &self.service_id).await?;
         match &self.region_id {
-            Some(region) => find_region(conn, region).await.map(drop),
+            Some(region) => resource::find::<RegionRow>(conn, region).await.map(drop),
             None => Ok(()),
+        }
+    }
+}
+
+impl Resource for RegionRow {
+    const NAME: &'static str = "region";
+    const PATH: &'static str = "/v3/regions";
+    const TABLE: &'static str = "regions";
+    const FILTERS: Filters = &["parent_region_id"];
+    const ORDER: &'static str = "id";
+
+    fn shown(&self, app: &App) -> Result<Value, ApiError> {
+        Ok(self.json(app))
+    }
+
+    async fn before_delete(&self, conn: &mut Conn) -> Result<(), ApiError> {
+        let used: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM regions WHERE parent_region_id = $1)
+                 OR EXISTS (SELECT 1 FROM endpoints WHERE region_id = $1)",
+        )
+        .bind(&self.id)
+        .fetch_one(conn)
+        .await?;
+        match used {
+            true => Err(ApiError::Conflict("The region still has regions or endpoints.".into())),
+            false => Ok(()),
         }
     }
 }
@@ -234,43 +285,6 @@ pub async fn of_asker(State(app): State<App>, ctx: Ctx) -> Result<Json<Value>, A
     Ok(Json(list(&app, "catalog", "/v3/auth/catalog", items)))
 }
 
-async fn find_service(conn: &mut Conn, id: &str) -> Result<ServiceRow, ApiError> {
-    let row = sqlx::query_as("SELECT * FROM services WHERE id = $1").bind(id).fetch_optional(conn).await?;
-    row.ok_or_else(|| not_found("service", id))
-}
-
-/// An endpoint.
-///
-/// # Errors
-/// 404.
-pub(super) async fn find_endpoint(conn: &mut Conn, id: &str) -> Result<EndpointRow, ApiError> {
-    let row = sqlx::query_as("SELECT * FROM endpoints WHERE id = $1").bind(id).fetch_optional(conn).await?;
-    row.ok_or_else(|| not_found("endpoint", id))
-}
-
-async fn find_region(conn: &mut Conn, id: &str) -> Result<RegionRow, ApiError> {
-    let row = sqlx::query_as("SELECT * FROM regions WHERE id = $1").bind(id).fetch_optional(conn).await?;
-    row.ok_or_else(|| not_found("region", id))
-}
-
-async fn services(State(app): State<App>, _ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
-    let rows: Vec<ServiceRow> = sqlx::query_as(
-        "SELECT * FROM services WHERE (CAST($1 AS TEXT) IS NULL OR type = $1)
-         AND (CAST($2 AS TEXT) IS NULL OR name = $2) ORDER BY type, id LIMIT $3",
-    )
-    .bind(params.get("type"))
-    .bind(params.get("name"))
-    .bind(MAX_LIST + 1)
-    .fetch_all(&app.db)
-    .await?;
-    Ok(Json(list(&app, "services", "/v3/services", rows.iter().map(|row| row.json(&app)).collect())))
-}
-
-async fn service(State(app): State<App>, _ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    let row = find_service(&mut *app.db.acquire().await?, &id).await?;
-    Ok(Json(json!({"service": row.json(&app)})))
-}
-
 async fn create_service(
     State(app): State<App>,
     _ctx: Ctx,
@@ -302,7 +316,7 @@ async fn update_service(
     JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<Value>, ApiError> {
     let mut tx = super::begin(&app).await?;
-    let mut row = find_service(&mut tx, &id).await?;
+    let mut row: ServiceRow = resource::find(&mut tx, &id).await?;
     row.apply(Fields::of(body, "service")?)?;
     sqlx::query(
         "UPDATE services SET type = $2, name = $3, description = $4, enabled = $5, extra = $6 WHERE id = $1",
@@ -317,43 +331,6 @@ async fn update_service(
     .await?;
     tx.commit().await?;
     Ok(Json(json!({"service": row.json(&app)})))
-}
-
-/// Its endpoints go as well.
-async fn delete_service(
-    State(app): State<App>,
-    _ctx: Ctx,
-    Path(id): Path<String>,
-) -> Result<StatusCode, ApiError> {
-    let mut tx = super::begin(&app).await?;
-    find_service(&mut tx, &id).await?;
-    sqlx::query("DELETE FROM services WHERE id = $1").bind(&id).execute(&mut *tx).await?;
-    tx.commit().await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-async fn endpoints(State(app): State<App>, _ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
-    let rows: Vec<EndpointRow> = sqlx::query_as(
-        "SELECT * FROM endpoints WHERE (CAST($1 AS TEXT) IS NULL OR service_id = $1)
-         AND (CAST($2 AS TEXT) IS NULL OR interface = $2) AND (CAST($3 AS TEXT) IS NULL OR region_id = $3)
-         ORDER BY service_id, id LIMIT $4",
-    )
-    .bind(params.get("service_id"))
-    .bind(params.get("interface"))
-    .bind(params.get("region_id").or(params.get("region")))
-    .bind(MAX_LIST + 1)
-    .fetch_all(&app.db)
-    .await?;
-    Ok(Json(list(&app, "endpoints", "/v3/endpoints", rows.iter().map(|row| row.json(&app)).collect())))
-}
-
-async fn endpoint(
-    State(app): State<App>,
-    _ctx: Ctx,
-    Path(id): Path<String>,
-) -> Result<Json<Value>, ApiError> {
-    let row = find_endpoint(&mut *app.db.acquire().await?, &id).await?;
-    Ok(Json(json!({"endpoint": row.json(&app)})))
 }
 
 async fn create_endpoint(
@@ -395,7 +372,7 @@ async fn update_endpoint(
     JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<Value>, ApiError> {
     let mut tx = super::begin(&app).await?;
-    let mut row = find_endpoint(&mut tx, &id).await?;
+    let mut row: EndpointRow = resource::find(&mut tx, &id).await?;
     let older = body["endpoint"]["region"].is_string();
     row.apply(Fields::of(body, "endpoint")?)?;
     if older {
@@ -417,34 +394,6 @@ async fn update_endpoint(
     .await?;
     tx.commit().await?;
     Ok(Json(json!({"endpoint": row.json(&app)})))
-}
-
-async fn delete_endpoint(
-    State(app): State<App>,
-    _ctx: Ctx,
-    Path(id): Path<String>,
-) -> Result<StatusCode, ApiError> {
-    let mut tx = super::begin(&app).await?;
-    find_endpoint(&mut tx, &id).await?;
-    sqlx::query("DELETE FROM endpoints WHERE id = $1").bind(&id).execute(&mut *tx).await?;
-    tx.commit().await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-async fn regions(State(app): State<App>, _ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
-    let rows: Vec<RegionRow> = sqlx::query_as(
-        "SELECT * FROM regions WHERE (CAST($1 AS TEXT) IS NULL OR parent_region_id = $1) ORDER BY id LIMIT $2",
-    )
-    .bind(params.get("parent_region_id"))
-    .bind(MAX_LIST + 1)
-    .fetch_all(&app.db)
-    .await?;
-    Ok(Json(list(&app, "regions", "/v3/regions", rows.iter().map(|row| row.json(&app)).collect())))
-}
-
-async fn region(State(app): State<App>, _ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    let row = find_region(&mut *app.db.acquire().await?, &id).await?;
-    Ok(Json(json!({"region": row.json(&app)})))
 }
 
 async fn create_region(
@@ -484,7 +433,7 @@ async fn insert_region(
     }
     let mut tx = super::begin(app).await?;
     if let Some(parent) = &row.parent_region_id {
-        find_region(&mut tx, parent).await?;
+        resource::find::<RegionRow>(&mut tx, parent).await?;
     }
     sqlx::query("INSERT INTO regions (id, description, parent_region_id, extra) VALUES ($1, $2, $3, $4)")
         .bind(&row.id)
@@ -509,7 +458,7 @@ async fn update_region(
 ) -> Result<Json<Value>, ApiError> {
     let mut fields = Fields::of(body, "region")?;
     let mut tx = super::begin(&app).await?;
-    let mut row = find_region(&mut tx, &id).await?;
+    let mut row: RegionRow = resource::find(&mut tx, &id).await?;
     row.description = fields.text("description")?.unwrap_or(row.description);
     if let Some(parent) = fields.nullable_text("parent_region_id")? {
         // A chain upwards that meets this region would be a ring.
@@ -518,12 +467,11 @@ async fn update_region(
             if region == id {
                 return Err(invalid("parent_region_id", "is this region or one below it"));
             }
-            above = find_region(&mut tx, &region).await?.parent_region_id;
+            above = resource::find::<RegionRow>(&mut tx, &region).await?.parent_region_id;
         }
         row.parent_region_id = parent;
     }
-    fields.unchanged("id", &row.id)?;
-    row.extra = merge_extra(&row.extra, fields.rest()?);
+    row.extra = merge_extra(&row.extra, fields.rest_of(&row.id)?);
     sqlx::query("UPDATE regions SET description = $2, parent_region_id = $3, extra = $4 WHERE id = $1")
         .bind(&row.id)
         .bind(&row.description)
@@ -533,26 +481,4 @@ async fn update_region(
         .await?;
     tx.commit().await?;
     Ok(Json(json!({"region": row.json(&app)})))
-}
-
-async fn delete_region(
-    State(app): State<App>,
-    _ctx: Ctx,
-    Path(id): Path<String>,
-) -> Result<StatusCode, ApiError> {
-    let mut tx = super::begin(&app).await?;
-    find_region(&mut tx, &id).await?;
-    let used: bool = sqlx::query_scalar(
-        "SELECT EXISTS (SELECT 1 FROM regions WHERE parent_region_id = $1)
-             OR EXISTS (SELECT 1 FROM endpoints WHERE region_id = $1)",
-    )
-    .bind(&id)
-    .fetch_one(&mut *tx)
-    .await?;
-    if used {
-        return Err(ApiError::Conflict("The region still has regions or endpoints.".into()));
-    }
-    sqlx::query("DELETE FROM regions WHERE id = $1").bind(&id).execute(&mut *tx).await?;
-    tx.commit().await?;
-    Ok(StatusCode::NO_CONTENT)
 }

@@ -3,7 +3,7 @@
 use axum::{
     Json, Router,
     extract::{Path, State},
-    routing::get,
+    routing::{get, patch, post},
 };
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -13,6 +13,7 @@ use super::{
     MAX_LIST,
     fields::{Fields, invalid, merge_extra, with_extra},
     list, new_id, not_found,
+    resource::{self, Filters, Query, Resource},
 };
 use crate::{
     app::App,
@@ -21,9 +22,7 @@ use crate::{
         context::{Ctx, Delegation},
         error::ApiError,
         json::JsonBody,
-        query::Params,
     },
-    policy,
 };
 
 const EC2: &str = "ec2";
@@ -34,9 +33,7 @@ const MAX_PER_USER: i64 = 1000;
 
 /// Routes.
 pub fn router() -> Router<App> {
-    Router::new()
-        .route("/v3/credentials", get(index).post(create))
-        .route("/v3/credentials/{id}", get(show).patch(update).delete(delete))
+    resource::routes::<CredentialRow>(post(create), patch(update))
         .route("/v3/users/{user}/credentials/OS-EC2", get(ec2_index).post(ec2_create))
         .route("/v3/users/{user}/credentials/OS-EC2/{id}", get(ec2_show).delete(ec2_delete))
 }
@@ -51,6 +48,27 @@ struct CredentialRow {
     /// Of type ec2: by what signatures find it.
     access_hash: Option<String>,
     extra: String,
+}
+
+impl Resource for CredentialRow {
+    const NAME: &'static str = "credential";
+    const PATH: &'static str = "/v3/credentials";
+    const TABLE: &'static str = "credentials";
+    const FILTERS: Filters = &["user_id", "type"];
+    const ORDER: &'static str = "id";
+    const MATTERS: bool = false;
+
+    fn shown(&self, app: &App) -> Result<Value, ApiError> {
+        self.json(app)
+    }
+
+    fn push_own(query: &mut Query, ctx: &Ctx) {
+        query.push("user_id = ").push_bind(ctx.user_id.clone());
+    }
+
+    fn is_for(&self, app: &App, ctx: &Ctx) -> Result<bool, ApiError> {
+        concerns(app, ctx, self)
+    }
 }
 
 impl CredentialRow {
@@ -108,17 +126,6 @@ fn concerns(app: &App, ctx: &Ctx, row: &CredentialRow) -> Result<bool, ApiError>
     Ok(MADE_WITH.iter().zip(made_with(ctx)).all(|(name, wanted)| blob[name] == wanted))
 }
 
-/// Those that may be seen; others don't exist for the asker.
-async fn find(app: &App, conn: &mut Conn, ctx: &Ctx, id: &str, all: bool) -> Result<CredentialRow, ApiError> {
-    let row: Option<CredentialRow> =
-        sqlx::query_as("SELECT * FROM credentials WHERE id = $1").bind(id).fetch_optional(conn).await?;
-    let row = row.filter(|row| all || row.user_id == ctx.user_id);
-    match row {
-        Some(row) if concerns(app, ctx, &row)? => Ok(row),
-        _ => Err(not_found("credential", id)),
-    }
-}
-
 fn concerning(app: &App, ctx: &Ctx, rows: Vec<CredentialRow>) -> Result<Vec<CredentialRow>, ApiError> {
     let mut found = Vec::with_capacity(rows.len());
     for row in rows {
@@ -127,29 +134,6 @@ fn concerning(app: &App, ctx: &Ctx, rows: Vec<CredentialRow>) -> Result<Vec<Cred
         }
     }
     Ok(found)
-}
-
-async fn index(State(app): State<App>, ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
-    let own = (!policy::may_read(&ctx)).then_some(ctx.user_id.as_str());
-    let rows: Vec<CredentialRow> = sqlx::query_as(
-        "SELECT * FROM credentials WHERE (CAST($1 AS TEXT) IS NULL OR user_id = $1)
-         AND (CAST($2 AS TEXT) IS NULL OR user_id = $2) AND (CAST($3 AS TEXT) IS NULL OR type = $3)
-         ORDER BY id LIMIT $4",
-    )
-    .bind(own)
-    .bind(params.get("user_id"))
-    .bind(params.get("type"))
-    .bind(MAX_LIST + 1)
-    .fetch_all(&app.db)
-    .await?;
-    let rows = concerning(&app, &ctx, rows)?;
-    let items = rows.iter().map(|row| row.json(&app)).collect::<Result<_, _>>()?;
-    Ok(Json(list(&app, "credentials", "/v3/credentials", items)))
-}
-
-async fn show(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    let row = find(&app, &mut *app.db.acquire().await?, &ctx, &id, policy::may_read(&ctx)).await?;
-    Ok(Json(json!({"credential": row.json(&app)?})))
 }
 
 /// A restricted application credential makes nothing that outlives it.
@@ -242,7 +226,7 @@ async fn create(
         r#type: kind,
         blob: app.identity.keys.seal(&blob)?,
         access_hash,
-        extra: merge_extra("{}", fields.rest()?),
+        extra: merge_extra("{}", fields.rest_of("")?),
     };
     insert(&app, &row).await?;
     Ok((StatusCode::CREATED, Json(json!({"credential": row.json(&app)?}))))
@@ -275,7 +259,7 @@ async fn update(
 ) -> Result<Json<Value>, ApiError> {
     let mut fields = Fields::of(body, "credential")?;
     let mut tx = app.begin().await?;
-    let mut row = find(&app, &mut tx, &ctx, &id, ctx.is_admin).await?;
+    let mut row: CredentialRow = resource::find_for(&app, &mut tx, (&ctx, ctx.is_admin), &id).await?;
     fields.unchanged("user_id", &row.user_id)?;
     fields.unchanged("type", &row.r#type)?;
     if let Some(project) = fields.nullable_text("project_id")? {
@@ -288,8 +272,7 @@ async fn update(
         row.access_hash = access_hash(&row.r#type, &blob)?;
         row.blob = app.identity.keys.seal(&blob)?;
     }
-    fields.unchanged("id", &row.id)?;
-    row.extra = merge_extra(&row.extra, fields.rest()?);
+    row.extra = merge_extra(&row.extra, fields.rest_of(&row.id)?);
     sqlx::query(
         "UPDATE credentials SET project_id = $2, blob = $3, access_hash = $4, extra = $5 WHERE id = $1",
     )
@@ -315,14 +298,6 @@ fn check_made_alike(app: &App, row: &CredentialRow, blob: &str) -> Result<(), Ap
         Some(name) => Err(invalid("blob", &format!("has another {name}, which can't be changed"))),
         None => Ok(()),
     }
-}
-
-async fn delete(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
-    let mut tx = app.begin().await?;
-    find(&app, &mut tx, &ctx, &id, ctx.is_admin).await?;
-    sqlx::query("DELETE FROM credentials WHERE id = $1").bind(&id).execute(&mut *tx).await?;
-    tx.commit().await?;
-    Ok(StatusCode::NO_CONTENT)
 }
 
 async fn ec2_index(

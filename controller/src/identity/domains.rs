@@ -90,7 +90,7 @@ async fn create(
         name: fields.short_name()?.ok_or_else(|| ApiError::BadRequest("A domain needs a name.".into()))?,
         description: fields.text("description")?.unwrap_or_default(),
         enabled: fields.boolean("enabled")?.unwrap_or(true),
-        extra: merge_extra("{}", without_tags(fields)?.rest()?),
+        extra: merge_extra("{}", without_tags(fields)?.rest_of("")?),
     };
     let mut tx = app.begin().await?;
     sqlx::query("INSERT INTO domains (id, name, description, enabled, extra) VALUES ($1, $2, $3, $4, $5)")
@@ -141,8 +141,7 @@ async fn update(
     if row.id == DEFAULT_DOMAIN && !row.enabled {
         return Err(ApiError::Forbidden("The default domain can't be disabled.".into()));
     }
-    fields.unchanged("id", &row.id)?;
-    row.extra = merge_extra(&row.extra, without_tags(fields)?.rest()?);
+    row.extra = merge_extra(&row.extra, without_tags(fields)?.rest_of(&row.id)?);
     sqlx::query("UPDATE domains SET name = $2, description = $3, enabled = $4, extra = $5 WHERE id = $1")
         .bind(&row.id)
         .bind(&row.name)

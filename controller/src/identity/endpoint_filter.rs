@@ -6,29 +6,28 @@ use std::collections::{HashMap, HashSet};
 use axum::{
     Json, Router,
     extract::{Path, State},
-    routing::{get, put},
+    routing::{get, patch, post, put},
 };
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::{
     MAX_LIST, begin,
-    catalog::{self, EndpointRow},
+    catalog::EndpointRow,
     fields::{Fields, invalid},
     list, new_id, not_found, projects,
+    resource::{self, Filters, Resource},
 };
 use crate::{
     app::App,
     db::{self, Conn},
-    http::{context::Ctx, error::ApiError, json::JsonBody, query::Params},
+    http::{context::Ctx, error::ApiError, json::JsonBody},
 };
 
 /// Routes.
 pub fn router() -> Router<App> {
     let groups = "/v3/OS-EP-FILTER/endpoint_groups";
-    Router::new()
-        .route(groups, get(index).post(create))
-        .route(&format!("{groups}/{{id}}"), get(show).patch(update).delete(delete))
+    resource::routes::<GroupRow>(post(create), patch(update))
         .route(&format!("{groups}/{{id}}/endpoints"), get(endpoints_of_group))
         .route(&format!("{groups}/{{id}}/projects"), get(projects_of_group))
         .route(
@@ -52,6 +51,18 @@ struct GroupRow {
     description: Option<String>,
     /// A JSON object: which endpoints are in it.
     filters: String,
+}
+
+impl Resource for GroupRow {
+    const NAME: &'static str = "endpoint_group";
+    const PATH: &'static str = "/v3/OS-EP-FILTER/endpoint_groups";
+    const TABLE: &'static str = "endpoint_groups";
+    const FILTERS: Filters = &["name"];
+    const ORDER: &'static str = "name, id";
+
+    fn shown(&self, app: &App) -> Result<Value, ApiError> {
+        Ok(self.json(app))
+    }
 }
 
 impl GroupRow {
@@ -116,25 +127,7 @@ async fn all_endpoints(conn: &mut Conn) -> Result<Vec<EndpointRow>, sqlx::Error>
 }
 
 async fn find(conn: &mut Conn, id: &str) -> Result<GroupRow, ApiError> {
-    let row = sqlx::query_as("SELECT * FROM endpoint_groups WHERE id = $1").bind(id);
-    row.fetch_optional(conn).await?.ok_or_else(|| not_found("endpoint group", id))
-}
-
-async fn index(State(app): State<App>, _ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
-    let rows: Vec<GroupRow> = sqlx::query_as(
-        "SELECT * FROM endpoint_groups WHERE CAST($1 AS TEXT) IS NULL OR name = $1 ORDER BY name, id LIMIT $2",
-    )
-    .bind(params.get("name"))
-    .bind(MAX_LIST + 1)
-    .fetch_all(&app.db)
-    .await?;
-    let items = rows.iter().map(|row| row.json(&app)).collect();
-    Ok(Json(list(&app, "endpoint_groups", "/v3/OS-EP-FILTER/endpoint_groups", items)))
-}
-
-async fn show(State(app): State<App>, _ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    let row = find(&mut *app.db.acquire().await?, &id).await?;
-    Ok(Json(json!({"endpoint_group": row.json(&app)})))
+    resource::find(conn, id).await
 }
 
 /// Filters that choose something, if there are any.
@@ -192,14 +185,6 @@ async fn update(
     Ok(Json(json!({"endpoint_group": row.json(&app)})))
 }
 
-async fn delete(State(app): State<App>, _ctx: Ctx, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
-    let mut tx = begin(&app).await?;
-    find(&mut tx, &id).await?;
-    sqlx::query("DELETE FROM endpoint_groups WHERE id = $1").bind(&id).execute(&mut *tx).await?;
-    tx.commit().await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
 async fn endpoints_of_group(
     State(app): State<App>,
     _ctx: Ctx,
@@ -233,7 +218,7 @@ async fn projects_of_endpoint(
     Path(endpoint): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let mut conn = app.db.acquire().await?;
-    catalog::find_endpoint(&mut conn, &endpoint).await?;
+    resource::find::<EndpointRow>(&mut conn, &endpoint).await?;
     let sql = "SELECT p.* FROM projects p JOIN project_endpoints e ON e.project_id = p.id
                WHERE e.endpoint_id = $1 ORDER BY p.name, p.id LIMIT $2";
     let items = projects::with(&app, &mut conn, sql, &endpoint).await?;
@@ -287,7 +272,7 @@ impl With {
     /// 404 unless both are there.
     async fn require(self, conn: &mut Conn, project: &str, id: &str) -> Result<(), ApiError> {
         match self {
-            Self::Endpoint => drop(catalog::find_endpoint(conn, id).await?),
+            Self::Endpoint => drop(resource::find::<EndpointRow>(conn, id).await?),
             Self::Group => drop(find(conn, id).await?),
         }
         projects::require(conn, project).await

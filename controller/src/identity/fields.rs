@@ -162,6 +162,15 @@ impl Fields {
         }
     }
 
+    /// What is left, of something that has this id and may be new.
+    ///
+    /// # Errors
+    /// 400 if it names another id, or is too much to keep.
+    pub fn rest_of(mut self, id: &str) -> Result<Map<String, Value>, ApiError> {
+        self.unchanged("id", id)?;
+        self.rest()
+    }
+
     /// What is left.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use axum::{
     Json, Router,
     extract::{Path, State},
-    routing::{get, put},
+    routing::{get, patch, post, put},
 };
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 use super::{
     MAX_LIST, assignments, begin,
     fields::{Fields, merge_extra, with_extra},
-    list, new_id, not_found, projects, users,
+    list, new_id, not_found, projects,
+    resource::{self, Filters, Resource},
+    users,
 };
 use crate::{
     app::App,
@@ -29,6 +31,23 @@ struct GroupRow {
     extra: String,
 }
 
+impl Resource for GroupRow {
+    const NAME: &'static str = "group";
+    const PATH: &'static str = "/v3/groups";
+    const TABLE: &'static str = "groups";
+    const FILTERS: Filters = &["name", "domain_id"];
+    const ORDER: &'static str = "name, id";
+
+    fn shown(&self, app: &App) -> Result<Value, ApiError> {
+        Ok(self.json(app))
+    }
+
+    /// Members and roles go with it.
+    async fn before_delete(&self, conn: &mut Conn) -> Result<(), ApiError> {
+        Ok(assignments::forget(conn, "group", &self.id).await?)
+    }
+}
+
 impl GroupRow {
     fn json(&self, app: &App) -> Value {
         let url = format!("{}/identity/v3/groups/{}", app.config.public_url, self.id);
@@ -42,30 +61,14 @@ impl GroupRow {
 
 /// Routes.
 pub fn router() -> Router<App> {
-    Router::new()
-        .route("/v3/groups", get(index).post(create))
-        .route("/v3/groups/{id}", get(show).patch(update).delete(delete))
+    resource::routes::<GroupRow>(post(create), patch(update))
         .route("/v3/groups/{id}/users", get(members))
         .route("/v3/groups/{id}/users/{user}", put(add).get(check).head(check).delete(remove))
         .route("/v3/users/{user}/groups", get(groups_of))
 }
 
 async fn find(conn: &mut Conn, id: &str) -> Result<GroupRow, ApiError> {
-    let row = sqlx::query_as("SELECT * FROM groups WHERE id = $1").bind(id).fetch_optional(conn).await?;
-    row.ok_or_else(|| not_found("group", id))
-}
-
-async fn index(State(app): State<App>, _ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
-    let rows: Vec<GroupRow> = sqlx::query_as(
-        "SELECT * FROM groups WHERE (CAST($1 AS TEXT) IS NULL OR name = $1)
-         AND (CAST($2 AS TEXT) IS NULL OR domain_id = $2) ORDER BY name, id LIMIT $3",
-    )
-    .bind(params.get("name"))
-    .bind(params.get("domain_id"))
-    .bind(MAX_LIST + 1)
-    .fetch_all(&app.db)
-    .await?;
-    Ok(Json(list(&app, "groups", "/v3/groups", rows.iter().map(|row| row.json(&app)).collect())))
+    resource::find(conn, id).await
 }
 
 fn conflict(error: sqlx::Error, name: &str) -> ApiError {
@@ -88,7 +91,7 @@ async fn create(
         domain_id: fields.text("domain_id")?.unwrap_or_else(|| projects::own_domain(&ctx)),
         name: fields.name()?.ok_or_else(|| ApiError::BadRequest("A group needs a name.".into()))?,
         description: fields.text("description")?.unwrap_or_default(),
-        extra: merge_extra("{}", fields.rest()?),
+        extra: merge_extra("{}", fields.rest_of("")?),
     };
     let mut tx = app.begin().await?;
     projects::require_domain(&mut tx, &row.domain_id).await?;
@@ -105,11 +108,6 @@ async fn create(
     Ok((StatusCode::CREATED, Json(json!({"group": row.json(&app)}))))
 }
 
-async fn show(State(app): State<App>, _ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    let row = find(&mut *app.db.acquire().await?, &id).await?;
-    Ok(Json(json!({"group": row.json(&app)})))
-}
-
 async fn update(
     State(app): State<App>,
     _ctx: Ctx,
@@ -119,13 +117,12 @@ async fn update(
     let mut fields = Fields::of(body, "group")?;
     let mut tx = app.begin().await?;
     let mut row = find(&mut tx, &id).await?;
-    fields.unchanged("id", &row.id)?;
     fields.unchanged("domain_id", &row.domain_id)?;
     row.name = fields.name()?.unwrap_or(row.name);
     if let Some(description) = fields.nullable_text("description")? {
         row.description = description.unwrap_or_default();
     }
-    row.extra = merge_extra(&row.extra, fields.rest()?);
+    row.extra = merge_extra(&row.extra, fields.rest_of(&row.id)?);
     sqlx::query("UPDATE groups SET name = $2, description = $3, extra = $4 WHERE id = $1")
         .bind(&row.id)
         .bind(&row.name)
@@ -136,15 +133,6 @@ async fn update(
         .map_err(|error| conflict(error, &row.name))?;
     tx.commit().await?;
     Ok(Json(json!({"group": row.json(&app)})))
-}
-
-/// Members and roles go with it.
-async fn delete(State(app): State<App>, _ctx: Ctx, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
-    let mut tx = begin(&app).await?;
-    find(&mut tx, &id).await?;
-    delete_row(&mut tx, &id).await?;
-    tx.commit().await?;
-    Ok(StatusCode::NO_CONTENT)
 }
 
 /// Removes a group.

@@ -7,21 +7,20 @@
 use axum::{
     Json, Router,
     extract::{Path, State},
-    routing::get,
+    routing::{get, patch, post},
 };
 use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::{
-    MAX_LIST,
     fields::{Fields, invalid},
-    list, new_id, not_found,
+    list, new_id,
+    resource::{self, Filters, Query, Resource},
 };
 use crate::{
     app::App,
     db::{Conn, is_unique_violation},
-    http::{context::Ctx, error::ApiError, json::JsonBody, query::Params},
-    policy,
+    http::{context::Ctx, error::ApiError, json::JsonBody},
 };
 
 /// Most limits of one request.
@@ -35,12 +34,9 @@ const MAX_LIMIT: i64 = 2_147_483_647;
 
 /// Routes.
 pub fn router() -> Router<App> {
-    Router::new()
-        .route("/v3/registered_limits", get(all_registered).post(register))
-        .route("/v3/registered_limits/{id}", get(one_registered).patch(change_registered).delete(unregister))
-        .route("/v3/limits", get(all).post(create))
+    resource::routes::<Registered>(post(register), patch(change_registered))
+        .merge(resource::routes::<Limit>(post(create), patch(change)))
         .route("/v3/limits/model", get(model))
-        .route("/v3/limits/{id}", get(one).patch(change).delete(remove))
 }
 
 #[derive(Debug, sqlx::FromRow)]
@@ -51,6 +47,23 @@ struct Registered {
     resource_name: String,
     default_limit: i64,
     description: Option<String>,
+}
+
+impl Resource for Registered {
+    const NAME: &'static str = "registered_limit";
+    const PATH: &'static str = "/v3/registered_limits";
+    const TABLE: &'static str = "registered_limits";
+    const FILTERS: Filters = &["service_id", "region_id", "resource_name"];
+    const ORDER: &'static str = "service_id, resource_name, id";
+    const MATTERS: bool = false;
+
+    fn shown(&self, app: &App) -> Result<Value, ApiError> {
+        Ok(self.json(app))
+    }
+
+    async fn before_delete(&self, conn: &mut Conn) -> Result<(), ApiError> {
+        if is_used(conn, &self.id).await? { Err(in_use()) } else { Ok(()) }
+    }
 }
 
 impl Registered {
@@ -110,6 +123,30 @@ struct Limit {
     resource_name: String,
 }
 
+impl Resource for Limit {
+    const NAME: &'static str = "limit";
+    const PATH: &'static str = "/v3/limits";
+    const TABLE: &'static str = "limits";
+    const COLUMNS: &'static str =
+        "l.id, l.project_id, l.domain_id, l.resource_limit, l.description, r.service_id,
+         r.region_id, r.resource_name";
+    const FROM: &'static str = "limits l JOIN registered_limits r ON r.id = l.registered_limit_id";
+    const ID: &'static str = "l.id";
+    const FILTERS: Filters = &["service_id", "region_id", "resource_name", "project_id", "domain_id"];
+    const ORDER: &'static str = "service_id, resource_name, l.id";
+    const MATTERS: bool = false;
+
+    fn shown(&self, app: &App) -> Result<Value, ApiError> {
+        Ok(self.json(app))
+    }
+
+    /// What is of the token's project or domain.
+    fn push_own(query: &mut Query, ctx: &Ctx) {
+        query.push("(project_id = ").push_bind(ctx.project_id.clone());
+        query.push(" OR domain_id = ").push_bind(ctx.domain_id.clone()).push(")");
+    }
+}
+
 impl Limit {
     fn json(&self, app: &App) -> Value {
         json!({
@@ -119,19 +156,7 @@ impl Limit {
             "links": {"self": format!("{}/identity/v3/limits/{}", app.config.public_url, self.id)},
         })
     }
-
-    /// Everything for who may read all; else what is of the token's project or domain.
-    fn is_seen_by(&self, ctx: &Ctx) -> bool {
-        let own = |id: &Option<String>, of_token: &Option<String>| id.is_some() && id == of_token;
-        policy::may_read(ctx)
-            || own(&self.project_id, &ctx.project_id)
-            || own(&self.domain_id, &ctx.domain_id)
-    }
 }
-
-const SELECT: &str =
-    "SELECT l.id, l.project_id, l.domain_id, l.resource_limit, l.description, r.service_id, r.region_id,
-     r.resource_name FROM limits l JOIN registered_limits r ON r.id = l.registered_limit_id";
 
 async fn known(tx: &mut Conn, sql: &'static str, field: &str, id: &str) -> Result<(), ApiError> {
     let there: bool = sqlx::query_scalar(sql).bind(id).fetch_one(tx).await?;
@@ -183,37 +208,6 @@ async fn model(_ctx: Ctx) -> Json<Value> {
         "name": "flat",
         "description": "Limit enforcement and validation does not take project hierarchy into consideration.",
     }}))
-}
-
-async fn find_registered(conn: &mut Conn, id: &str) -> Result<Registered, ApiError> {
-    let row =
-        sqlx::query_as("SELECT * FROM registered_limits WHERE id = $1").bind(id).fetch_optional(conn).await?;
-    row.ok_or_else(|| not_found("registered limit", id))
-}
-
-async fn all_registered(State(app): State<App>, _ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
-    let rows: Vec<Registered> = sqlx::query_as(
-        "SELECT * FROM registered_limits WHERE (CAST($1 AS TEXT) IS NULL OR service_id = $1)
-         AND (CAST($2 AS TEXT) IS NULL OR region_id = $2) AND (CAST($3 AS TEXT) IS NULL OR resource_name = $3)
-         ORDER BY service_id, resource_name, id LIMIT $4",
-    )
-    .bind(params.get("service_id"))
-    .bind(params.get("region_id"))
-    .bind(params.get("resource_name"))
-    .bind(MAX_LIST + 1)
-    .fetch_all(&app.db)
-    .await?;
-    let items = rows.iter().map(|row| row.json(&app)).collect();
-    Ok(Json(list(&app, "registered_limits", "/v3/registered_limits", items)))
-}
-
-async fn one_registered(
-    State(app): State<App>,
-    _ctx: Ctx,
-    Path(id): Path<String>,
-) -> Result<Json<Value>, ApiError> {
-    let row = find_registered(&mut *app.db.acquire().await?, &id).await?;
-    Ok(Json(json!({"registered_limit": row.json(&app)})))
 }
 
 async fn register(
@@ -277,8 +271,8 @@ async fn change_registered(
     JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<Value>, ApiError> {
     let mut tx = app.begin().await?;
-    let before = find_registered(&mut tx, &id).await?;
-    let mut row = find_registered(&mut tx, &id).await?;
+    let before: Registered = resource::find(&mut tx, &id).await?;
+    let mut row: Registered = resource::find(&mut tx, &id).await?;
     row.apply(Fields::of(body, "registered_limit")?)?;
     row.check(&mut tx).await?;
     let of = |row: &Registered| (row.service_id.clone(), row.region_id.clone(), row.resource_name.clone());
@@ -302,63 +296,9 @@ async fn change_registered(
     Ok(Json(json!({"registered_limit": row.json(&app)})))
 }
 
-async fn unregister(
-    State(app): State<App>,
-    _ctx: Ctx,
-    Path(id): Path<String>,
-) -> Result<StatusCode, ApiError> {
-    let mut tx = app.begin().await?;
-    find_registered(&mut tx, &id).await?;
-    if is_used(&mut tx, &id).await? {
-        return Err(in_use());
-    }
-    sqlx::query("DELETE FROM registered_limits WHERE id = $1").bind(&id).execute(&mut *tx).await?;
-    tx.commit().await?;
-    Ok(StatusCode::NO_CONTENT)
-}
-
-/// The limit of an id, if the asker may see it: others don't exist.
-async fn find(conn: &mut Conn, ctx: &Ctx, id: &str) -> Result<Limit, ApiError> {
-    let sql = format!("{SELECT} WHERE l.id = $1");
-    let row: Option<Limit> =
-        sqlx::query_as(sqlx::AssertSqlSafe(sql)).bind(id.to_owned()).fetch_optional(conn).await?;
-    row.filter(|row| row.is_seen_by(ctx)).ok_or_else(|| not_found("limit", id))
-}
-
-async fn all(State(app): State<App>, ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
-    let own = !policy::may_read(&ctx);
-    let sql = format!(
-        "{SELECT} WHERE (CAST($1 AS TEXT) IS NULL OR r.service_id = $1)
-         AND (CAST($2 AS TEXT) IS NULL OR r.region_id = $2) AND (CAST($3 AS TEXT) IS NULL OR r.resource_name = $3)
-         AND (CAST($4 AS TEXT) IS NULL OR l.project_id = $4) AND (CAST($5 AS TEXT) IS NULL OR l.domain_id = $5)
-         AND (NOT $6 OR l.project_id = $7 OR l.domain_id = $8)
-         ORDER BY r.service_id, r.resource_name, l.id LIMIT $9"
-    );
-    let given = |name: &str| params.get(name).map(str::to_owned);
-    let rows: Vec<Limit> = sqlx::query_as(sqlx::AssertSqlSafe(sql))
-        .bind(given("service_id"))
-        .bind(given("region_id"))
-        .bind(given("resource_name"))
-        .bind(given("project_id"))
-        .bind(given("domain_id"))
-        .bind(own)
-        .bind(ctx.project_id.clone())
-        .bind(ctx.domain_id.clone())
-        .bind(MAX_LIST + 1)
-        .fetch_all(&app.db)
-        .await?;
-    let items = rows.iter().map(|row| row.json(&app)).collect();
-    Ok(Json(list(&app, "limits", "/v3/limits", items)))
-}
-
-async fn one(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    let row = find(&mut *app.db.acquire().await?, &ctx, &id).await?;
-    Ok(Json(json!({"limit": row.json(&app)})))
-}
-
 async fn create(
     State(app): State<App>,
-    ctx: Ctx,
+    _ctx: Ctx,
     JsonBody(body): JsonBody<Value>,
 ) -> Result<(StatusCode, Json<Value>), ApiError> {
     let mut tx = app.begin().await?;
@@ -411,7 +351,7 @@ async fn create(
         .execute(&mut *tx)
         .await
         .map_err(exists)?;
-        made.push(find(&mut tx, &ctx, &id).await?.json(&app));
+        made.push(resource::find::<Limit>(&mut tx, &id).await?.json(&app));
     }
     room(&mut tx, "SELECT COUNT(*) FROM limits").await?;
     tx.commit().await?;
@@ -420,7 +360,7 @@ async fn create(
 
 async fn change(
     State(app): State<App>,
-    ctx: Ctx,
+    _ctx: Ctx,
     Path(id): Path<String>,
     JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<Value>, ApiError> {
@@ -428,7 +368,7 @@ async fn change(
     let amount = limit(&mut fields, "resource_limit")?;
     let description = fields.nullable_text("description")?;
     let mut tx = app.begin().await?;
-    let mut row = find(&mut tx, &ctx, &id).await?;
+    let mut row: Limit = resource::find(&mut tx, &id).await?;
     row.resource_limit = amount.unwrap_or(row.resource_limit);
     row.description = description.unwrap_or(row.description);
     sqlx::query("UPDATE limits SET resource_limit = $2, description = $3 WHERE id = $1")
@@ -439,14 +379,6 @@ async fn change(
         .await?;
     tx.commit().await?;
     Ok(Json(json!({"limit": row.json(&app)})))
-}
-
-async fn remove(State(app): State<App>, ctx: Ctx, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
-    let mut tx = app.begin().await?;
-    find(&mut tx, &ctx, &id).await?;
-    sqlx::query("DELETE FROM limits WHERE id = $1").bind(&id).execute(&mut *tx).await?;
-    tx.commit().await?;
-    Ok(StatusCode::NO_CONTENT)
 }
 
 #[cfg(test)]

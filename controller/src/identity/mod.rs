@@ -29,6 +29,7 @@ pub mod limits;
 pub mod password;
 pub mod principal;
 pub mod projects;
+mod resource;
 pub mod roles;
 pub mod tokens;
 pub mod trusts;

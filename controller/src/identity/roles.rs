@@ -4,7 +4,7 @@ use crate::db::Conn;
 use axum::{
     Json, Router,
     extract::{Path, State},
-    routing::get,
+    routing::{get, patch, post},
 };
 use http::StatusCode;
 use serde_json::{Value, json};
@@ -14,6 +14,7 @@ use super::{
     bootstrap::ROLES,
     fields::{Fields, merge_extra, with_extra},
     list, new_id, not_found,
+    resource::{self, Filters, Resource},
 };
 use crate::{
     app::App,
@@ -28,6 +29,33 @@ pub struct RoleRow {
     name: String,
     description: String,
     extra: String,
+}
+
+impl Resource for RoleRow {
+    const NAME: &'static str = "role";
+    const PATH: &'static str = "/v3/roles";
+    const TABLE: &'static str = "roles";
+    const FILTERS: Filters = &["name"];
+    const ORDER: &'static str = "name";
+
+    fn shown(&self, app: &App) -> Result<Value, ApiError> {
+        Ok(self.json(app))
+    }
+
+    /// Roles that belong to a domain: there are none.
+    fn is_none(params: &Params) -> bool {
+        params.get("domain_id").is_some_and(|domain| !domain.is_empty() && domain != "null")
+    }
+
+    /// What follows from what it implies goes with it.
+    async fn before_delete(&self, conn: &mut Conn) -> Result<(), ApiError> {
+        require_not_built_in(self)?;
+        sqlx::query("DELETE FROM role_inferences WHERE prior_role_id = $1 OR implied_role_id = $1")
+            .bind(&self.id)
+            .execute(&mut *conn)
+            .await?;
+        Ok(close(conn).await?)
+    }
 }
 
 impl RoleRow {
@@ -52,37 +80,14 @@ impl RoleRow {
 
 /// Routes.
 pub fn router() -> Router<App> {
-    Router::new()
-        .route("/v3/roles", get(index).post(create))
-        .route("/v3/roles/{id}", get(show).patch(update).delete(delete))
+    resource::routes::<RoleRow>(post(create), patch(update))
         .route("/v3/roles/{id}/implies", get(implied))
         .route("/v3/roles/{id}/implies/{implied}", get(inference).put(imply).delete(imply_no_more))
         .route("/v3/role_inferences", get(inferences))
 }
 
 async fn find(conn: &mut Conn, id: &str) -> Result<RoleRow, ApiError> {
-    sqlx::query_as("SELECT * FROM roles WHERE id = $1")
-        .bind(id)
-        .fetch_optional(conn)
-        .await?
-        .ok_or_else(|| not_found("role", id))
-}
-
-async fn index(State(app): State<App>, _ctx: Ctx, params: Params) -> Result<Json<Value>, ApiError> {
-    let rows: Vec<RoleRow> =
-        match params.get("domain_id") {
-            // Roles that belong to a domain: there are none.
-            Some(domain) if !domain.is_empty() && domain != "null" => Vec::new(),
-            _ => sqlx::query_as(
-                "SELECT * FROM roles WHERE (CAST($1 AS TEXT) IS NULL OR name = $1) ORDER BY name LIMIT $2",
-            )
-            .bind(params.get("name"))
-            .bind(MAX_LIST + 1)
-            .fetch_all(&app.db)
-            .await?,
-        };
-    let items = rows.iter().map(|row| row.json(&app)).collect();
-    Ok(Json(list(&app, "roles", "/v3/roles", items)))
+    resource::find(conn, id).await
 }
 
 async fn create(
@@ -98,7 +103,7 @@ async fn create(
         id: new_id(),
         name: fields.name()?.ok_or_else(|| ApiError::BadRequest("A role needs a name.".into()))?,
         description: fields.text("description")?.unwrap_or_default(),
-        extra: merge_extra("{}", fields.rest()?),
+        extra: merge_extra("{}", fields.rest_of("")?),
     };
     let mut tx = app.begin().await?;
     sqlx::query("INSERT INTO roles (id, name, description, extra) VALUES ($1, $2, $3, $4)")
@@ -118,11 +123,6 @@ fn conflict(error: sqlx::Error, name: &str) -> ApiError {
         true => ApiError::Conflict(format!("Conflict occurred: there is already a role named {name:?}.")),
         false => error.into(),
     }
-}
-
-async fn show(State(app): State<App>, _ctx: Ctx, Path(id): Path<String>) -> Result<Json<Value>, ApiError> {
-    let row = find(&mut *app.db.acquire().await?, &id).await?;
-    Ok(Json(json!({"role": row.json(&app)})))
 }
 
 /// The roles that Mote's own rules name can't be renamed or deleted: that would lock everybody out.
@@ -149,9 +149,8 @@ async fn update(
         row.name = name;
     }
     row.description = fields.text("description")?.unwrap_or(row.description);
-    fields.unchanged("id", &row.id)?;
     fields.unchanged("domain_id", "")?;
-    row.extra = merge_extra(&row.extra, fields.rest()?);
+    row.extra = merge_extra(&row.extra, fields.rest_of(&row.id)?);
     sqlx::query("UPDATE roles SET name = $2, description = $3, extra = $4 WHERE id = $1")
         .bind(&row.id)
         .bind(&row.name)
@@ -162,15 +161,6 @@ async fn update(
         .map_err(|error| conflict(error, &row.name))?;
     tx.commit().await?;
     Ok(Json(json!({"role": row.json(&app)})))
-}
-
-async fn delete(State(app): State<App>, _ctx: Ctx, Path(id): Path<String>) -> Result<StatusCode, ApiError> {
-    let mut tx = begin(&app).await?;
-    require_not_built_in(&find(&mut tx, &id).await?)?;
-    sqlx::query("DELETE FROM roles WHERE id = $1").bind(&id).execute(&mut *tx).await?;
-    close(&mut tx).await?;
-    tx.commit().await?;
-    Ok(StatusCode::NO_CONTENT)
 }
 
 type Inference = Path<(String, String)>;
