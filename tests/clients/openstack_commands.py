@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 
+import openstack
 import openstack_breadth
 from openstack_client import Client, column, complete, has, same
 
@@ -275,6 +276,11 @@ def metadefs(client):
     client.json(*metadef("object", "create", "--namespace", name, "coat"))
     client.text(*metadef("object", "update", name, "coat", "--name", "layer"))
     same(client.json(*metadef("object", "show", name, "layer"))["name"], "layer")
+    # The client has no words for the properties of an object.
+    with openstack.connect() as cloud:
+        cloud.image.update_metadef_object("layer", name, name="layer",
+            properties={"depth": {"title": "Depth", "type": "integer"}})
+    same(client.json(*metadef("object", "property", "show", name, "layer", "depth"))["title"], "Depth")
     same(column(client.json(*metadef("object", "list", name)), "name"), ["layer"])
     client.text(*metadef("namespace", "set", name, "--protected", "--tag", "wet"))
     same(client.json(*metadef("namespace", "show", name))["tags"], ["wet"])
