@@ -178,7 +178,10 @@ const ENDPOINT: Type = Open(
 const ENDPOINT_GROUP: Type = Object(&[
     ("name", Need(&NAME)),
     ("description", WORDS),
-    ("filters", Need(&Object(&[("service_id", TEXT), ("region_id", WORDS), ("interface", INTERFACE)]))),
+    (
+        "filters",
+        Need(&Maybe(&Object(&[("service_id", TEXT), ("region_id", WORDS), ("interface", INTERFACE)]))),
+    ),
 ]);
 
 /// -1 is without limit.
