@@ -131,6 +131,44 @@ fn pairs_in_use_stay_so_across_a_snapshot() {
 }
 
 #[test]
+fn no_frame_of_a_burst_is_lost_or_stuck_whenever_the_machine_is_saved() {
+    let (tap, wire) = UnixDatagram::pair().unwrap();
+    tap.set_nonblocking(true).unwrap();
+    let device = || -> Box<dyn VirtioDevice> {
+        let tap = Tap::for_test(OwnedFd::from(tap.try_clone().unwrap()));
+        Box::new(Net::over(tap, &interface(), [0; 12], FEATURES).unwrap())
+    };
+    let mut driver = Driver::running(device(), MERGEABLE | F_EVENT_IDX);
+    // More frames than buffers at first, and as many as the socket takes.
+    let (buffers, frames) = (4, 8);
+    let address = |number: u8| BUFFERS + 0x1000 * u64::from(number % buffers);
+    for round in 0..40 {
+        let sent = |number: u8| frame(MAC, round * 4 + number, 100 + usize::from(number));
+        let offer = |driver: &mut Driver| {
+            for number in 0..buffers {
+                driver.chain(RX, &[(address(number), 0x1000, WRITE)]);
+            }
+            driver.kick(RX);
+        };
+        offer(&mut driver);
+        for number in 0..frames {
+            wire.send(&sent(number)).unwrap();
+        }
+        for number in 0..frames {
+            if number == round % frames {
+                driver = driver.reloaded(device);
+            }
+            if number == buffers {
+                offer(&mut driver);
+            }
+            driver.wait_used(RX);
+            let expected = &sent(number)[HEADER_BYTES..];
+            assert_eq!(driver.bytes(address(number) + HEADER_BYTES as u64, expected.len()), expected);
+        }
+    }
+}
+
+#[test]
 fn a_driver_that_knows_one_pair_gets_one() {
     for features in [0, bit(abi::VIRTIO_NET_F_CTRL_VQ)] {
         let (net, [first, _second]) = two_pairs();
