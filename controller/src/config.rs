@@ -11,6 +11,9 @@ pub const DEFAULT_MAX_IMAGE_BYTES: u64 = 64 << 30;
 /// Lifetime of a token, Keystone's default (`[token] expiration`): one hour.
 pub const DEFAULT_TOKEN_LIFETIME_S: u64 = 3600;
 
+/// How long deleted servers are shown, if the administrator does not say otherwise: 30 days.
+pub const KEEP_DELETED: Duration = Duration::from_secs(30 * 86_400);
+
 /// Validated configuration of a controller.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -39,6 +42,8 @@ pub struct Config {
     pub login_rate: Rate,
     /// Requests of a project.
     pub project_rate: Rate,
+    /// How long deleted servers are shown in lists of changes and to admins.
+    pub keep_deleted: Duration,
 }
 
 /// Keys of a bucket (access key id, secret), which are never printed.
@@ -105,6 +110,7 @@ impl Config {
             password_min_chars: 1,
             login_rate: LOGIN_RATE,
             project_rate: Rate { per_second: 0, burst: 0 },
+            keep_deleted: KEEP_DELETED,
         })
     }
 }

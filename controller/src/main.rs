@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand};
 use mote_controller::{
     app::{self, App},
-    config::{Config, DEFAULT_TOKEN_LIFETIME_S, Keys, LOGIN_RATE, Lockout},
+    config::{Config, DEFAULT_TOKEN_LIFETIME_S, KEEP_DELETED, Keys, LOGIN_RATE, Lockout},
     db,
     hosts::{DEFAULT_TOKEN_LIFETIME, TokenWish, make_join_token},
     http::limits::Rate,
@@ -117,6 +117,9 @@ struct Run {
     /// Shortest new password, in characters.
     #[arg(long, default_value_t = 1)]
     password_min_chars: usize,
+    /// For how many days deleted servers are shown in lists of changes and to admins; 0: not at all.
+    #[arg(long, default_value_t = KEEP_DELETED.as_secs() / 86_400, value_parser = clap::value_parser!(u64).range(..=36_500))]
+    keep_deleted_days: u64,
 }
 
 #[derive(Debug, Args)]
@@ -185,6 +188,7 @@ async fn run(args: Run) -> anyhow::Result<()> {
     config.lockout =
         Lockout { attempts: args.lockout_attempts, duration: Duration::from_secs(args.lockout_seconds) };
     config.password_min_chars = args.password_min_chars;
+    config.keep_deleted = Duration::from_secs(args.keep_deleted_days * 86_400);
     let keys = env::var("AWS_ACCESS_KEY_ID").ok().zip(env::var("AWS_SECRET_ACCESS_KEY").ok());
     config.image_store = args.image_store.map(|address| (address, keys.map(Keys)));
     config.image_download_hosts = args.image_download_host;

@@ -188,8 +188,11 @@ pub fn fingerprint(spec: &ServerSpec) -> String {
     };
     let rescue =
         spec.rescue.as_ref().map(|rescue| (rescue.disk, images(&rescue.boot), &rescue.boot.command_line));
-    let text = serde_json::to_vec(&(parts, images(&spec.boot), spec.disk, rescue))
+    let mut text = serde_json::to_vec(&(parts, images(&spec.boot), spec.disk, rescue))
         .expect("numbers, strings and ids always serialize");
+    if !spec.local_disks.is_empty() {
+        text.extend(serde_json::to_vec(&spec.local_disks).expect("numbers always serialize"));
+    }
     hex::encode(&Sha256::digest(text)[..16])
 }
 

@@ -51,6 +51,7 @@ pub mod reconcile;
 pub mod requests;
 pub mod sim;
 pub mod status;
+mod swap;
 pub mod task;
 pub mod vmm;
 pub mod wiring;

@@ -518,14 +518,19 @@ fn halt(want: &ServerSpec, seen: &SeenServer, now: Timestamp) -> Option<Action> 
 /// The disks that it needs are not all there.
 fn missing_disk(want: &ServerSpec, disks: &BTreeSet<u32>) -> bool {
     let rescue = want.rescue.as_ref().map(|rescue| rescue.disk);
-    !disks.contains(&want.disk.number) || rescue.is_some_and(|number| !disks.contains(&number))
+    let local = want.local_disks.iter().map(|disk| disk.number);
+    !local.chain(rescue).chain([want.disk.number]).all(|number| disks.contains(&number))
 }
 
 /// The disks that must not be removed.
 pub fn needed_disks(want: &ServerSpec, disks: &BTreeSet<u32>) -> BTreeSet<u32> {
     let source = want.disk.copy_of.filter(|_| !disks.contains(&want.disk.number));
     let rescue = want.rescue.as_ref().map(|rescue| rescue.disk);
-    [Some(want.disk.number), want.kept_disk, source, rescue].into_iter().flatten().collect()
+    let local = want.local_disks.iter().flat_map(|disk| {
+        [Some(disk.number), disk.copy_of.filter(|_| !disks.contains(&disk.number))].into_iter().flatten()
+    });
+    let root = [Some(want.disk.number), want.kept_disk, source, rescue].into_iter().flatten();
+    root.chain(local).chain(want.kept_local_disks.iter().copied()).collect()
 }
 
 /// What is left to do for a server that is as it should be.

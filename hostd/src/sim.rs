@@ -564,6 +564,8 @@ pub fn server_spec(ports: &[PortId]) -> ServerSpec {
         boot: BootSpec { disk: image('d'), kernel: Some(image('c')), ramdisk: None, command_line: None },
         disk: DiskSpec::default(),
         kept_disk: None,
+        local_disks: Vec::new(),
+        kept_local_disks: Vec::new(),
         rescue: None,
         config_drive: Some(1),
         captures: Vec::new(),
@@ -580,6 +582,7 @@ pub fn server_spec(ports: &[PortId]) -> ServerSpec {
             user_data: None,
             launch_index: 0,
             vendor_data: None,
+            block_devices: BTreeMap::new(),
         },
         devices: DeviceSpec::default(),
     }

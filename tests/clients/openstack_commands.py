@@ -624,9 +624,21 @@ def server_actions(client):
     until("SHELVED_OFFLOADED")
     client.text("server", "unshelve", "web")
     same(until("ACTIVE")["addresses"], addresses)
+    for number in range(3):
+        client.json("server", "backup", "create", "web", "--name", f"daily-{number}", "--type", "daily", "--rotate", "2", "--wait")
+        until("ACTIVE")
+    rows = client.json("image", "list", "--property", "backup_type=daily", "--long")
+    same(sorted(column(rows, "Name")), ["daily-1", "daily-2"])
+    shown = client.json("image", "show", "daily-2")["properties"]
+    same((shown["image_type"], shown["instance_uuid"]), ("backup", rebuilt["id"]))
+    client.text("image", "delete", "daily-1", "daily-2")
     client.text("server", "suspend", "web")
     until("SUSPENDED")
     client.fails("409", "server", "pause", "web")
+    client.json("server", "image", "create", "web", "--name", "asleep", "--wait")
+    until("SUSPENDED")
+    same(client.json("image", "show", "asleep")["size"], 1 << 20)
+    client.text("image", "delete", "asleep")
     client.text("server", "resume", "web")
     until("ACTIVE")
     client.fails("501", "server", "migrate", "web")
@@ -666,6 +678,18 @@ def nics_of_a_running_server(client):
     client.until("gone", lambda rows: made not in column(rows, "ID"), "port", "list", "--server", "web")
 
 
+def local_disks(client):
+    made = client.json("flavor", "create", "roomy", "--vcpus", "1", "--ram", "64", "--ephemeral", "2", "--swap", "64")
+    same((made["OS-FLV-EXT-DATA:ephemeral"], made["swap"]), (2, 64))
+    made = client.json("server", "create", "roomy", "--image", "disk", "--flavor", "roomy", "--network", "net",
+                       "--ephemeral", "size=1", "--ephemeral", "size=1", "--swap", "32", "--wait")
+    same(made["status"], "ACTIVE")
+    client.fails("larger than", "server", "create", "x", "--image", "disk", "--flavor", "roomy", "--network", "net",
+                 "--swap", "65")
+    client.text("server", "delete", "roomy", "--wait")
+    client.text("flavor", "delete", "roomy")
+
+
 def aggregates(client, host):
     made = client.json("aggregate", "create", "fast", "--zone", "east", "--property", "disk=ssd")
     same((made["name"], made["availability_zone"], made["hosts"]), ("fast", "east", []))
@@ -703,6 +727,7 @@ def around_servers(client):
     same((shown["hypervisor_hostname"], shown["state"], shown["aggregates"]), (name, "up", []))
     has(column(client.json("hypervisor", "list", "--matching", name), "Hypervisor Hostname"), name)
     aggregates(client, name)
+    local_disks(client)
     rows = client.json("compute", "service", "list")
     same(column(rows, "State"), ["up", "up"])
     client.text("compute", "service", "set", "--disable", "--disable-reason", "disk", name, "nova-compute")
@@ -714,6 +739,10 @@ def around_servers(client):
     has(column(zones, "Zone Name"), "nova")
     quota = {row["Resource"]: row["Limit"] for row in client.json("quota", "show", "--compute")}
     same((quota["instances"], quota["cores"]), (10, 20))
+    client.text("quota", "set", "--class", "--cores", "30", "default")
+    quota = {row["Resource"]: row["Limit"] for row in client.json("quota", "show", "--compute")}
+    same((quota["instances"], quota["cores"]), (10, 30))
+    client.text("quota", "set", "--class", "--cores", "20", "default")
     client.text("quota", "set", "--instances", "2", "admin")
     client.fails("Quota exceeded", "server", "create", "x", "--image", "disk", "--flavor", "m1.nano", "--network", "net")
     client.text("quota", "set", "--instances", "20", "admin")
@@ -722,9 +751,15 @@ def around_servers(client):
     usage = client.json("usage", "show", "--project", "admin")
     same(len(usage["Servers"]) >= 2, True, "servers in the usage")
     has(column(client.json("usage", "list"), "Project"), client.json("project", "show", "admin")["id"])
+    deleted = client.json("server", "show", "web")["id"]
+    client.fails("409", "server", "restore", "web")
     client.text("server", "delete", "web", "db", "--wait")
     same(client.json("server", "list"), [])
     client.fails("No Server found", "server", "show", "web")
+    rows = client.json("server", "list", "--deleted", "--long")
+    same({row["Status"] for row in rows}, {"DELETED"})
+    has(column(rows, "Name"), "web", "db")
+    has(column(client.json("server", "event", "list", deleted), "Action"), "create", "delete", "rescue")
     client.text("server", "group", "delete", "apart")
     client.text("keypair", "delete", "key")
     same(client.json("keypair", "list"), [])

@@ -27,6 +27,18 @@ from openstack import exceptions
 DEADLINE_S = 60
 PAUSE_S = 0.1
 DISK = b"\x07" * (1 << 20)
+CERTIFICATE = """-----BEGIN CERTIFICATE-----
+MIIBczCCARmgAwIBAgIUA8HAC8doqb0HOr+H7H7d34wZQp4wCgYIKoZIzj0EAwIw
+DjEMMAoGA1UEAwwDYWRhMCAXDTI2MTEyNjA3NDYyNVoYDzIxMjYxMTAyMDc0NjI1
+WjAOMQwwCgYDVQQDDANhZGEwWTATBgcqhkjOPQIBBggqhkjOPQMBBwNCAATMwa6p
+9SrCm6UgqFvJwgWrS9wem35zQLnKo9kIrSeZ/V5KDu7qtXEtVz9HUIc8pQA2qu/4
+tviakyp4M38PrGp4o1MwUTAdBgNVHQ4EFgQUUo8SgPtgu2j74ZnCZjz/2oh2rlEw
+HwYDVR0jBBgwFoAUUo8SgPtgu2j74ZnCZjz/2oh2rlEwDwYDVR0TAQH/BAUwAwEB
+/zAKBggqhkjOPQQDAgNIADBFAiEAm858MlKQwrnz0GvVLoto0kDlv4TSqUjbM06T
+hsZ5+T0CIFIAJVxaFk5iXzakUhBIi3Fv91zu4SSiFvIiXx6Nc18I
+-----END CERTIFICATE-----
+"""
+CERTIFICATE_SHA1 = "07:5d:5a:01:ae:9f:67:95:f2:42:c3:ac:83:dc:2b:c1:47:d7:69:81"
 PUBLIC_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOMqqnkVzrm0SdG6UOoqKLsabgH5C9okWi0dh2l9GKJl test"
 NOBODY = "11111111-2222-3333-4444-555555555555"
 GOPHERCLOUD = {"User-Agent": "HashiCorp Terraform/1.9.8 Terraform Plugin SDK gophercloud/v2.4.0", "Accept": "application/json"}
@@ -636,6 +648,13 @@ def keypairs(check, conn, terraform):
         body={"keypair": {"name": "sdk-typed", "public_key": PUBLIC_KEY, "type": "ssh"}},
     )
     check.same("a keypair's type since 2.2", (answer.status_code, answer.json()["keypair"]["type"]), (201, "ssh"))
+    # openstacksdk's own name of the type; the openstack client sends another, which is nobody's.
+    taken = conn.compute.create_keypair(name="sdk-x509", type="x509", public_key=CERTIFICATE)
+    check.same("a certificate as a keypair", (taken.type, taken.fingerprint), ("x509", CERTIFICATE_SHA1))
+    made = conn.compute.create_keypair(name="sdk-made", type="x509")
+    check.same("a certificate that is made", (made.type, made.public_key[:27]), ("x509", "-----BEGIN CERTIFICATE-----"))
+    for name in ["sdk-x509", "sdk-made"]:
+        conn.compute.delete_keypair(name)
     answer = terraform.ask(
         "POST", "compute", "/os-keypairs", body={"keypair": {"name": "sdk-x", "public_key": PUBLIC_KEY, "type": "ssh"}}
     )

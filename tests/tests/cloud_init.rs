@@ -9,12 +9,12 @@ use std::{fs, path::Path, process::Command, time::Duration};
 
 use anyhow::{Context as _, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use common::{need_servers, run};
+use common::{need_servers, on_hardware, run};
 use mote::client::{Client, Service};
 use mote_tests::{
     cloud::Cloud,
     journey::{self, ImageFiles, Journey, Server},
-    lab::{self, Lab},
+    lab,
     steps::Steps,
 };
 use serde_json::json;
@@ -117,16 +117,6 @@ async fn travel(boot: &Boot, directory: &Path) -> anyhow::Result<()> {
     let mut steps = Steps::new();
     let cloud = Cloud::start()?;
     let client = cloud.client().await?;
-    let port = cloud.url.rsplit(':').next().and_then(|p| p.parse().ok()).unwrap_or_default();
-    let lab = match lab::needed() {
-        None => None,
-        Some(_) => {
-            let lab = Lab::start(&format!("{}{}", boot.source, std::process::id()))?;
-            lab.join(&client, port, "lab").await?;
-            steps.done("the lab's host is up");
-            Some(lab)
-        }
-    };
     let scratch = tempfile::tempdir()?;
     let public = key_pair(scratch.path())?;
     let body = json!({"keypair": {"name": "key", "public_key": public}});
@@ -136,10 +126,8 @@ async fn travel(boot: &Boot, directory: &Path) -> anyhow::Result<()> {
     journey.patience = Duration::from_secs(600);
     journey.flavor = "m1.tiny".into();
     journey.console_mark = "report end".into();
-    if let Some(lab) = &lab {
-        journey.place = lab.place();
-        journey.dirs = lab.server_dirs();
-    }
+    let name = format!("{}{}", boot.source, std::process::id());
+    let _lab = on_hardware(&cloud, &client, &name, &mut journey, &mut steps).await?;
     let network = journey::network(&client, "net", "192.168.77.0/24").await?;
     if !boot.dhcp {
         let subnets = client.list(Service::Network, "/v2.0/subnets", "subnets").await?;

@@ -5,11 +5,11 @@ mod common;
 
 use std::time::Duration;
 
-use common::{guest_image, need_servers, run};
+use common::{guest_image, need_servers, on_hardware, run};
 use mote_tests::{
     cloud::Cloud,
     journey::{self, ImageFiles, Journey},
-    lab::{self, Lab},
+    lab,
     steps::Steps,
 };
 
@@ -24,25 +24,11 @@ fn debian_and_the_conformance_guest_live_by_rest_on_a_host_with_hardware_virtual
         let mut steps = Steps::new();
         let cloud = Cloud::start()?;
         let client = cloud.client().await?;
-        let port = cloud.url.rsplit(':').next().and_then(|p| p.parse().ok()).unwrap_or_default();
-        let name = format!("test{}", std::process::id());
-        let lab = match lab::needed() {
-            None => None,
-            Some(reason) => {
-                steps.done(format!("a lab is needed: {reason}"));
-                let lab = Lab::start(&name)?;
-                lab.join(&client, port, "lab").await?;
-                steps.done("the lab's host is up");
-                Some(lab)
-            }
-        };
         let mut journey = Journey::guest(guest_image(&client, "mote.serve").await?, cloud.server_dirs());
         journey.patience = Duration::from_secs(180);
-        if let Some(lab) = &lab {
-            journey.place = lab.place();
-            journey.dirs = lab.server_dirs();
-            journey.zone = Some("lab".into());
-        }
+        let name = format!("test{}", std::process::id());
+        let lab = on_hardware(&cloud, &client, &name, &mut journey, &mut steps).await?;
+        journey.zone = lab.as_ref().map(|_| "lab".into());
         journey.travel(&client, "guest-there", &mut steps).await?;
         journey.image_id = journey::image(&client, &ImageFiles::bundle("debian", &debian)?).await?;
         journey.flavor = "m1.tiny".into();

@@ -180,6 +180,13 @@ fn a_suspended_guest_has_no_process_and_goes_on_where_it_was() {
         }
         ensure!(!Path::new(&format!("/proc/{vmm}")).exists(), "its process is gone");
         ensure!(!subject.answers()?, "nobody answers");
+        // Its disk can be copied all the same, and it stays what it is.
+        subject.act(json!({"createImage": {"name": "asleep"}})).await?;
+        subject.rests("SUSPENDED").await?;
+        let images = subject.client.list(Service::Image, "/v2/images?name=asleep", "images").await?;
+        ensure!(images[0]["status"] == "active" && images[0]["size"] == 1 << 20, "{images:?}");
+        let path = format!("/v2/images/{}", journey::id_of(&images[0])?);
+        subject.client.delete(Service::Image, &path).await?;
         subject.cloud.kill9_daemon("mote-hostd")?;
         subject.act(json!({"resume": null})).await?;
         subject.rests("ACTIVE").await?;
@@ -195,6 +202,53 @@ fn a_suspended_guest_has_no_process_and_goes_on_where_it_was() {
         subject.act(json!({"suspend": null})).await?;
         subject.rests("SUSPENDED").await?;
         ensure!(state.join("suspended/memory").exists(), "its memory is in a file");
+        subject.end().await
+    });
+}
+
+#[test]
+fn ephemeral_disks_and_swap_space_of_a_flavor_are_drives_of_the_machine() {
+    need_servers!();
+    run(async {
+        let subject = Subject::start("local", "10.33.0.0/24").await?;
+        let body = json!({"flavor": {
+            "name": "roomy", "vcpus": 1, "ram": 64, "disk": 0, "OS-FLV-EXT-DATA:ephemeral": 1, "swap": 64,
+        }});
+        let flavor = subject.client.post(Service::Compute, "/flavors", body).await?;
+        subject.act(json!({"resize": {"flavorRef": flavor["flavor"]["id"]}})).await?;
+        subject.rests("VERIFY_RESIZE").await?;
+        subject.act(json!({"confirmResize": null})).await?;
+        subject.rests("ACTIVE").await?;
+        subject.journey.page(&subject.server)?;
+        subject.keeps(&["root-2.img", "root-3.img", "root-4.img"]).await?;
+        let vm = subject.cloud.state_dir().join("host/servers").join(&subject.server.id).join("vm");
+        let (ephemeral, swap) = (vm.join("root-3.img"), vm.join("root-4.img"));
+        ensure!(std::fs::metadata(&ephemeral)?.len() == 1 << 30, "a GiB of nothing");
+        let header = std::fs::read(&swap)?;
+        ensure!(header.len() == 64 << 20 && &header[4086..4096] == b"SWAPSPACE2", "swap space");
+        let config: Value = serde_json::from_slice(&std::fs::read(vm.join("vmm.json"))?)?;
+        let drives: Vec<_> =
+            config["drives"].as_array().into_iter().flatten().map(|d| &d["drive_id"]).collect();
+        ensure!(drives.starts_with(&[&json!("root"), &json!("local3"), &json!("local4")]), "{drives:?}");
+
+        // They outlive a stop, a start and a suspension.
+        let mark = b"written by the guest";
+        let file = std::fs::OpenOptions::new().write(true).open(&ephemeral)?;
+        std::os::unix::fs::FileExt::write_all_at(&file, mark, 1 << 20)?;
+        for (action, state) in
+            [("os-stop", "SHUTOFF"), ("os-start", "ACTIVE"), ("suspend", "SUSPENDED"), ("resume", "ACTIVE")]
+        {
+            subject.act(json!({ action: null })).await?;
+            subject.rests(state).await?;
+        }
+        subject.journey.page(&subject.server)?;
+        let mut read = [0; 20];
+        std::os::unix::fs::FileExt::read_exact_at(&std::fs::File::open(&ephemeral)?, &mut read, 1 << 20)?;
+        ensure!(&read == mark, "the ephemeral disk is what it was");
+        // A rebuilt server's are others.
+        subject.act(json!({"rebuild": {"imageRef": subject.journey.image_id}})).await?;
+        subject.rests("ACTIVE").await?;
+        subject.keeps(&["root-5.img", "root-6.img", "root-7.img"]).await?;
         subject.end().await
     });
 }

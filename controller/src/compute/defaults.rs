@@ -41,7 +41,8 @@ pub(crate) async fn bootstrap(tx: &mut Conn, admin_project: &str) -> Result<(), 
     let known: i64 = sqlx::query_scalar("SELECT COUNT(*) FROM flavors").fetch_one(&mut *tx).await?;
     if known == 0 {
         for (id, name, vcpus, memory_mib, disk_gib) in FLAVORS {
-            let flavor = Flavor { id: id.into(), name: name.into(), vcpus, memory_mib, disk_gib };
+            let (id, name) = (id.into(), name.into());
+            let flavor = Flavor { id, name, vcpus, memory_mib, disk_gib, ephemeral_gib: 0, swap_mib: 0 };
             flavors::insert(tx, &flavor).await?;
         }
     }

@@ -1,4 +1,4 @@
-//! Flavors: without ephemeral disk and swap; public ones, and others that some projects may use.
+//! Flavors: public ones, and others that some projects may use.
 
 use crate::db::Conn;
 use std::collections::BTreeMap;
@@ -23,6 +23,7 @@ use crate::{
 
 /// Nova's largest integer.
 const MAX_NUMBER: i64 = 0x7FFF_FFFF;
+const MIB_PER_GIB: i64 = 1024;
 /// Longest id and name.
 const MAX_TEXT: usize = 255;
 /// Longest description, as in Nova.
@@ -46,6 +47,19 @@ pub(crate) struct Flavor {
     pub(crate) memory_mib: i64,
     /// Disk, GiB; 0: as large as the image.
     pub(crate) disk_gib: i64,
+    /// Of the disks beside it together, GiB.
+    #[serde(default)]
+    pub(crate) ephemeral_gib: i64,
+    /// Swap space, MiB.
+    #[serde(default)]
+    pub(crate) swap_mib: i64,
+}
+
+impl Flavor {
+    /// What its disks beside the root disk take, GiB.
+    pub(crate) fn local_gib(&self) -> i64 {
+        self.ephemeral_gib.saturating_add(self.swap_mib.saturating_add(MIB_PER_GIB - 1) / MIB_PER_GIB)
+    }
 }
 
 /// What is shown of a flavor besides.
@@ -57,7 +71,7 @@ struct Shown {
     is_public: bool,
 }
 
-const SELECT: &str = "SELECT id, name, vcpus, memory_mib, disk_gib, description, is_public FROM flavors ";
+const SELECT: &str = "SELECT id, name, vcpus, memory_mib, disk_gib, ephemeral_gib, swap_mib, description, is_public FROM flavors ";
 
 impl Shown {
     fn brief(&self, app: &App, version: Version) -> Value {
@@ -77,10 +91,13 @@ impl Shown {
         document["vcpus"] = json!(self.flavor.vcpus);
         document["ram"] = json!(self.flavor.memory_mib);
         document["disk"] = json!(self.flavor.disk_gib);
-        document["swap"] = if version.has(75) { json!(0) } else { json!("") };
+        document["swap"] = match self.flavor.swap_mib {
+            0 if !version.has(75) => json!(""),
+            swap => json!(swap),
+        };
         document["rxtx_factor"] = json!(1.0);
         document["OS-FLV-DISABLED:disabled"] = json!(false);
-        document["OS-FLV-EXT-DATA:ephemeral"] = json!(0);
+        document["OS-FLV-EXT-DATA:ephemeral"] = json!(self.flavor.ephemeral_gib);
         document["os-flavor-access:is_public"] = json!(self.is_public);
         if version.has(61) {
             document["extra_specs"] = json!(specs);
@@ -326,14 +343,15 @@ fn new_flavor(body: Value, version: Version) -> Result<Shown, ApiError> {
         vcpus: number(body, "vcpus", 1)?.ok_or_else(|| required("vcpus"))?,
         memory_mib: number(body, "ram", 1)?.ok_or_else(|| required("ram"))?,
         disk_gib: number(body, "disk", 0)?.ok_or_else(|| required("disk"))?,
+        ephemeral_gib: number(body, "OS-FLV-EXT-DATA:ephemeral", 0)?.unwrap_or(0),
+        swap_mib: match body.get("swap").is_some_and(|swap| *swap == "") {
+            // As it is shown where there is none.
+            true => body.remove("swap").map_or(0, |_| 0),
+            false => number(body, "swap", 0)?.unwrap_or(0),
+        },
     };
     if !new.id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b' ')) {
         return Err(bad("id: must consist of letters, digits, '.', '_', '-' and spaces."));
-    }
-    for name in ["OS-FLV-EXT-DATA:ephemeral", "swap"] {
-        if number(body, name, 0)?.is_some_and(|size| size != 0) {
-            return Err(bad(format!("{name}: flavors have no such disk here, it must be 0.")));
-        }
     }
     let description = if version.has(55) { description(body)? } else { None };
     let factor = body.remove("rxtx_factor").filter(|factor| !factor.is_null());
@@ -415,7 +433,8 @@ async fn describe(
 /// Adds a flavor.
 pub(super) async fn insert(tx: &mut Conn, new: &Flavor) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "INSERT INTO flavors (id, name, vcpus, memory_mib, disk_gib, created_us) VALUES ($1, $2, $3, $4, $5, $6)",
+        "INSERT INTO flavors (id, name, vcpus, memory_mib, disk_gib, created_us, ephemeral_gib, swap_mib)
+         VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
     )
     .bind(&new.id)
     .bind(&new.name)
@@ -423,6 +442,8 @@ pub(super) async fn insert(tx: &mut Conn, new: &Flavor) -> Result<(), sqlx::Erro
     .bind(new.memory_mib)
     .bind(new.disk_gib)
     .bind(now_us())
+    .bind(new.ephemeral_gib)
+    .bind(new.swap_mib)
     .execute(tx)
     .await?;
     Ok(())
@@ -646,12 +667,14 @@ mod tests {
         let test = TestApp::new().await;
         let (_, token) = test.tenant("ada", "member").await;
         let body = json!({"flavor": {
-            "name": "big", "id": null, "vcpus": 8, "ram": "16384", "disk": 40, "swap": 0, "rxtx_factor": 1.0,
-            "OS-FLV-EXT-DATA:ephemeral": 0, "os-flavor-access:is_public": true,
+            "name": "big", "id": null, "vcpus": 8, "ram": "16384", "disk": 40, "swap": "64", "rxtx_factor": 1.0,
+            "OS-FLV-EXT-DATA:ephemeral": 3, "os-flavor-access:is_public": true,
         }});
         test.post(URL, &token, body.clone()).await.expect(403);
         let made = test.post(URL, &test.admin_token, body.clone()).await.expect(200);
         test.post(URL, &test.admin_token, body).await.expect(409);
+        let (swap, ephemeral) = (&made["flavor"]["swap"], &made["flavor"]["OS-FLV-EXT-DATA:ephemeral"]);
+        assert_eq!((swap, ephemeral), (&json!(64), &json!(3)));
         let path = format!("{URL}/{}", made["flavor"]["id"].as_str().unwrap());
         assert_eq!(test.get(&path, &token).await.expect(200), made);
         let specs = test.get(&format!("{path}/os-extra_specs"), &token).await.expect(200);
@@ -737,8 +760,8 @@ mod tests {
     async fn what_a_flavor_cannot_have_is_refused() {
         let test = TestApp::new().await;
         for (name, value) in [
-            ("swap", json!(1)),
-            ("OS-FLV-EXT-DATA:ephemeral", json!(1)),
+            ("swap", json!(-1)),
+            ("OS-FLV-EXT-DATA:ephemeral", json!("much")),
             ("rxtx_factor", json!(2)),
             ("os-flavor-access:is_public", json!("some")),
             ("vcpus", json!(0)),

@@ -1,4 +1,4 @@
-//! Key pairs of users: public keys only. A private key that is made here is told once and kept nowhere.
+//! Key pairs of users: public keys only, of SSH or (since 2.2) certificates. A private key that is made here is told once and kept nowhere.
 
 use crate::db::Conn;
 use axum::{
@@ -18,6 +18,7 @@ use super::{
     openssh,
     quotas::{self, Resource},
     versions::Version,
+    x509,
 };
 use crate::{
     app::App,
@@ -42,6 +43,7 @@ pub(crate) struct KeyPair {
     pub(crate) public_key: String,
     fingerprint: String,
     created_us: i64,
+    kind: String,
 }
 
 impl KeyPair {
@@ -55,14 +57,49 @@ impl KeyPair {
         let mut document =
             json!({"name": self.name, "public_key": self.public_key, "fingerprint": self.fingerprint});
         if version.has(2) {
-            document["type"] = json!(KIND);
+            document["type"] = json!(self.kind);
         }
         document
     }
 }
 
-/// The only type of keys.
-const KIND: &str = "ssh";
+/// What a public key is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    /// A line of OpenSSH.
+    #[default]
+    Ssh,
+    /// A certificate in PEM.
+    X509,
+}
+
+impl Kind {
+    /// As clients and the database have it.
+    fn word(self) -> &'static str {
+        match self {
+            Self::Ssh => "ssh",
+            Self::X509 => "x509",
+        }
+    }
+
+    /// Checks a public key; gives it without surrounding white space, and its fingerprint as Nova's.
+    fn parse(self, public_key: &str) -> Result<(String, String), ApiError> {
+        let text = public_key.trim();
+        if text.len() > MAX_PUBLIC_KEY {
+            return Err(bad(format!(
+                "Keypair data is invalid: the public key is longer than {MAX_PUBLIC_KEY} bytes."
+            )));
+        }
+        let fingerprint = match self {
+            Self::Ssh => ssh_fingerprint(text),
+            Self::X509 => x509::fingerprint(text),
+        };
+        let fingerprint = fingerprint.map_err(|why| bad(format!("Keypair data is invalid: {why}.")))?;
+        Ok((text.to_owned(), fingerprint))
+    }
+}
+
 /// Largest page of a list, Nova's `max_limit`.
 const MAX_PAGE: u64 = 1000;
 
@@ -102,7 +139,7 @@ struct New {
     name: String,
     public_key: Option<String>,
     #[serde(rename = "type")]
-    kind: Option<String>,
+    kind: Option<Kind>,
     user_id: Option<String>,
 }
 
@@ -167,28 +204,21 @@ fn is_key(kind: &str, blob: &[u8]) -> bool {
     good && rest.is_empty()
 }
 
-/// Checks a line of OpenSSH's `.pub` files; gives it without surrounding white space, and its fingerprint as Nova's: MD5 of the
-/// key, as pairs of hex digits with colons.
-fn parse(public_key: &str) -> Result<(String, String), ApiError> {
-    let line = public_key.trim();
-    if line.len() > MAX_PUBLIC_KEY {
-        return Err(bad(format!(
-            "Keypair data is invalid: the public key is longer than {MAX_PUBLIC_KEY} bytes."
-        )));
-    }
+/// The fingerprint of a line of OpenSSH's `.pub` files: MD5 of the key, as pairs of hex digits with colons.
+fn ssh_fingerprint(line: &str) -> Result<String, &'static str> {
     if line.chars().any(char::is_control) {
-        return Err(bad("Keypair data is invalid: the public key must be one line."));
+        return Err("the public key must be one line");
     }
     let mut words = line.split(' ').filter(|word| !word.is_empty());
     let (kind, blob) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     let blob = STANDARD.decode(blob).unwrap_or_default();
     if !is_key(kind, &blob) {
-        return Err(bad(
-            "Keypair data is invalid: the public key must be one of OpenSSH (\"ssh-ed25519 AAAA… comment\"; RSA, ECDSA or Ed25519).",
-        ));
+        return Err(
+            "the public key must be one of OpenSSH (\"ssh-ed25519 AAAA… comment\"; RSA, ECDSA or Ed25519)",
+        );
     }
-    let fingerprint: Vec<String> = Md5::digest(&blob).iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok((line.to_owned(), fingerprint.join(":")))
+    let digits: Vec<String> = Md5::digest(&blob).iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(digits.join(":"))
 }
 
 async fn list(
@@ -241,15 +271,19 @@ async fn create(
             )));
         }
     }
-    if new.kind.is_some_and(|kind| kind != KIND) {
-        return Err(bad("type: only ssh keys are supported."));
-    }
+    let kind = new.kind.unwrap_or_default();
     let user = owner(&ctx, version, new.user_id.as_deref())?;
     let (public_key, private_key) = match new.public_key {
         Some(public_key) => (public_key, None),
-        None => openssh::generate(&new.name).map(|(public, private)| (public, Some(private)))?,
+        None => {
+            let made = match kind {
+                Kind::Ssh => openssh::generate(&new.name),
+                Kind::X509 => x509::generate(user),
+            };
+            made.map(|(public, private)| (public, Some(private)))?
+        }
     };
-    let (public_key, fingerprint) = parse(&public_key)?;
+    let (public_key, fingerprint) = kind.parse(&public_key)?;
     let mut tx = app.begin().await?;
     // A limit of the project, for each of its users, as in Nova.
     let limit = quotas::limit(&mut tx, ctx.require_project()?, Resource::KeyPairs).await?;
@@ -261,14 +295,15 @@ async fn create(
         return Err(ApiError::OverQuota("Quota exceeded, too many key pairs.".into()));
     }
     let row: KeyPair = sqlx::query_as(
-        "INSERT INTO keypairs (user_id, name, public_key, fingerprint, created_us) VALUES ($1, $2, $3, $4, $5)
-         RETURNING *",
+        "INSERT INTO keypairs (user_id, name, public_key, fingerprint, created_us, kind)
+         VALUES ($1, $2, $3, $4, $5, $6) RETURNING *",
     )
     .bind(user)
     .bind(&new.name)
     .bind(public_key)
     .bind(fingerprint)
     .bind(now_us())
+    .bind(kind.word())
     .fetch_one(&mut *tx)
     .await
     .map_err(|error| match is_unique_violation(&error) {
@@ -393,6 +428,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn certificates_are_made_and_imported_since_their_microversion() {
+        let test = TestApp::new().await;
+        let token = &test.admin_token;
+        let made = json!({"keypair": {"name": "made", "type": "x509"}});
+        test.post(URL, token, made.clone()).await.expect(400);
+        let made = test.post_at(URL, token, 2, made).await.expect(201)["keypair"].take();
+        assert_eq!(
+            (&made["type"], made["fingerprint"].as_str().unwrap().len()),
+            (&json!("x509"), 20 * 3 - 1)
+        );
+        assert!(made["private_key"].is_string());
+        let certificate = made["public_key"].as_str().unwrap();
+        assert!(certificate.starts_with("-----BEGIN CERTIFICATE-----"));
+        let import = |name: &str, kind: &str, key: &str| json!({"keypair": {"name": name, "type": kind, "public_key": key}});
+        let taken = test.post_at(URL, token, 2, import("taken", "x509", certificate)).await.expect(201);
+        assert_eq!(taken["keypair"]["fingerprint"], made["fingerprint"]);
+        let shown = test.get_at(&format!("{URL}/taken"), token, 2).await.expect(200);
+        assert_eq!(
+            (&shown["keypair"]["type"], &shown["keypair"]["public_key"]),
+            (&json!("x509"), &json!(certificate))
+        );
+        let listed = test.get_at(URL, token, 2).await.expect(200);
+        assert_eq!(listed["keypairs"][1]["keypair"]["type"], "x509");
+        for (kind, key) in [("x509", ed25519().as_str()), ("ssh", certificate), ("pgp", certificate)] {
+            test.post_at(URL, token, 2, import("wrong", kind, key)).await.expect(400);
+        }
+    }
+
+    #[tokio::test]
     async fn microversions_bring_types_other_users_and_pages() {
         let test = TestApp::new().await;
         let (_, ada) = test.tenant("ada", "member").await;
@@ -455,7 +519,7 @@ mod tests {
                 "a4:a6:79:2e:39:e6:8b:f1:ff:a5:6b:c6:b8:da:b0:4a",
             ),
         ] {
-            assert_eq!(parse(key).unwrap().1, fingerprint);
+            assert_eq!(Kind::Ssh.parse(key).unwrap().1, fingerprint);
         }
     }
 }

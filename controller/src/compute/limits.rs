@@ -32,13 +32,15 @@ async fn show(
     quotas::may_see(&ctx, project)?;
     let mut db = app.db.acquire().await?;
     let used = quotas::used(&mut db, project).await?;
+    let [instances, cores, ram, key_pairs, groups, members] =
+        quotas::limits_of(&mut db, project, Resource::ALL).await?;
     let mut limits = json!({
-        "maxTotalInstances": quotas::limit(&mut db, project, Resource::Instances).await?,
-        "maxTotalCores": quotas::limit(&mut db, project, Resource::Cores).await?,
-        "maxTotalRAMSize": quotas::limit(&mut db, project, Resource::Ram).await?,
-        "maxTotalKeypairs": quotas::limit(&mut db, project, Resource::KeyPairs).await?,
-        "maxServerGroups": quotas::limit(&mut db, project, Resource::ServerGroups).await?,
-        "maxServerGroupMembers": quotas::limit(&mut db, project, Resource::ServerGroupMembers).await?,
+        "maxTotalInstances": instances,
+        "maxTotalCores": cores,
+        "maxTotalRAMSize": ram,
+        "maxTotalKeypairs": key_pairs,
+        "maxServerGroups": groups,
+        "maxServerGroupMembers": members,
         "maxServerMeta": input::MAX_METADATA,
         "totalServerGroupsUsed": used.server_groups,
         "totalInstancesUsed": used.instances,

@@ -23,6 +23,7 @@ mod services;
 pub(crate) mod state;
 mod usage;
 pub(crate) mod versions;
+mod x509;
 mod zones;
 
 pub(crate) use versions::HEADERS as MICROVERSION_HEADERS;

@@ -1,4 +1,4 @@
-//! Nova's quotas: `os-quota-sets`.
+//! Nova's quotas: `os-quota-sets` of projects, and `os-quota-class-sets/default` of all that have none of their own.
 //!
 //! Limited are instances, cores, RAM (MiB) and server groups of a project, key pairs of a user, servers of a group. Nova's other resources don't exist here
 //! or have a fixed limit, so they are neither shown nor taken.
@@ -21,6 +21,10 @@ use crate::{
 
 /// Nova's largest integer.
 const MAX_LIMIT: i64 = 0x7FFF_FFFF;
+/// Nova's class of quotas that acts; others never did.
+const DEFAULT_CLASS: &str = "default";
+/// No project has this id: its limits are those of all that have none of their own.
+const NOBODY: &str = "";
 
 /// What is limited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,13 +109,7 @@ impl Used {
 /// # Errors
 /// Of the database.
 pub(crate) async fn limit(conn: &mut Conn, project: &str, resource: Resource) -> Result<i64, ApiError> {
-    let own: Option<i64> =
-        sqlx::query_scalar("SELECT hard_limit FROM quotas WHERE project_id = $1 AND resource = $2")
-            .bind(project)
-            .bind(resource.name())
-            .fetch_optional(conn)
-            .await?;
-    Ok(own.unwrap_or(resource.default_limit()))
+    Ok(limits_of(conn, project, [resource]).await?[0])
 }
 
 /// The limits of a project, -1 for none, in this order.
@@ -123,14 +121,18 @@ pub(crate) async fn limits_of<const N: usize>(
     project: &str,
     resources: [Resource; N],
 ) -> Result<[i64; N], ApiError> {
-    let own: Vec<(String, i64)> =
-        sqlx::query_as("SELECT resource, hard_limit FROM quotas WHERE project_id = $1")
-            .bind(project)
-            .fetch_all(conn)
-            .await?;
+    // Its own come first.
+    let said: Vec<(i64, String, i64)> = sqlx::query_as(
+        "SELECT 0 AS place, resource, hard_limit FROM quotas WHERE project_id = $1
+         UNION ALL SELECT 1, resource, hard_limit FROM quota_classes WHERE class = $2 ORDER BY place",
+    )
+    .bind(project)
+    .bind(DEFAULT_CLASS)
+    .fetch_all(conn)
+    .await?;
     Ok(resources.map(|resource| {
-        let found = own.iter().find(|(name, _)| name == resource.name());
-        found.map_or(resource.default_limit(), |(_, limit)| *limit)
+        let found = said.iter().find(|(_, name, _)| name == resource.name());
+        found.map_or(resource.default_limit(), |(.., limit)| *limit)
     }))
 }
 
@@ -153,6 +155,7 @@ pub(super) fn routes() -> Router<App> {
         .route("/os-quota-sets/{project}", get(show).put(update).delete(reset))
         .route("/os-quota-sets/{project}/defaults", get(defaults))
         .route("/os-quota-sets/{project}/detail", get(detail))
+        .route("/os-quota-class-sets/{class}", get(show_class).put(update_class))
 }
 
 /// Own quotas for everybody, all for an admin.
@@ -179,10 +182,28 @@ fn fixed(version: Version) -> impl Iterator<Item = (&'static str, i64)> {
     others.into_iter().filter(move |(_, _, until)| !version.has(*until)).map(|(name, limit, _)| (name, limit))
 }
 
-async fn limits(conn: &mut Conn, project: &str) -> Result<Map<String, Value>, ApiError> {
+/// The limits of a project and what can't be changed, each in the form that `show` gives it.
+async fn set(
+    conn: &mut Conn,
+    project: &str,
+    version: Version,
+    show: impl Fn(i64, Option<Resource>) -> Value,
+) -> Result<Map<String, Value>, ApiError> {
     let limits = limits_of(conn, project, Resource::ALL).await?;
-    let named = Resource::ALL.into_iter().zip(limits);
-    Ok(named.map(|(resource, limit)| (resource.name().into(), limit.into())).collect())
+    let changeable = Resource::ALL.into_iter().zip(limits);
+    let changeable = changeable.map(|(resource, limit)| (resource.name(), show(limit, Some(resource))));
+    let fixed = fixed(version).map(|(name, limit)| (name, show(limit, None)));
+    Ok(changeable.chain(fixed).map(|(name, shown)| (name.to_owned(), shown)).collect())
+}
+
+/// The bare limit.
+fn bare(limit: i64, _: Option<Resource>) -> Value {
+    limit.into()
+}
+
+fn named(mut quota: Map<String, Value>, id: String) -> Json<Value> {
+    quota.insert("id".into(), id.into());
+    Json(json!({ "quota_set": quota }))
 }
 
 async fn show(
@@ -192,21 +213,17 @@ async fn show(
     Path(project): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     may_see(&ctx, &project)?;
-    let mut quota = limits(&mut *app.db.acquire().await?, &project).await?;
-    quota.extend(fixed(version).map(|(name, limit)| (name.into(), limit.into())));
-    quota.insert("id".into(), project.into());
-    Ok(Json(json!({"quota_set": quota})))
+    Ok(named(set(&mut *app.db.acquire().await?, &project, version, bare).await?, project))
 }
 
-async fn defaults(ctx: Ctx, version: Version, Path(project): Path<String>) -> Result<Json<Value>, ApiError> {
+async fn defaults(
+    State(app): State<App>,
+    ctx: Ctx,
+    version: Version,
+    Path(project): Path<String>,
+) -> Result<Json<Value>, ApiError> {
     may_see(&ctx, &project)?;
-    let mut quota: Map<String, Value> = Resource::ALL
-        .into_iter()
-        .map(|resource| (resource.name().into(), resource.default_limit().into()))
-        .collect();
-    quota.extend(fixed(version).map(|(name, limit)| (name.into(), limit.into())));
-    quota.insert("id".into(), project.into());
-    Ok(Json(json!({"quota_set": quota})))
+    Ok(named(set(&mut *app.db.acquire().await?, NOBODY, version, bare).await?, project))
 }
 
 async fn detail(
@@ -218,17 +235,55 @@ async fn detail(
     may_see(&ctx, &project)?;
     let mut db = app.db.acquire().await?;
     let used = used(&mut db, &project).await?;
-    let mut quota = Map::new();
-    let limits = limits_of(&mut db, &project, Resource::ALL).await?;
-    for (resource, limit) in Resource::ALL.into_iter().zip(limits) {
-        let value = json!({"limit": limit, "in_use": used.of(resource), "reserved": 0});
-        quota.insert(resource.name().into(), value);
+    let full = |limit, resource: Option<Resource>| json!({"limit": limit, "in_use": resource.map_or(0, |resource| used.of(resource)), "reserved": 0});
+    Ok(named(set(&mut db, &project, version, full).await?, project))
+}
+
+fn check_class(class: &str) -> Result<(), ApiError> {
+    match class == DEFAULT_CLASS {
+        true => Ok(()),
+        false => Err(ApiError::NotFound("There is no such class of quotas: the only one is default.".into())),
     }
-    for (name, limit) in fixed(version) {
-        quota.insert(name.into(), json!({"limit": limit, "in_use": 0, "reserved": 0}));
+}
+
+async fn show_class(
+    State(app): State<App>,
+    ctx: Ctx,
+    version: Version,
+    Path(class): Path<String>,
+) -> Result<Json<Value>, ApiError> {
+    ctx.require_admin()?;
+    check_class(&class)?;
+    let mut quota = set(&mut *app.db.acquire().await?, NOBODY, version, bare).await?;
+    quota.insert("id".into(), class.into());
+    Ok(Json(json!({ "quota_class_set": quota })))
+}
+
+async fn update_class(
+    State(app): State<App>,
+    ctx: Ctx,
+    version: Version,
+    Path(class): Path<String>,
+    JsonBody(body): JsonBody<Value>,
+) -> Result<Json<Value>, ApiError> {
+    ctx.require_admin()?;
+    check_class(&class)?;
+    let (limits, _) = wanted(body, "quota_class_set", version)?;
+    let mut tx = app.begin().await?;
+    for (resource, limit) in limits {
+        sqlx::query(
+            "INSERT INTO quota_classes (class, resource, hard_limit) VALUES ($1, $2, $3)
+             ON CONFLICT (class, resource) DO UPDATE SET hard_limit = excluded.hard_limit",
+        )
+        .bind(DEFAULT_CLASS)
+        .bind(resource.name())
+        .bind(limit)
+        .execute(&mut *tx)
+        .await?;
     }
-    quota.insert("id".into(), project.into());
-    Ok(Json(json!({"quota_set": quota})))
+    let quota = set(&mut tx, NOBODY, version, bare).await?;
+    tx.commit().await?;
+    Ok(Json(json!({ "quota_class_set": quota })))
 }
 
 /// 400 unless there is such a project.
@@ -247,12 +302,12 @@ pub(super) async fn require_known_project(conn: &mut Conn, project: &str) -> Res
 }
 
 /// What an update sets.
-fn wanted(body: Value, version: Version) -> Result<(Vec<(Resource, i64)>, bool), ApiError> {
+fn wanted(body: Value, name: &str, version: Version) -> Result<(Vec<(Resource, i64)>, bool), ApiError> {
     let Value::Object(mut body) = body else {
-        return Err(ApiError::BadRequest("The body must be an object with quota_set.".into()));
+        return Err(ApiError::BadRequest(format!("The body must be an object with {name}.")));
     };
-    let Some(Value::Object(mut quota)) = body.remove("quota_set") else {
-        return Err(ApiError::BadRequest("quota_set: an object is required.".into()));
+    let Some(Value::Object(mut quota)) = body.remove(name) else {
+        return Err(ApiError::BadRequest(format!("{name}: an object is required.")));
     };
     let force = match quota.remove("force") {
         None => false,
@@ -292,7 +347,7 @@ async fn update(
     JsonBody(body): JsonBody<Value>,
 ) -> Result<Json<Value>, ApiError> {
     ctx.require_admin()?;
-    let (limits_wanted, force) = wanted(body, version)?;
+    let (limits_wanted, force) = wanted(body, "quota_set", version)?;
     let mut tx = app.begin().await?;
     require_known_project(&mut tx, &project).await?;
     let used = used(&mut tx, &project).await?;
@@ -314,8 +369,7 @@ async fn update(
         .execute(&mut *tx)
         .await?;
     }
-    let mut quota = limits(&mut tx, &project).await?;
-    quota.extend(fixed(version).map(|(name, limit)| (name.into(), limit.into())));
+    let quota = set(&mut tx, &project, version, bare).await?;
     tx.commit().await?;
     Ok(Json(json!({"quota_set": quota})))
 }
@@ -387,5 +441,38 @@ mod tests {
         }
         let body = json!({"quota_set": {"ram": 5}});
         test.call(Method::PUT, "/compute/v2.1/os-quota-sets/none", &test.admin_token, body).await.expect(400);
+    }
+
+    #[tokio::test]
+    async fn the_class_of_all_projects_counts_for_those_without_a_limit_of_their_own() {
+        let test = TestApp::new().await;
+        let (project, token) = test.tenant("ada", "member").await;
+        let (class, admin) = ("/compute/v2.1/os-quota-class-sets/default", test.admin_token.as_str());
+        let shown = test.get(class, admin).await.expect(200)["quota_class_set"].take();
+        assert_eq!((&shown["id"], &shown["instances"]), (&json!("default"), &json!(10)));
+        test.get(class, &token).await.expect(403);
+        test.get("/compute/v2.1/os-quota-class-sets/gold", admin).await.expect(404);
+        let body = json!({"quota_class_set": {"instances": 3, "key_pairs": 0}});
+        test.call(Method::PUT, class, &token, body.clone()).await.expect(403);
+        let set = test.call(Method::PUT, class, admin, body).await.expect(200);
+        assert_eq!(
+            (&set["quota_class_set"]["instances"], &set["quota_class_set"]["cores"]),
+            (&json!(3), &json!(20))
+        );
+        let path = format!("/compute/v2.1/os-quota-sets/{project}");
+        for path in [path.clone(), format!("{path}/defaults")] {
+            let quota = test.get(&path, &token).await.expect(200);
+            assert_eq!(quota["quota_set"]["instances"], 3, "{path}");
+        }
+        let key = json!({"keypair": {"name": "k"}});
+        test.post("/compute/v2.1/os-keypairs", &token, key.clone()).await.expect(403);
+        // Its own limit counts for a project that has one, whatever the class says.
+        let own = json!({"quota_set": {"key_pairs": 1}});
+        test.call(Method::PUT, &path, admin, own).await.expect(200);
+        test.post("/compute/v2.1/os-keypairs", &token, key).await.expect(200);
+        let wrong = json!({"quota_class_set": {"instances": -2}});
+        test.call(Method::PUT, class, admin, wrong).await.expect(400);
+        let wrong = json!({"quota_class_set": {"metadata_items": 5}});
+        test.call(Method::PUT, class, admin, wrong).await.expect(400);
     }
 }

@@ -32,10 +32,10 @@
 //! | revertResize | resized | `resize_reverting` | `active`, `stopped` |
 //! | rescue | active, stopped, error | `rescuing` | `rescued` |
 //! | unrescue | rescued | `unrescuing` | `active` |
-//! | createImage | active, stopped, paused | `image_uploading` | as before |
-//! | shelve | active, stopped, paused | `shelving_image_uploading`, `shelving_offloading` | `shelved_offloaded` |
+//! | createImage, createBackup | active, stopped, paused, suspended | `image_uploading` | as before |
+//! | shelve | active, stopped, paused, suspended | `shelving_image_uploading`, `shelving_offloading` | `shelved_offloaded` |
 //! | unshelve | shelved_offloaded | `spawning` | `active` |
-//! | delete, forceDelete | any | `deleting` | gone |
+//! | delete, forceDelete | any | `deleting` | gone; `deleted` in lists for a while |
 //! | *a guest powers itself off* | any that runs | – | `stopped` (rescued and resized servers keep their state) |
 //! | *a host reports a failure* | any | – | `error` |
 //!
@@ -85,6 +85,8 @@ words! {
         ShelvedOffloaded = "shelved_offloaded",
         /// See its fault.
         Error = "error",
+        /// Gone; shown for a while.
+        Deleted = "deleted",
     }
 }
 
@@ -153,6 +155,7 @@ pub(crate) fn status(vm_state: VmState, task_state: Option<TaskState>) -> &'stat
         (VmState::Resized, _) => "VERIFY_RESIZE",
         (VmState::ShelvedOffloaded, _) => "SHELVED_OFFLOADED",
         (VmState::Error, _) => "ERROR",
+        (VmState::Deleted, _) => "DELETED",
     }
 }
 
@@ -193,7 +196,7 @@ pub(crate) fn power_state(vm_state: VmState, desired: DesiredPower) -> u8 {
     const SHUTDOWN: u8 = 4;
     const CRASHED: u8 = 6;
     match (vm_state, desired) {
-        (VmState::Building | VmState::ShelvedOffloaded, _) => NOSTATE,
+        (VmState::Building | VmState::ShelvedOffloaded | VmState::Deleted, _) => NOSTATE,
         (VmState::Active, _) => RUNNING,
         (VmState::Paused, _) => PAUSED,
         (VmState::Stopped | VmState::Suspended, _)

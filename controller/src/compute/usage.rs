@@ -89,7 +89,8 @@ fn time(us: i64) -> String {
 
 async fn rows(app: &App, project: Option<&str>, period: Period) -> Result<Vec<Row>, ApiError> {
     let rows: Vec<Row> = sqlx::query_as(
-        "SELECT id AS server_id, project_id, name, flavor_name, vcpus, memory_mib, disk_gib, launched_us AS started_us,
+        "SELECT id AS server_id, project_id, name, flavor_name, vcpus, memory_mib, disk_gib + ephemeral_gib AS disk_gib,
+             launched_us AS started_us,
              NULL AS ended_us, vm_state AS state
          FROM servers WHERE launched_us <= $2 AND ($1 IS NULL OR project_id = $1)
          UNION ALL

@@ -15,6 +15,9 @@ use crate::{
     image,
 };
 
+/// Most images that go when a backup comes; what is left goes with the next ones.
+const MAX_ROTATED: i64 = 1000;
+
 /// `PUT /hosts/{id}/captures/{image_id}`.
 pub(super) async fn receive(
     speaker: Speaker,
@@ -60,10 +63,51 @@ pub(super) async fn receive(
 
 async fn end(app: &App, host: &str, image_id: &str, is_there: bool) -> Result<(), ApiError> {
     let mut tx = app.begin().await?;
+    let released = if is_there { rotate(&mut tx, image_id).await? } else { Vec::new() };
     let touched = finish(&mut tx, host, image_id, is_there).await?;
     tx.commit().await?;
     app.hub.wake_all(touched);
+    if !released.is_empty()
+        && let Err(error) = image::blobs::release(app, &released).await
+    {
+        tracing::error!(%error, "the bytes of rotated backups stay until the next start");
+    }
     Ok(())
+}
+
+/// A backup is there: of its kind, its server's images but the newest so many go, save those that are protected. Gives the
+/// digests that may be nobody's any more.
+async fn rotate(tx: &mut Conn, image_id: &str) -> Result<Vec<String>, ApiError> {
+    let backup: Option<(String, String, String, i64)> = sqlx::query_as(
+        "SELECT c.server_id, s.project_id, c.backup_type, c.backup_rotation
+         FROM server_captures c JOIN servers s ON s.id = c.server_id
+         WHERE c.image_id = $1 AND c.backup_type IS NOT NULL",
+    )
+    .bind(image_id)
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some((server, project, kind, rotation)) = backup else { return Ok(Vec::new()) };
+    let excess: Vec<(String, Option<String>, bool)> = sqlx::query_as(
+        "SELECT i.id, i.sha256, i.protected
+         FROM images i
+         JOIN image_properties o ON o.image_id = i.id AND o.name = 'instance_uuid' AND o.value = $1
+         JOIN image_properties t ON t.image_id = i.id AND t.name = 'image_type' AND t.value = 'backup'
+         JOIN image_properties b ON b.image_id = i.id AND b.name = 'backup_type' AND b.value = $2
+         WHERE i.owner = $3 ORDER BY i.created_us DESC, i.id DESC LIMIT $4 OFFSET $5",
+    )
+    .bind(server)
+    .bind(kind)
+    .bind(project)
+    .bind(MAX_ROTATED)
+    .bind(rotation)
+    .fetch_all(&mut *tx)
+    .await?;
+    let mut released = Vec::new();
+    for (id, digest, _) in excess.into_iter().filter(|(.., protected)| !protected) {
+        sqlx::query("DELETE FROM images WHERE id = $1").bind(id).execute(&mut *tx).await?;
+        released.extend(digest);
+    }
+    Ok(released)
 }
 
 async fn wanted(conn: &mut Conn, host: &str, image_id: &str) -> Result<Option<(String, bool)>, ApiError> {

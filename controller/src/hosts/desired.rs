@@ -16,8 +16,8 @@ use axum::{
 };
 use http::StatusCode;
 use mote_host_api::{
-    CaptureSpec, DesiredPower, DesiredState, DiskSpec, InstanceMetadata, MAX_WAIT_S, PortId, RescueSpec,
-    RestartPolicy, ServerSpec,
+    CaptureSpec, DesiredPower, DesiredState, DiskSpec, InstanceMetadata, LocalDiskSpec, MAX_WAIT_S, PortId,
+    RescueSpec, RestartPolicy, ServerSpec,
 };
 use serde::de::DeserializeOwned;
 use sqlx::FromRow;
@@ -28,7 +28,10 @@ use crate::{
     app::App,
     compute::{
         extra_specs,
-        servers::guest::{DiskConfig, vendor_data},
+        servers::{
+            guest::{DiskConfig, vendor_data},
+            local,
+        },
     },
     http::{error::ApiError, query::Params},
     network::desired as networks,
@@ -163,6 +166,8 @@ struct ServerRow {
     disk_number: i64,
     disk_copy_of: Option<i64>,
     disk_kept: Option<i64>,
+    local_disks: String,
+    local_disks_kept: String,
     rescue: Option<String>,
     config_drive: Option<i64>,
     flavor_extra_specs: String,
@@ -176,6 +181,8 @@ impl ServerRow {
         ports: Vec<mote_host_api::PortId>,
         captures: Vec<CaptureSpec>,
     ) -> Result<ServerSpec, ApiError> {
+        let local_disks: Vec<LocalDiskSpec> = json(&self.local_disks)?;
+        let block_devices = local::names(&local_disks, self.rescue.is_some()).collect();
         Ok(ServerSpec {
             id: parse(&self.id)?,
             power: power(&self.desired_power)?,
@@ -189,6 +196,8 @@ impl ServerRow {
                 copy_of: self.disk_copy_of.map(number).transpose()?,
             },
             kept_disk: self.disk_kept.map(number).transpose()?,
+            local_disks,
+            kept_local_disks: json(&self.local_disks_kept)?,
             rescue: self.rescue.as_deref().map(json::<RescueSpec>).transpose()?,
             config_drive: self.config_drive.map(number).transpose()?,
             captures,
@@ -208,6 +217,7 @@ impl ServerRow {
                     DiskConfig::from_word(&self.disk_config),
                     self.admin_password_hash.as_deref(),
                 ),
+                block_devices,
             },
             devices: extra_specs::devices(&json(&self.flavor_extra_specs)?),
         })

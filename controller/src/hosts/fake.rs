@@ -94,7 +94,12 @@ pub(crate) fn as_wanted(spec: &ServerSpec) -> ObservedServer {
         id: spec.id,
         state,
         run_generation: spec.run_generation,
-        disks: [Some(spec.disk.number), spec.kept_disk].into_iter().flatten().collect(),
+        disks: [Some(spec.disk.number), spec.kept_disk]
+            .into_iter()
+            .flatten()
+            .chain(spec.local_disks.iter().map(|disk| disk.number))
+            .chain(spec.kept_local_disks.iter().copied())
+            .collect(),
         ports: (spec.power == DesiredPower::Running).then(|| spec.ports.iter().copied().collect()),
         since: Timestamp::UNIX_EPOCH,
         message: None,

@@ -29,6 +29,7 @@ use crate::{app::App, http::error::ApiError};
 mod admin;
 mod captures;
 mod console;
+mod deleted;
 mod desired;
 #[cfg(test)]
 pub(crate) mod fake;
@@ -49,6 +50,7 @@ mod zones;
 
 pub(crate) use admin::remove;
 pub(crate) use console::ask;
+pub(crate) use deleted::kept_since;
 pub use hub::Hub;
 pub(crate) use hub::{AskError, Touched};
 pub(crate) use inventory::{is_up, policy, views};

@@ -9,13 +9,14 @@ use mote_host_api::{BootSpec, DesiredPower, ObservedServer, ObservedState, Rescu
 use serde_json::json;
 use sqlx::FromRow;
 
-use super::{Touched, desired, given_up, join, nics, secrets::Speaker, touch, traffic};
+use super::{Touched, deleted, desired, given_up, join, nics, secrets::Speaker, touch, traffic};
 use crate::{
     app::App,
     compute::{
         migrations,
         state::{self, Change, Known, TaskState, VmState},
     },
+    config::Config,
     db::{now_us, rfc3339_us},
     events::{self, NewEvent},
     http::{error::ApiError, json::JsonBody},
@@ -39,7 +40,7 @@ pub(super) async fn report(
     }
     let mut tx = app.begin().await?;
     let moved = gateways::heard(&mut tx, &speaker.key, observed.inventory.tunnel_ip).await?;
-    let outcome = take(&mut tx, &speaker.key, &observed).await?;
+    let outcome = take(&mut tx, &app.config, &speaker.key, &observed).await?;
     tx.commit().await?;
     app.hub.wake_all(moved);
     app.hub.wake_all(outcome.touched);
@@ -94,7 +95,12 @@ impl Row {
     }
 }
 
-async fn take(tx: &mut Conn, host: &str, observed: &ObservedState) -> Result<Outcome, ApiError> {
+async fn take(
+    tx: &mut Conn,
+    config: &Config,
+    host: &str,
+    observed: &ObservedState,
+) -> Result<Outcome, ApiError> {
     let generation: Option<i64> = sqlx::query_scalar("SELECT generation FROM hosts WHERE id = $1")
         .bind(host)
         .fetch_optional(&mut *tx)
@@ -125,7 +131,7 @@ async fn take(tx: &mut Conn, host: &str, observed: &ObservedState) -> Result<Out
     for row in rows {
         match (row.deleting || row.offloading, seen.get(&row.id)) {
             (true, None) if row.changed_generation <= applied && row.deleting => {
-                outcome.released.extend(finish_deletion(tx, &row.id).await?);
+                outcome.released.extend(finish_deletion(tx, config, &row.id).await?);
             }
             (true, None) if row.changed_generation <= applied => finish_offload(tx, &row).await?,
             (false, Some(server)) => {
@@ -215,13 +221,18 @@ async fn finish_offload(tx: &mut Conn, row: &Row) -> Result<(), ApiError> {
 
 /// Ends the life of a server that no host has (any more): its ports go or are free, its usage is written, its row goes.
 /// Returns the digests of what it booted: hand them to [`image::blobs::release`] after the commit.
-pub(crate) async fn finish_deletion(tx: &mut Conn, id: &str) -> Result<Vec<String>, ApiError> {
+pub(crate) async fn finish_deletion(
+    tx: &mut Conn,
+    config: &Config,
+    id: &str,
+) -> Result<Vec<String>, ApiError> {
     ports::server::release(tx, id).await?;
     // One that never ran was used for no time.
     sqlx::query(
         "INSERT INTO server_usage (server_id, project_id, name, flavor_name, vcpus, memory_mib, disk_gib,
              started_us, ended_us)
-         SELECT id, project_id, name, flavor_name, vcpus, memory_mib, disk_gib, COALESCE(launched_us, $2), $2
+         SELECT id, project_id, name, flavor_name, vcpus, memory_mib, disk_gib + ephemeral_gib,
+             COALESCE(launched_us, $2), $2
          FROM servers WHERE id = $1",
     )
     .bind(id)
@@ -229,6 +240,7 @@ pub(crate) async fn finish_deletion(tx: &mut Conn, id: &str) -> Result<Vec<Strin
     .execute(&mut *tx)
     .await?;
     note_deletion(tx, id).await?;
+    deleted::keep(tx, config, id).await?;
     image::snapshot::abandon_of_server(tx, id).await?;
     let (boot, rescue): (String, Option<String>) =
         sqlx::query_as("DELETE FROM servers WHERE id = $1 RETURNING boot, rescue")

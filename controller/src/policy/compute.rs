@@ -62,6 +62,8 @@ pub(super) const ROWS: &[Row] = &[
     ("DELETE", "/v2.1/os-quota-sets/{project}", Admin),
     ("GET", "/v2.1/os-quota-sets/{project}/defaults", PROJECT),
     ("GET", "/v2.1/os-quota-sets/{project}/detail", PROJECT),
+    ("GET", "/v2.1/os-quota-class-sets/{class}", Admin),
+    ("PUT", "/v2.1/os-quota-class-sets/{class}", Admin),
     ("GET", "/v2.1/os-server-groups", Reader),
     ("POST", "/v2.1/os-server-groups", Member),
     ("GET", "/v2.1/os-server-groups/{id}", Reader),

@@ -24,8 +24,17 @@ const NOTHING: Type = Maybe(&Object(&[]));
 const NUMBER: Type = Digits(1, i32::MAX as i64);
 
 const NIC: Type = Object(&[("uuid", Maybe(&Id)), ("port", Maybe(&Id)), ("fixed_ip", WORDS)]);
-/// The disk that is made of the image.
-const DEVICE: Type = Object(&[
+/// The disk that is made of the image, and those beside it.
+const DEVICE: Type = Either(&[ROOT_DEVICE, LOCAL_DEVICE]);
+const LOCAL_DEVICE: Type = Object(&[
+    ("source_type", Need(&Word(&["blank"]))),
+    ("destination_type", Need(&Word(&["local"]))),
+    ("boot_index", Maybe(&Digits(-1, -1))),
+    ("delete_on_termination", Maybe(&Flag)),
+    ("guest_format", Maybe(&Word(&["swap"]))),
+    ("volume_size", Maybe(&NUMBER)),
+]);
+const ROOT_DEVICE: Type = Object(&[
     ("uuid", Need(&Id)),
     ("source_type", Need(&Word(&["image"]))),
     ("destination_type", Maybe(&Word(&["local"]))),
@@ -48,7 +57,7 @@ const NEW_SERVER: Type = Object(&[
     ("flavorRef", Need(&FLAVOR_REF)),
     ("networks", Until(37, &Maybe(&List(&NIC, 0, 8)))),
     ("networks", Since(37, &Need(&Either(&[Word(&["auto", "none"]), List(&NIC, 0, 8)])))),
-    ("block_device_mapping_v2", Maybe(&List(&DEVICE, 0, 1))),
+    ("block_device_mapping_v2", Maybe(&List(&DEVICE, 0, 8))),
     ("min_count", Maybe(&Digits(1, 100))),
     ("max_count", Maybe(&Digits(1, 100))),
     ("metadata", Maybe(&METADATA)),
@@ -139,8 +148,16 @@ const ACTION: Type = Either(&[
     Object(&[("migrate", Need(&Any))]),
     Object(&[("os-migrateLive", Need(&Any))]),
     Object(&[("evacuate", Need(&Any))]),
-    Object(&[("createBackup", Need(&Any))]),
-    Object(&[("restore", Need(&Any))]),
+    Object(&[(
+        "createBackup",
+        Need(&Object(&[
+            ("name", Need(&NAME)),
+            ("backup_type", Need(&Text(1, 255))),
+            ("rotation", Need(&Digits(0, i32::MAX as i64))),
+            ("metadata", Maybe(&METADATA)),
+        ])),
+    )]),
+    Object(&[("restore", Need(&NOTHING))]),
     Object(&[("trigger_crash_dump", Need(&Any))]),
     Object(&[("resetNetwork", Need(&Any))]),
     Object(&[("injectNetworkInfo", Need(&Any))]),
@@ -161,8 +178,8 @@ const FLAVOR: Type = Object(&[
     ("ram", Need(&NUMBER)),
     ("vcpus", Need(&NUMBER)),
     ("disk", Need(&Digits(0, i32::MAX as i64))),
-    ("OS-FLV-EXT-DATA:ephemeral", Maybe(&Digits(0, 0))),
-    ("swap", Maybe(&Digits(0, 0))),
+    ("OS-FLV-EXT-DATA:ephemeral", Maybe(&Digits(0, i32::MAX as i64))),
+    ("swap", Maybe(&Either(&[Digits(0, i32::MAX as i64), Word(&[""])]))),
     ("rxtx_factor", Any),
     (
         "os-flavor-access:is_public",
@@ -176,7 +193,7 @@ const SPEC: Type = Either(&[Text(0, 255), Number(i64::MIN, i64::MAX)]);
 const KEY_PAIR: Type = Object(&[
     ("name", Need(&NAME)),
     ("public_key", WORDS),
-    ("type", Since(2, &Maybe(&Word(&["ssh"])))),
+    ("type", Since(2, &Maybe(&Word(&["ssh", "x509"])))),
     ("user_id", Since(10, &WORDS)),
 ]);
 
@@ -212,6 +229,24 @@ const QUOTAS: Type = Object(&[
     ("injected_file_path_bytes", Until(57, &LIMIT)),
     ("force", Flag),
     ("tenant_id", WORDS),
+]);
+
+const CLASS_QUOTAS: Type = Object(&[
+    ("instances", LIMIT),
+    ("cores", LIMIT),
+    ("ram", LIMIT),
+    ("key_pairs", LIMIT),
+    ("server_groups", LIMIT),
+    ("server_group_members", LIMIT),
+    // These can't be changed.
+    ("metadata_items", LIMIT),
+    ("floating_ips", Until(50, &LIMIT)),
+    ("fixed_ips", Until(50, &LIMIT)),
+    ("security_groups", Until(50, &LIMIT)),
+    ("security_group_rules", Until(50, &LIMIT)),
+    ("injected_files", Until(57, &LIMIT)),
+    ("injected_file_content_bytes", Until(57, &LIMIT)),
+    ("injected_file_path_bytes", Until(57, &LIMIT)),
 ]);
 
 const SERVICE: Type = Object(&[
@@ -281,5 +316,6 @@ pub(super) const BODIES: &[Row] = &[
         ]),
     ),
     ("PUT", "/v2.1/os-quota-sets/{project}", Object(&[("quota_set", Need(&QUOTAS))])),
+    ("PUT", "/v2.1/os-quota-class-sets/{class}", Object(&[("quota_class_set", Need(&CLASS_QUOTAS))])),
     ("PUT", "/v2.1/os-services/{action}", SERVICE),
 ];

@@ -187,6 +187,12 @@ pub struct ServerSpec {
     /// Another of its disks that must not be lost: that of before a resize.
     #[serde(default)]
     pub kept_disk: Option<u32>,
+    /// Its disks beside the root disk, in the order in which the guest finds them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub local_disks: Vec<LocalDiskSpec>,
+    /// Numbers of further disks that must not be lost, as [`Self::kept_disk`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub kept_local_disks: Vec<u32>,
     /// Boot this instead, with the root disk as second drive.
     #[serde(default)]
     pub rescue: Option<RescueSpec>,
@@ -251,6 +257,21 @@ impl Default for DiskSpec {
     fn default() -> Self {
         Self { number: 1, copy_of: None }
     }
+}
+
+/// A disk beside the root disk; its number is another one than that of any other disk of the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LocalDiskSpec {
+    /// From 1.
+    pub number: u32,
+    /// It begins as a copy of this one, which is not larger; without it is empty.
+    #[serde(default)]
+    pub copy_of: Option<u32>,
+    /// MiB.
+    pub size_mib: u64,
+    /// It begins as swap space: an empty one gets the header that `swapon` looks for.
+    #[serde(default)]
+    pub swap: bool,
 }
 
 /// What a server boots to be rescued.
@@ -350,4 +371,7 @@ pub struct InstanceMetadata {
     /// A cloud-config for cloud-init's first boot, beside the user's own data.
     #[serde(default)]
     pub vendor_data: Option<String>,
+    /// EC2's names of its disks beside the root disk (`ephemeral0`, `swap`), and where the guest finds them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub block_devices: BTreeMap<String, String>,
 }

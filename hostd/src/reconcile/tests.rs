@@ -1,4 +1,4 @@
-use mote_host_api::{CaptureSpec, CloudId, DiskSpec, HostId};
+use mote_host_api::{CaptureSpec, CloudId, DiskSpec, HostId, LocalDiskSpec};
 use proptest::prelude::*;
 
 use super::*;
@@ -363,6 +363,28 @@ fn a_new_disk_is_made_before_the_start_and_the_old_one_goes_when_nothing_names_i
 }
 
 #[test]
+fn local_disks_are_made_before_the_start_and_go_when_nothing_names_them() {
+    let (network, mut spec) = server_in_network(1);
+    let disk = |number, copy_of| LocalDiskSpec { number, copy_of, size_mib: 1, swap: false };
+    spec.local_disks = vec![disk(2, None), disk(3, None)];
+    let mut off = seen(&spec, Phase::Preparing);
+    off.record.process = None;
+    off.disks = [1, 2].into();
+    assert_eq!(next(&spec, &network, off.clone()), Some(Action::Prepare(spec.id)));
+    off.disks.insert(3);
+    assert_eq!(next(&spec, &network, off), Some(Action::Start(spec.id)));
+    // A larger copy is made of one that is kept until the change is confirmed; another isn't needed any more.
+    spec.local_disks = vec![disk(4, Some(2))];
+    assert_eq!(needed_disks(&spec, &[1, 2, 3].into()), [1, 2, 4].into());
+    spec.kept_local_disks = vec![2, 3];
+    assert_eq!(needed_disks(&spec, &[1, 2, 3, 4].into()), [1, 2, 3, 4].into());
+    let all = SeenServer { disks: [1, 2, 3, 4].into(), ..running(&spec) };
+    assert_eq!(next(&spec, &network, all.clone()), None);
+    spec.kept_local_disks.clear();
+    assert_eq!(next(&spec, &network, all), Some(Action::Prune(spec.id)));
+}
+
+#[test]
 fn a_capture_is_made_once_and_removed_when_nobody_waits_for_it() {
     let (network, mut spec) = server_in_network(1);
     let image_id = ImageId::new();
@@ -372,9 +394,29 @@ fn a_capture_is_made_once_and_removed_when_nobody_waits_for_it() {
     assert_eq!(next(&spec, &network, made.clone()), None);
     spec.captures.clear();
     assert_eq!(next(&spec, &network, made), Some(Action::Prune(spec.id)));
+    // Also of one that is suspended, but not before its VMM has ended.
+    spec.captures = vec![CaptureSpec { image_id }];
+    spec.power = DesiredPower::Suspended;
+    let ending = SeenServer {
+        record: ServerRecord { phase: Phase::Suspended, ..running(&spec).record },
+        ..running(&spec)
+    };
+    assert_eq!(next(&spec, &network, ending), Some(Action::Suspend(spec.id)));
+    let mut suspended = seen(&spec, Phase::Suspended);
+    suspended.record.process = None;
+    assert_eq!(next(&spec, &network, suspended), Some(Action::Capture(spec.id, image_id)));
 }
 
 // --- Convergence from any state -------------------------------------------------------------------------------------
+
+/// What a preparation makes.
+fn make_disks(want: &ServerSpec, disks: &mut BTreeSet<u32>) {
+    let copied = want.disk.copy_of.filter(|_| !disks.contains(&want.disk.number));
+    assert!(copied.is_none_or(|source| disks.contains(&source)), "the disk to copy is still there");
+    disks.insert(want.disk.number);
+    disks.extend(want.local_disks.iter().map(|disk| disk.number));
+    disks.extend(want.rescue.as_ref().map(|rescue| rescue.disk));
+}
 
 /// What the agent's tasks make of an action, when all goes well.
 fn apply(action: Action, desired: &DesiredState, state: &mut Observed, next_pid: &mut i32) {
@@ -418,14 +460,7 @@ fn apply(action: Action, desired: &DesiredState, state: &mut Observed, next_pid:
         Action::Prepare(_) => {
             attempt(&mut seen.record);
             seen.record.phase = Phase::Preparing;
-            let want = want.unwrap();
-            let copied = want.disk.copy_of.filter(|_| !seen.disks.contains(&want.disk.number));
-            assert!(
-                copied.is_none_or(|source| seen.disks.contains(&source)),
-                "the disk to copy is still there"
-            );
-            seen.disks.insert(want.disk.number);
-            seen.disks.extend(want.rescue.as_ref().map(|rescue| rescue.disk));
+            make_disks(want.unwrap(), &mut seen.disks);
         }
         Action::Start(_) => {
             *next_pid += 1;

@@ -1,9 +1,13 @@
 //! `prepare`: images here, disks made; `prune`: disks that nothing names any more removed; `capture`: a copy of the root
 //! disk.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs, io,
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    path::PathBuf,
+};
 
-use mote_host_api::{BootSpec, DiskSpec, ImageId, ImageSpec, ServerSpec};
+use mote_host_api::{BootSpec, DiskSpec, ImageId, ImageSpec, LocalDiskSpec, ServerSpec};
 use mote_images::disk::{DiskError, clone_sparse};
 
 use super::{TaskError, TaskEvent, Work};
@@ -12,12 +16,16 @@ use crate::{
     errors::one_line,
     files::{self, Durability},
     ledger::Phase,
+    paths::ServerDir,
     process::boot_id,
     reconcile::needed_disks,
+    swap,
 };
 
 /// Bytes of one GiB.
 const GIB: u64 = 1 << 30;
+/// Bytes of one MiB.
+const MIB: u64 = 1 << 20;
 
 impl Work {
     pub(super) async fn prepare(&mut self) -> Result<(), TaskError> {
@@ -39,6 +47,11 @@ impl Work {
             && !dir.disks().contains(&rescue.disk)
         {
             self.make_disk(rescue.disk, &rescue.boot.disk, rescue.boot.disk.size).await?;
+        }
+        for local in &spec.local_disks {
+            if !dir.disks().contains(&local.number) {
+                self.make_local_disk(*local).await?;
+            }
         }
         self.ensure_config_drive().await?;
         self.tell_disks().await;
@@ -166,14 +179,25 @@ impl Work {
         let DiskSpec { number, .. } = spec.disk;
         let size = root_size(spec);
         self.reach("before disk").await;
-        self.blocking(move || {
-            let (from, to) = (dir.disk(source), dir.disk(number));
-            files::replace_json(&dir.disk_unsynced(number), &boot_id(), Durability::Process)?;
-            let old = fs::metadata(&from).map(|disk| disk.len()).unwrap_or(0);
-            clone_sparse(&from, &to, size.max(old)).map_err(|e| disk_error(&e))?;
-            let synced = fs::File::open(&to).and_then(|disk| disk.sync_all());
-            synced.map_err(|e| TaskError::Local(format!("its disk cannot be written: {}", one_line(&e))))?;
-            files::remove_file(&dir.disk_unsynced(number)).map_err(TaskError::from)
+        self.blocking(move || copy(&dir, source, number, size)).await??;
+        self.reach("after disk").await;
+        Ok(())
+    }
+
+    /// A disk beside the root disk.
+    async fn make_local_disk(&self, local: LocalDiskSpec) -> Result<(), TaskError> {
+        let _slot = self.slots.disk.acquire().await.map_err(|_| TaskError::Cancelled)?;
+        self.check_cancelled()?;
+        let dir = self.parts.state.server(self.record.id);
+        let size = local.size_mib.saturating_mul(MIB);
+        self.reach("before disk").await;
+        self.blocking(move || match local.copy_of {
+            Some(source) => copy(&dir, source, local.number, size),
+            None => {
+                files::replace_json(&dir.disk_unsynced(local.number), &boot_id(), Durability::Process)?;
+                let made = empty(&dir, local, size);
+                made.map_err(|e| TaskError::Local(format!("its disk cannot be made: {}", one_line(&e))))
+            }
         })
         .await??;
         self.reach("after disk").await;
@@ -210,6 +234,28 @@ fn root_size(spec: &ServerSpec) -> u64 {
         0 => spec.boot.disk.size,
         size => size,
     }
+}
+
+fn copy(dir: &ServerDir, source: u32, number: u32, size: u64) -> Result<(), TaskError> {
+    let (from, to) = (dir.disk(source), dir.disk(number));
+    files::replace_json(&dir.disk_unsynced(number), &boot_id(), Durability::Process)?;
+    let old = fs::metadata(&from).map(|disk| disk.len()).unwrap_or(0);
+    clone_sparse(&from, &to, size.max(old)).map_err(|e| disk_error(&e))?;
+    let synced = fs::File::open(&to).and_then(|disk| disk.sync_all());
+    synced.map_err(|e| TaskError::Local(format!("its disk cannot be written: {}", one_line(&e))))?;
+    files::remove_file(&dir.disk_unsynced(number)).map_err(TaskError::from)
+}
+
+/// A disk of nothing but holes, and the header of swap space where that is wanted.
+fn empty(dir: &ServerDir, local: LocalDiskSpec, size: u64) -> io::Result<()> {
+    let unfinished = dir.disk_unfinished(local.number);
+    let mut options = fs::OpenOptions::new();
+    let file = options.write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+    file.set_len(size)?;
+    if local.swap {
+        file.write_all_at(&swap::header(size), 0)?;
+    }
+    fs::rename(&unfinished, dir.disk(local.number))
 }
 
 fn disk_error(e: &DiskError) -> TaskError {

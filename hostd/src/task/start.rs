@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use mote_host_api::{Bucket, NetworkId, PortSpec, ServerId, ServerSpec};
+use mote_host_api::{Bucket, LocalDiskSpec, NetworkId, PortSpec, ServerId, ServerSpec};
 use mote_images::kernel::{KernelError, check_kernel};
 use mote_vmm_api::{
     BootSource, CacheType, Drive, Entropy, MachineConfig, RateLimiter, Serial, Smbios, TokenBucket, VmConfig,
@@ -36,6 +36,8 @@ pub const CONSOLE_LOG_LIMIT: u64 = 1 << 20;
 const ROOT_DRIVE: &str = "root";
 /// Drive id of the disk that a rescued server boots from.
 const RESCUE_DRIVE: &str = "rescue";
+/// Beginning of the drive ids of disks beside the root disk.
+const LOCAL_DRIVE: &str = "local";
 /// Drive id of the config drive.
 const CONFIG_DRIVE: &str = "config";
 
@@ -256,7 +258,7 @@ pub(super) fn serial(dir: &ServerDir) -> Serial {
     }
 }
 
-/// What it boots from comes first, the config drive last: other drives keep their names in the guest.
+/// What it boots from comes first, then its other disks, the config drive last: other drives keep their names in the guest.
 fn drives(spec: &ServerSpec, dir: &ServerDir, root: bool) -> Vec<Drive> {
     let mut drives = match &spec.rescue {
         None => vec![drive(ROOT_DRIVE, dir.inside(&dir.disk(spec.disk.number)), root)],
@@ -265,6 +267,10 @@ fn drives(spec: &ServerSpec, dir: &ServerDir, root: bool) -> Vec<Drive> {
             drive(ROOT_DRIVE, dir.inside(&dir.disk(spec.disk.number)), false),
         ],
     };
+    let local = |disk: &LocalDiskSpec| {
+        drive(&format!("{LOCAL_DRIVE}{}", disk.number), dir.inside(&dir.disk(disk.number)), false)
+    };
+    drives.extend(spec.local_disks.iter().map(local));
     drives.extend(spec.config_drive.map(|number| Drive {
         is_read_only: true,
         ..drive(CONFIG_DRIVE, dir.inside(&dir.config_drive(number)), false)
@@ -315,12 +321,17 @@ mod tests {
     #[test]
     fn every_drive_gets_the_limits_of_the_flavor() {
         let mut spec = crate::sim::server_spec(&[]);
+        spec.local_disks = vec![LocalDiskSpec { number: 2, copy_of: None, size_mib: 64, swap: true }];
         let directory = crate::paths::StateDir::new("/state").server(spec.id);
         assert!(drives(&spec, &directory, true).iter().all(|drive| drive.rate_limiter.is_none()));
         spec.devices.disk_operations = Some(Bucket { tokens: 5, refill_ms: 100 });
         let limited = drives(&spec, &directory, true);
         let ops = Some(TokenBucket { size: 5, one_time_burst: None, refill_time: 100 });
-        assert_eq!(limited.len(), 2);
+        assert_eq!(limited.len(), 3);
+        assert_eq!(
+            limited.iter().map(|drive| drive.drive_id.as_str()).collect::<Vec<_>>(),
+            ["root", "local2", "config"]
+        );
         for drive in limited {
             assert_eq!(drive.rate_limiter, Some(RateLimiter { bandwidth: None, ops }));
         }

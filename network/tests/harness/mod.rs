@@ -303,6 +303,7 @@ pub fn metadata_of(networks: &[NetworkSpec]) -> HashMap<ServerId, InstanceMetada
                 user_data: Some("IyEvYmluL3NoCg==".to_owned()),
                 launch_index: 0,
                 vendor_data: None,
+                block_devices: Default::default(),
             };
             (port.server_id, metadata)
         })

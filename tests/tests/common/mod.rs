@@ -7,7 +7,9 @@ use mote::client::Client;
 use mote_tests::{
     cloud::Cloud,
     journey::{self, ImageFiles, Journey},
+    lab::{self, Lab},
     programs,
+    steps::Steps,
 };
 
 /// Ends a test early, saying why, where servers can't run.
@@ -28,6 +30,25 @@ pub fn run<F: Future<Output = anyhow::Result<()>>>(test: F) {
     if let Err(e) = runtime.block_on(test) {
         panic!("{e:#}");
     }
+}
+
+/// Where this machine has no hardware virtualization, starts the lab as a host of the cloud, on which the journey then is.
+pub async fn on_hardware(
+    cloud: &Cloud,
+    client: &Client,
+    name: &str,
+    journey: &mut Journey,
+    steps: &mut Steps,
+) -> anyhow::Result<Option<Lab>> {
+    let Some(reason) = lab::needed() else { return Ok(None) };
+    steps.done(format!("a lab is needed: {reason}"));
+    let lab = Lab::start(name)?;
+    let port = cloud.url.rsplit(':').next().and_then(|port| port.parse().ok()).unwrap_or_default();
+    lab.join(client, port, "lab").await?;
+    steps.done("the lab's host is up");
+    journey.place = lab.place();
+    journey.dirs = lab.server_dirs();
+    Ok(Some(lab))
 }
 
 /// Uploads the conformance guest with a mode (`mote.serve`, `mote.hello`, …) and gives the image's id.

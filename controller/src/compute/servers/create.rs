@@ -21,7 +21,7 @@ use super::{
         versions::Version,
     },
     input::{self, Nics, Place, Wanted},
-    row, view,
+    local, row, view,
 };
 use crate::{
     app::App,
@@ -53,6 +53,8 @@ struct Plan<'a> {
     image_id: String,
     boot: String,
     disk_claim_gib: i64,
+    /// Those beside the root disk, JSON; and the number of the last one.
+    local_disks: (String, i64),
     public_key: Option<String>,
     metadata: String,
     restart_policy: &'static str,
@@ -137,6 +139,7 @@ async fn prepare<'a>(tx: &mut Conn, ctx: &'a Ctx, wanted: &'a Wanted) -> Result<
         other => other?,
     };
     let disk_claim_gib = fits(&flavor, &images)?;
+    let local_disks = local::of_request(&flavor, &wanted.local_disks)?;
     check_place(tx, ctx, &wanted.place).await?;
     let public_key = match &wanted.key_name {
         None => None,
@@ -163,6 +166,10 @@ async fn prepare<'a>(tx: &mut Conn, ctx: &'a Ctx, wanted: &'a Wanted) -> Result<
         extra_specs: serde_json::to_string(&extra_specs).map_err(ApiError::internal)?,
         flavor,
         disk_claim_gib,
+        local_disks: (
+            serde_json::to_string(&local_disks).map_err(ApiError::internal)?,
+            local::last(1, &local_disks),
+        ),
         public_key,
         metadata: serde_json::to_string(&wanted.metadata).map_err(ApiError::internal)?,
         restart_policy: input::restart_policy(&wanted.metadata)?,
@@ -228,7 +235,8 @@ pub(super) fn fits(flavor: &Flavor, images: &BootImages) -> Result<i64, ApiError
     if disk > 0 && disk < needed {
         return refused("Flavor's disk is too small for requested image.");
     }
-    i64::try_from(disk.max(needed)).map_err(ApiError::internal)
+    let root = i64::try_from(disk.max(needed)).map_err(ApiError::internal)?;
+    Ok(root.saturating_add(flavor.local_gib()))
 }
 
 /// What a host is told of an image that is booted.
@@ -375,9 +383,11 @@ async fn insert(
              disk_gib, disk_claim_gib, image_id, boot, key_name, public_key, user_data, metadata, restart_policy,
              launch_index, availability_zone, host_id, desired_power, run_generation, changed_generation, vm_state,
              task_state, fault_code, fault_message, fault_us, created_us, updated_us, description, flavor_extra_specs,
-             config_drive, access_ipv4, access_ipv6, disk_config, admin_password_hash, reservation_id)
+             config_drive, access_ipv4, access_ipv6, disk_config, admin_password_hash, reservation_id, ephemeral_gib,
+             swap_mib, local_disks, disk_last)
          VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21,
-             'running', 1, $22, $23, $24, $25, $26, $27, $28, $28, $29, $30, $31, $32, $33, $34, $35, $36)",
+             'running', 1, $22, $23, $24, $25, $26, $27, $28, $28, $29, $30, $31, $32, $33, $34, $35, $36, $37, $38, $39,
+             $40)",
     )
     .bind(&one.id)
     .bind(plan.project)
@@ -415,6 +425,10 @@ async fn insert(
     .bind(plan.wanted.disk_config.word())
     .bind(&plan.wanted.admin_password_hash)
     .bind(&plan.reservation_id)
+    .bind(plan.flavor.ephemeral_gib)
+    .bind(plan.flavor.swap_mib)
+    .bind(&plan.local_disks.0)
+    .bind(plan.local_disks.1)
     .execute(&mut *tx)
     .await?;
     if let Some((_, zone)) = host {

@@ -9,6 +9,7 @@ use uuid::Uuid;
 use super::{
     super::versions::Version,
     guest::{DiskConfig, password_hash},
+    local,
 };
 use crate::{http::error::ApiError, network::ports::server::NicWish};
 
@@ -63,6 +64,7 @@ pub(super) struct Place {
 pub(in super::super) struct Wanted {
     pub(super) name: String,
     pub(super) image_id: String,
+    pub(super) local_disks: Vec<local::Wish>,
     pub(super) flavor_id: String,
     pub(super) nics: Nics,
     pub(super) key_name: Option<String>,
@@ -228,7 +230,8 @@ pub(super) fn parse(mut body: Value, version: Version) -> Result<Wanted, ApiErro
     let mut fields = Fields::open(body, "server", &[])?;
     let name = server_name(&mut fields)?;
     let flavor_id = flavor_ref(&mut fields)?;
-    let image_id = image(&mut fields)?.ok_or_else(|| required("imageRef"))?;
+    let (image_id, local_disks) = disks(&mut fields)?;
+    let image_id = image_id.ok_or_else(|| required("imageRef"))?;
     let nics = nics(&mut fields, version)?;
     let (min, max) = (fields.count("min_count")?, fields.count("max_count")?);
     let min_count = min.unwrap_or(1);
@@ -245,6 +248,7 @@ pub(super) fn parse(mut body: Value, version: Version) -> Result<Wanted, ApiErro
     let wanted = Wanted {
         name,
         image_id,
+        local_disks,
         flavor_id,
         nics,
         key_name: fields.string("key_name")?,
@@ -399,34 +403,67 @@ pub(in super::super) fn server_name(fields: &mut Fields) -> Result<String, ApiEr
     }
 }
 
-/// `imageRef`, and the block device mapping that the openstack client sends with it (which says the same).
-fn image(fields: &mut Fields) -> Result<Option<String>, ApiError> {
+/// `imageRef` and the block device mapping: the disk that is made of the image (which the openstack client names there, too),
+/// and disks beside it.
+fn disks(fields: &mut Fields) -> Result<(Option<String>, Vec<local::Wish>), ApiError> {
     if fields.0.get("imageRef").is_some_and(|value| *value == "") {
         fields.take("imageRef");
     }
-    let image = fields.uuid("imageRef")?;
+    let mut image = fields.uuid("imageRef")?;
     let devices = fields.list("block_device_mapping_v2")?;
-    let Some(device) = devices.first() else { return Ok(image) };
     let refused = |why: &str| invalid("block_device_mapping_v2", &Value::Array(devices.clone()), why);
-    if devices.len() > 1 {
-        return Err(refused("has more than one device; volumes are not there"));
+    let (mut booted, mut wishes) = (None, Vec::new());
+    for device in &devices {
+        let Value::Object(device) = device.clone() else { return Err(refused("is not a list of objects")) };
+        let mut device = Fields(device);
+        let (source, to) = (device.take("source_type"), device.take("destination_type"));
+        let index = device.take("boot_index");
+        if device.take("delete_on_termination").is_some_and(|delete| delete != true) {
+            return Err(refused("has a disk that would stay when its server goes"));
+        }
+        if source == Some("blank".into())
+            && to == Some("local".into())
+            && index.as_ref().is_none_or(|index| *index == -1 || *index == "-1")
+        {
+            let size = match device.take("volume_size") {
+                None => None,
+                Some(size) => Some(
+                    number(&size)
+                        .filter(|size| *size > 0)
+                        .ok_or_else(|| refused("has a disk without a size"))?,
+                ),
+            };
+            wishes.push(match device.string("guest_format")?.as_deref() {
+                None => local::Wish::Ephemeral(size),
+                Some("swap") => local::Wish::Swap(size),
+                Some(_) => {
+                    return Err(refused(
+                        "has a disk with a file system: guests make their own, only swap is made",
+                    ));
+                }
+            });
+            device.finish()?;
+            continue;
+        }
+        let named = device.uuid("uuid")?;
+        let root = source == Some("image".into())
+            && to.is_none_or(|to| to == "local")
+            && index.is_none_or(|index| number(&index) == Some(0))
+            && named.is_some()
+            && booted.is_none();
+        if !root {
+            return Err(refused(
+                "is not one local disk made of an image, and blank local disks; volumes are not there",
+            ));
+        }
+        device.finish()?;
+        booted = named;
     }
-    let Value::Object(device) = device.clone() else { return Err(refused("is not a list of objects")) };
-    let mut device = Fields(device);
-    let booted = device.uuid("uuid")?;
-    let disk = device.take("source_type") == Some("image".into())
-        && device.take("destination_type").is_none_or(|to| to == "local")
-        && device.take("boot_index").is_none_or(|index| number(&index) == Some(0))
-        && device.take("delete_on_termination").is_none_or(|delete| delete == true)
-        && booted.is_some();
-    if !disk {
-        return Err(refused("is not the one local disk made of an image that goes with its server"));
+    if booted.is_some() && image.is_some() && image != booted {
+        return Err(refused("names another image than imageRef"));
     }
-    device.finish()?;
-    match image.is_some() && image != booted {
-        true => Err(refused("names another image than imageRef")),
-        false => Ok(booted),
-    }
+    image = image.or(booted);
+    Ok((image, wishes))
 }
 
 fn nics(fields: &mut Fields, version: Version) -> Result<Nics, ApiError> {

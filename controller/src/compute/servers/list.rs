@@ -14,11 +14,12 @@ use super::{
         versions::Version,
     },
     details::Details,
-    row::{SELECT_LISTED, SELECT_LISTED_SHORT, ServerRow},
+    row::{SELECT_ALL, SELECT_LISTED, SELECT_LISTED_SHORT, ServerRow},
     tags, view,
 };
 use crate::{
     app::App,
+    hosts,
     http::{context::Ctx, error::ApiError, json::answer, query::Params},
 };
 
@@ -151,12 +152,10 @@ impl Page {
             None => MAX_LIMIT,
         };
         let filters = Filters::parse(version, params)?;
-        let wish = Wish { project, params, order: order(params)?, filters: &filters, ctx, version };
-        if params.boolean("deleted")? == Some(true) {
-            ctx.require_admin()?;
-            // Mote keeps no deleted servers.
-            return Ok(Self::default());
-        }
+        let of = Of::parse(ctx, params, &filters)?;
+        let kept_since = hosts::kept_since(&app.config);
+        let order = order(params)?;
+        let wish = Wish { of, kept_since, project, params, order, filters: &filters, ctx, version };
         // One snapshot: what is read after a server is what followed it then.
         let mut tx = app.db.begin().await?;
         let page = wish.page(&mut tx, limit, form).await?;
@@ -219,8 +218,40 @@ fn project<'a>(ctx: &'a Ctx, version: Version, params: &'a Params) -> Result<Opt
     }
 }
 
+/// Whether deleted servers are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Present,
+    Deleted,
+    Both,
+}
+
+impl Of {
+    /// Who asks for changes hears of deletions, too; else they are for admins who ask for them.
+    fn parse(ctx: &Ctx, params: &Params, filters: &Filters) -> Result<Self, ApiError> {
+        let by_status = filters.statuses.iter().any(|status| status.eq_ignore_ascii_case("deleted"));
+        let asked = if by_status { Some(true) } else { params.boolean("deleted")? };
+        match asked {
+            Some(true) => ctx.require_admin().map(|()| Self::Deleted),
+            None if filters.since_us.is_some() || filters.before_us.is_some() => Ok(Self::Both),
+            _ => Ok(Self::Present),
+        }
+    }
+
+    /// What is read.
+    fn table(self) -> &'static str {
+        match self {
+            Self::Present => "servers",
+            Self::Deleted | Self::Both => "all_servers AS servers",
+        }
+    }
+}
+
 /// What is asked for.
 struct Wish<'a> {
+    of: Of,
+    /// Servers that were deleted before this are not shown any more.
+    kept_since: i64,
     project: Option<&'a str>,
     params: &'a Params,
     order: Vec<Key>,
@@ -263,10 +294,9 @@ impl Wish<'_> {
 
     /// A marker is any server that the asker may see here.
     async fn check_marker(&self, db: &mut Conn, marker: &str) -> Result<(), ApiError> {
-        let owner: Option<String> = sqlx::query_scalar("SELECT project_id FROM servers WHERE id = $1")
-            .bind(marker)
-            .fetch_optional(db)
-            .await?;
+        let mut query = QueryBuilder::<Db>::new("SELECT servers.project_id FROM ");
+        query.push(self.of.table()).push(" WHERE servers.id = ").push_bind(marker.to_owned());
+        let owner: Option<String> = query.build_query_scalar().fetch_optional(db).await?;
         match owner.is_some_and(|owner| self.project.is_none_or(|project| project == owner)) {
             true => Ok(()),
             false => {
@@ -284,9 +314,21 @@ impl Wish<'_> {
         limit: usize,
     ) -> Result<Vec<ServerRow>, ApiError> {
         let with_user_data = self.ctx.is_admin && self.version.has(3);
-        let mut query =
-            QueryBuilder::<Db>::new(if with_user_data { SELECT_LISTED } else { SELECT_LISTED_SHORT });
-        query.push(" WHERE TRUE");
+        let mut query = QueryBuilder::<Db>::new(match self.of {
+            Of::Present if with_user_data => SELECT_LISTED,
+            Of::Present => SELECT_LISTED_SHORT,
+            Of::Deleted | Of::Both => SELECT_ALL,
+        });
+        query.push(match self.of {
+            Of::Present => " WHERE TRUE",
+            Of::Deleted => " WHERE servers.deleted_us >= ",
+            Of::Both => " WHERE (servers.deleted_us IS NULL OR servers.deleted_us >= ",
+        });
+        match self.of {
+            Of::Present => {}
+            Of::Deleted => drop(query.push_bind(self.kept_since)),
+            Of::Both => drop(query.push_bind(self.kept_since).push(")")),
+        }
         if let Some(project) = self.project {
             query.push(" AND servers.project_id = ").push_bind(project.to_owned());
         }
@@ -315,7 +357,7 @@ impl Wish<'_> {
         }
         self.filters.push(&mut query);
         if let Some(id) = after {
-            push_after(&mut query, &self.order, id);
+            push_after(&mut query, &self.order, self.of, id);
         }
         query.push(" ORDER BY ");
         let mut keys = query.separated(", ");
@@ -333,15 +375,16 @@ async fn details(db: &mut Conn, rows: &[ServerRow]) -> Result<HashMap<String, De
 }
 
 /// Narrows to what comes after the server of this id, which is there.
-fn push_after(query: &mut QueryBuilder<Db>, order: &[Key], id: &str) {
-    const OF: &str = " FROM servers LEFT JOIN hosts ON hosts.id = servers.host_id WHERE servers.id = ";
+fn push_after(query: &mut QueryBuilder<Db>, order: &[Key], of: Of, id: &str) {
+    let from =
+        format!(" FROM {} LEFT JOIN hosts ON hosts.id = servers.host_id WHERE servers.id = ", of.table());
     let ascending = |key: &Key| key.ascending;
     let expressions = |keys: &[Key]| keys.iter().map(|key| key.expression).collect::<Vec<_>>().join(", ");
     if order.iter().all(ascending) || !order.iter().any(ascending) {
         // What an index can be searched for.
         let all = expressions(order);
         let sign = if order.iter().all(ascending) { ">" } else { "<" };
-        query.push(format!(" AND ({all}) {sign} (SELECT {all}{OF}")).push_bind(id.to_owned()).push(")");
+        query.push(format!(" AND ({all}) {sign} (SELECT {all}{from}")).push_bind(id.to_owned()).push(")");
         return;
     }
     query.push(" AND (FALSE");
@@ -350,10 +393,10 @@ fn push_after(query: &mut QueryBuilder<Db>, order: &[Key], id: &str) {
         query.push(" OR (");
         if !equal.is_empty() {
             let all = expressions(equal);
-            query.push(format!("({all}) = (SELECT {all}{OF}")).push_bind(id.to_owned()).push(") AND ");
+            query.push(format!("({all}) = (SELECT {all}{from}")).push_bind(id.to_owned()).push(") AND ");
         }
         let of = key.expression;
-        query.push(format!("{of} {sign} (SELECT {of}{OF}")).push_bind(id.to_owned()).push("))");
+        query.push(format!("{of} {sign} (SELECT {of}{from}")).push_bind(id.to_owned()).push("))");
     }
     query.push(")");
 }

@@ -30,6 +30,7 @@ pub(crate) mod guest;
 pub(super) mod input;
 mod interfaces;
 mod list;
+pub(crate) mod local;
 mod parts;
 pub(super) mod records;
 mod row;
@@ -167,7 +168,8 @@ async fn remove(app: &App, ctx: &Ctx, id: &str) -> Result<(), ApiError> {
         return Ok(());
     }
     let Some(host) = &row.host_id else {
-        let mut released = hosts::finish_deletion(&mut tx, &row.id).await?;
+        row::record_action(&mut tx, ctx, &row.id, "delete").await?;
+        let mut released = hosts::finish_deletion(&mut tx, &app.config, &row.id).await?;
         if let Some(image) = &row.shelved_image_id {
             let digest: Option<Option<String>> =
                 sqlx::query_scalar("SELECT sha256 FROM images WHERE id = $1")

@@ -51,10 +51,16 @@ struct ActionRow {
     finished_us: Option<i64>,
 }
 
-/// What actions are read from.
-const SELECT: &str =
-    "SELECT request_id, server_id, action, project_id, user_id, started_us, error, finished_us
-     FROM server_actions WHERE server_id = $1 ORDER BY started_us DESC, request_id";
+/// The statement that reads the actions of a server.
+macro_rules! select {
+    ($from:literal) => {
+        concat!(
+            "SELECT request_id, server_id, action, project_id, user_id, started_us, error, finished_us FROM ",
+            $from,
+            " WHERE server_id = $1 ORDER BY started_us DESC, request_id"
+        )
+    };
+}
 
 /// A time as Nova writes it here.
 pub(in super::super) fn time(us: i64) -> String {
@@ -99,10 +105,23 @@ impl ActionRow {
     }
 }
 
-async fn rows(app: &App, ctx: &Ctx, id: &str) -> Result<(ServerRow, Vec<ActionRow>), ApiError> {
+/// A server with what was done to it; since 2.21 also one that is deleted.
+async fn rows(
+    app: &App,
+    ctx: &Ctx,
+    version: Version,
+    id: &str,
+) -> Result<(ServerRow, Vec<ActionRow>), ApiError> {
     let mut db = app.db.acquire().await?;
-    let row = row::visible(&mut db, ctx, id).await?;
-    let rows = sqlx::query_as(SELECT).bind(&row.id).fetch_all(&mut *db).await?;
+    let row = match row::visible(&mut db, ctx, id).await {
+        Err(ApiError::NotFound(_)) if version.has(21) => row::deleted(app, &mut db, ctx, id).await?,
+        other => other?,
+    };
+    let sql = match row.deleted_us {
+        None => select!("server_actions"),
+        Some(_) => select!("deleted_server_actions"),
+    };
+    let rows = sqlx::query_as(sql).bind(&row.id).fetch_all(&mut *db).await?;
     Ok((row, rows))
 }
 
@@ -121,7 +140,7 @@ async fn actions(
     Path(id): Path<String>,
     params: Params,
 ) -> Result<Json<Value>, ApiError> {
-    let (_, mut rows) = rows(&app, &ctx, &id).await?;
+    let (_, mut rows) = rows(&app, &ctx, version, &id).await?;
     let mut next = None;
     if version.has(58) {
         let since = moment(&params, "changes-since")?;
@@ -157,7 +176,7 @@ async fn action(
     version: Version,
     Path((id, request)): Path<(String, String)>,
 ) -> Result<Json<Value>, ApiError> {
-    let (server, rows) = rows(&app, &ctx, &id).await?;
+    let (server, rows) = rows(&app, &ctx, version, &id).await?;
     let found = rows.iter().find(|row| row.request_id == request);
     let found = found.ok_or_else(|| {
         let request: String = request.chars().take(64).collect();

@@ -3,7 +3,7 @@
 use crate::db::{Conn, Db};
 use std::collections::BTreeMap;
 
-use mote_host_api::{BootSpec, DesiredPower, RescueSpec};
+use mote_host_api::{BootSpec, DesiredPower, LocalDiskSpec, RescueSpec};
 use serde_json::json;
 use sqlx::{FromRow, QueryBuilder};
 
@@ -15,6 +15,7 @@ use super::{
     guest::DiskConfig,
 };
 use crate::{
+    app::App,
     events::{self, NewEvent},
     hosts,
     http::{context::Ctx, error::ApiError},
@@ -43,6 +44,9 @@ pub(super) struct ServerRow {
     pub(super) memory_mib: i64,
     pub(super) disk_gib: i64,
     pub(super) disk_claim_gib: i64,
+    pub(super) ephemeral_gib: i64,
+    pub(super) swap_mib: i64,
+    local_disks: String,
     flavor_extra_specs: String,
     boot: String,
     pub(super) disk_number: i64,
@@ -72,16 +76,22 @@ pub(super) struct ServerRow {
     pub(super) access_ipv6: String,
     disk_config: String,
     pub(super) reservation_id: Option<String>,
+    /// When it was deleted.
+    pub(super) deleted_us: Option<i64>,
 }
 
-/// The statement that reads [`ServerRow`]s, with these in place of its three large columns.
+/// The statement that reads [`ServerRow`]s, with these in place of its large columns.
 macro_rules! select {
-    ($boot:literal, $rescue:literal, $user_data:literal) => {
+    ($boot:literal, $rescue:literal, $local:literal, $user_data:literal) => {
+        select!($boot, $rescue, $local, $user_data, "CAST(NULL AS BIGINT)", "servers")
+    };
+    ($boot:literal, $rescue:literal, $local:literal, $user_data:literal, $deleted:literal, $from:literal) => {
         concat!(
             "SELECT servers.id, servers.project_id, servers.user_id, servers.name, servers.flavor_id,
                 servers.image_id, servers.key_name, servers.metadata, servers.description, servers.hostname,
                 servers.launch_index, servers.locked_by, servers.locked_reason, servers.flavor_name,
                 servers.vcpus, servers.memory_mib, servers.disk_gib, servers.disk_claim_gib,
+                servers.ephemeral_gib, servers.swap_mib,
                 servers.flavor_extra_specs, servers.disk_number, servers.disk_last, servers.resized_from,
                 servers.config_drive, servers.shelved_image_id, servers.desired_power, servers.availability_zone, servers.host_id,
                 hosts.name AS host_name, hosts.enabled AS host_enabled, hosts.last_seen_us AS host_seen_us,
@@ -93,18 +103,28 @@ macro_rules! select {
             " AS boot, ",
             $rescue,
             " AS rescue, ",
+            $local,
+            " AS local_disks, ",
             $user_data,
-            " AS user_data FROM servers LEFT JOIN hosts ON hosts.id = servers.host_id "
+            " AS user_data, ",
+            $deleted,
+            " AS deleted_us FROM ",
+            $from,
+            " LEFT JOIN hosts ON hosts.id = servers.host_id "
         )
     };
 }
 
 /// What [`ServerRow`] is read from.
-pub(super) const SELECT: &str = select!("servers.boot", "servers.rescue", "servers.user_data");
+pub(super) const SELECT: &str =
+    select!("servers.boot", "servers.rescue", "servers.local_disks", "servers.user_data");
 /// The same for lists, which don't show what servers boot; with user data.
-pub(super) const SELECT_LISTED: &str = select!("''", "NULL", "servers.user_data");
+pub(super) const SELECT_LISTED: &str = select!("''", "NULL", "'[]'", "servers.user_data");
 /// The same without user data.
-pub(super) const SELECT_LISTED_SHORT: &str = select!("''", "NULL", "NULL");
+pub(super) const SELECT_LISTED_SHORT: &str = select!("''", "NULL", "'[]'", "NULL");
+/// The same for lists in which deleted servers may be, too.
+pub(super) const SELECT_ALL: &str =
+    select!("''", "NULL", "'[]'", "servers.user_data", "servers.deleted_us", "all_servers AS servers");
 
 impl ServerRow {
     /// Nova's `vm_state`.
@@ -151,6 +171,11 @@ impl ServerRow {
         serde_json::from_str(&self.boot).map_err(ApiError::internal)
     }
 
+    /// Its disks beside the root disk.
+    pub(super) fn local_disks(&self) -> Result<Vec<LocalDiskSpec>, ApiError> {
+        serde_json::from_str(&self.local_disks).map_err(ApiError::internal)
+    }
+
     /// What it boots to be rescued.
     pub(super) fn rescue(&self) -> Result<Option<RescueSpec>, ApiError> {
         self.rescue.as_deref().map(serde_json::from_str).transpose().map_err(ApiError::internal)
@@ -174,6 +199,8 @@ impl ServerRow {
             vcpus: self.vcpus,
             memory_mib: self.memory_mib,
             disk_gib: self.disk_gib,
+            ephemeral_gib: self.ephemeral_gib,
+            swap_mib: self.swap_mib,
         }
     }
 
@@ -193,14 +220,30 @@ impl ServerRow {
 /// # Errors
 /// 404.
 pub(super) async fn visible(db: &mut Conn, ctx: &Ctx, id: &str) -> Result<ServerRow, ApiError> {
-    let project = ctx.require_project()?;
     let mut query = QueryBuilder::<Db>::new(SELECT);
     query.push(" WHERE servers.id = ").push_bind(id.to_owned());
     let row: Option<ServerRow> = query.build_query_as().fetch_optional(db).await?;
+    seen(ctx, id, row)
+}
+
+fn seen(ctx: &Ctx, id: &str, row: Option<ServerRow>) -> Result<ServerRow, ApiError> {
+    let project = ctx.require_project()?;
     row.filter(|row| ctx.is_admin || row.project_id == project).ok_or_else(|| {
         let id: String = id.chars().take(MAX_SHOWN_ID).collect();
         ApiError::NotFound(format!("Instance {id} could not be found."))
     })
+}
+
+/// The deleted server of that id, if the asker may see it and it is still kept.
+///
+/// # Errors
+/// 404.
+pub(super) async fn deleted(app: &App, db: &mut Conn, ctx: &Ctx, id: &str) -> Result<ServerRow, ApiError> {
+    let mut query = QueryBuilder::<Db>::new(SELECT_ALL);
+    query.push(" WHERE servers.id = ").push_bind(id.to_owned());
+    query.push(" AND servers.deleted_us >= ").push_bind(hosts::kept_since(&app.config));
+    let row: Option<ServerRow> = query.build_query_as().fetch_optional(db).await?;
+    seen(ctx, id, row)
 }
 
 /// Gives a server these tags besides those that it has.

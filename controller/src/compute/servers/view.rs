@@ -135,8 +135,8 @@ enum FlavorView<'a> {
         vcpus: i64,
         ram: i64,
         disk: i64,
-        ephemeral: u8,
-        swap: u8,
+        ephemeral: i64,
+        swap: i64,
         original_name: &'a str,
         extra_specs: BTreeMap<String, String>,
     },
@@ -226,7 +226,7 @@ pub(super) struct Document<'a> {
     #[serde(rename = "OS-SRV-USG:launched_at", skip_serializing_if = "Option::is_none")]
     launched_at: Option<Option<String>>,
     #[serde(rename = "OS-SRV-USG:terminated_at", skip_serializing_if = "Option::is_none")]
-    terminated_at: Option<Option<&'static str>>,
+    terminated_at: Option<Option<String>>,
     #[serde(rename = "os-extended-volumes:volumes_attached", skip_serializing_if = "Option::is_none")]
     volumes_attached: Option<[&'static str; 0]>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -310,8 +310,8 @@ pub(super) fn document<'a>(
         vm_state: full.then_some(vm_state.word()),
         task_state: full.then_some(task_state.map(|task| task.word())),
         power_state: full.then(|| power_state(vm_state, row.desired_power())),
-        launched_at: full.then(|| row.launched_us.map(launched_at)),
-        terminated_at: full.then_some(None),
+        launched_at: full.then(|| row.launched_us.map(time)),
+        terminated_at: full.then(|| row.deleted_us.map(time)),
         volumes_attached: full.then_some([]),
         fault: (vm_state == VmState::Error).then(|| fault(ctx, row)),
         // Nova shows a progress in the states that have one.
@@ -349,15 +349,15 @@ fn flavor<'a>(app: &'a App, version: Version, row: &'a ServerRow) -> Result<Flav
         vcpus: row.vcpus,
         ram: row.memory_mib,
         disk: row.disk_gib,
-        ephemeral: 0,
-        swap: 0,
+        ephemeral: row.ephemeral_gib,
+        swap: row.swap_mib,
         original_name: &row.flavor_name,
         extra_specs: row.extra_specs()?,
     })
 }
 
-/// Nova prints this one time with microseconds and without a zone.
-fn launched_at(us: i64) -> String {
+/// Nova prints these times with microseconds and without a zone.
+fn time(us: i64) -> String {
     crate::db::rfc3339_us(us).trim_end_matches('Z').to_owned()
 }
 

@@ -586,6 +586,7 @@ impl World {
 /// What isn't a thing of anybody's.
 fn constant(pattern: &str, named: &str) -> Option<&'static str> {
     match (pattern.split('/').nth(1)?, named) {
+        ("compute", "{class}") => Some("default"),
         ("network", "{alias}") => Some("quotas"),
         ("network", "{type}") => Some("dscp_marking"),
         ("image", "{name}") => Some("image"),
@@ -624,6 +625,7 @@ fn actions(image: &str) -> Vec<Value> {
         json!({"rebuild": {"imageRef": image}}),
         json!({"rescue": {"rescue_image_ref": image}}),
         json!({"createImage": {"name": "copy"}}),
+        json!({"createBackup": {"name": "copy", "backup_type": "daily", "rotation": 1}}),
         json!({"resize": {"flavorRef": "2"}}),
         json!({"changePassword": {"adminPass": "x"}}),
         json!({"os-getConsoleOutput": {}}),

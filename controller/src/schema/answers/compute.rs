@@ -523,6 +523,8 @@ pub(super) const ANSWERS: &[Row] = &[
         "/v2.1/os-migrations",
         &[(200, Shown(&[("migrations", Each(&MIGRATION)), ("migrations_links", LINKS)]))],
     ),
+    ("GET", "/v2.1/os-quota-class-sets/{class}", &[(200, Shown(&[("quota_class_set", QUOTA_SET)]))]),
+    ("PUT", "/v2.1/os-quota-class-sets/{class}", &[(200, Shown(&[("quota_class_set", QUOTA_SET)]))]),
     ("DELETE", "/v2.1/os-quota-sets/{project}", &[(202, Null)]),
     ("GET", "/v2.1/os-quota-sets/{project}", &[(200, Shown(&[("quota_set", QUOTA_SET)]))]),
     ("PUT", "/v2.1/os-quota-sets/{project}", &[(200, Shown(&[("quota_set", QUOTA_SET)]))]),

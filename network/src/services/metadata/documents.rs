@@ -47,6 +47,8 @@ const EC2_NEWEST: &str = "2009-04-04";
 const LATEST: &str = "latest";
 /// Random bytes in `meta_data.json`, as Nova gives them.
 const SEED_LEN: usize = 512;
+/// What no public key of SSH has, and every certificate.
+const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
 /// Path segments; no document is as deep.
 const DEPTH_MAX: usize = 8;
 
@@ -166,7 +168,12 @@ fn meta_data(guest: &Guest, since: impl Fn(&str) -> bool) -> serde_json::Value {
     if !metadata.public_keys.is_empty() {
         let keys = metadata.public_keys.iter();
         data["public_keys"] = json!(metadata.public_keys);
-        data["keys"] = keys.map(|(name, key)| json!({"name": name, "type": "ssh", "data": key})).collect();
+        data["keys"] = keys
+            .map(|(name, key)| {
+                let kind = if key.contains(CERTIFICATE) { "x509" } else { "ssh" };
+                json!({"name": name, "type": kind, "data": key})
+            })
+            .collect();
     }
     if since(RANDOM_SEED) {
         let mut seed = [0; SEED_LEN];
@@ -272,7 +279,15 @@ fn ec2_tree(guest: &Guest) -> Node {
         ("ami-launch-index".to_owned(), Node::leaf(metadata.launch_index)),
         (
             "block-device-mapping".to_owned(),
-            Node::directory([("ami", Node::leaf("vda")), ("root", Node::leaf("/dev/vda"))]),
+            Node::Directory(
+                [("ami", "vda"), ("root", "/dev/vda")]
+                    .into_iter()
+                    .chain(
+                        metadata.block_devices.iter().map(|(name, device)| (name.as_str(), device.as_str())),
+                    )
+                    .map(|(name, device)| (name.to_owned(), Node::leaf(device)))
+                    .collect(),
+            ),
         ),
         ("hostname".to_owned(), Node::leaf(&metadata.hostname)),
         ("instance-action".to_owned(), Node::leaf("none")),

@@ -21,6 +21,7 @@ fn guest() -> Guest {
         user_data: Some(STANDARD.encode(b"#!/bin/sh\n\xff")),
         launch_index: 3,
         vendor_data: None,
+        block_devices: [("ephemeral0".into(), "/dev/vdb".into()), ("swap".into(), "/dev/vdc".into())].into(),
     };
     let subnet = |third: u8, enable_dhcp| SubnetSpec {
         id: SubnetId(Uuid::from_u128(third.into())),
@@ -192,7 +193,8 @@ fn ec2_tree_is_listed_and_its_leaves_are_served() {
     assert_eq!(text("/latest/meta-data/"), names);
     let leaves = [
         ("ami-launch-index", "3"),
-        ("block-device-mapping", "ami\nroot"),
+        ("block-device-mapping", "ami\nephemeral0\nroot\nswap"),
+        ("block-device-mapping/swap", "/dev/vdc"),
         ("block-device-mapping/root", "/dev/vda"),
         ("hostname", "my-server"),
         ("instance-id", "i-d8e02d56"),
@@ -272,6 +274,17 @@ fn a_config_drive_has_the_services_documents_in_the_layouts_that_are_looked_for(
         (&ec2["hostname"], &ec2["placement"]["availability-zone"]),
         (&json!("my-server"), &json!("nova"))
     );
+}
+
+#[test]
+fn a_certificate_is_told_as_one() {
+    let mut metadata = guest().metadata;
+    let certificate = "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----";
+    metadata.public_keys = [("k".to_owned(), certificate.to_owned())].into();
+    let files: std::collections::BTreeMap<_, _> =
+        config_drive(&Guest::of_server(&metadata, &[], &[])).into_iter().collect();
+    let data: Value = serde_json::from_slice(&files["openstack/latest/meta_data.json"]).unwrap();
+    assert_eq!(data["keys"], json!([{"name": "k", "type": "x509", "data": certificate}]));
 }
 
 #[test]

@@ -15,6 +15,7 @@ use super::{
         details::Details,
         guest::{DiskConfig, password_hash},
         input::{self, Access, Fields},
+        local,
         view::{self, Form},
     },
     Act, ApiError, Asked, Rule, TaskState, VmState, invalid, row,
@@ -28,7 +29,7 @@ const REBUILD: Rule = Rule::new("rebuild", &[VmState::Active, VmState::Stopped, 
 const RESCUE: Rule = Rule::new("rescue", &[VmState::Active, VmState::Stopped, VmState::Error]);
 const UNRESCUE: Rule = Rule::new("unrescue", &[VmState::Rescued]);
 
-/// The root disk is made anew of an image; addresses and ids stay.
+/// The root disk is made anew of an image, other disks anew and empty; addresses and ids stay.
 pub(super) async fn rebuild(asked: &Asked<'_>) -> Result<Response, ApiError> {
     let version = asked.version;
     let mut fields = Fields::open(json!({ "rebuild": asked.argument }), "rebuild", &[])?;
@@ -61,11 +62,12 @@ pub(super) async fn rebuild(asked: &Asked<'_>) -> Result<Response, ApiError> {
     let boot = serde_json::to_string(&create::boot_spec(images)).map_err(ApiError::internal)?;
     let released = act.row.digests()?;
     let number = act.row.disk_last + 1;
+    let local_disks = local::anew(number, &act.row.local_disks()?)?;
     let runs = act.row.desired_power() != DesiredPower::Stopped;
     let old = act.row.metadata()?;
     let items = metadata.unwrap_or(old);
     sqlx::query(
-        "UPDATE servers SET image_id = $2, boot = $3, disk_claim_gib = $4, disk_number = $5, disk_last = $5,
+        "UPDATE servers SET image_id = $2, boot = $3, disk_claim_gib = $4, disk_number = $5, local_disks = $20, disk_last = $21,
              disk_copy_of = NULL, run_generation = run_generation + $6, name = COALESCE($7, name), metadata = $8,
              restart_policy = $9, description = COALESCE($10, description), user_data = COALESCE($11, user_data),
              hostname = COALESCE($12, hostname),
@@ -95,6 +97,8 @@ pub(super) async fn rebuild(asked: &Asked<'_>) -> Result<Response, ApiError> {
     .bind(key_name.is_some())
     .bind(key_name.flatten())
     .bind(public_key)
+    .bind(serde_json::to_string(&local_disks).map_err(ApiError::internal)?)
+    .bind(local::last(number, &local_disks))
     .execute(&mut *act.tx)
     .await?;
     let id = act.row.id.clone();

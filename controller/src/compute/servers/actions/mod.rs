@@ -44,12 +44,10 @@ pub(super) use lock::check as check_lock;
 pub(super) use shelve::remove_image;
 
 /// Nova's actions that need what is not there, and what that is.
-const ABSENT: [(&str, &str); 11] = [
+const ABSENT: [(&str, &str); 9] = [
     ("migrate", "servers stay on their host; shelve and unshelve moves one"),
     ("os-migrateLive", "servers stay on their host; shelve and unshelve moves one"),
     ("evacuate", "servers stay on their host"),
-    ("createBackup", "there is no rotation of backups; use createImage"),
-    ("restore", "deleted servers are not kept"),
     ("trigger_crash_dump", "the VM monitor can't raise an NMI"),
     ("resetNetwork", "there is no agent in the guest"),
     ("injectNetworkInfo", "there is no agent in the guest"),
@@ -91,6 +89,8 @@ impl Rule {
         }
     }
 }
+
+const RESTORE: Rule = Rule::new("restore", &[]);
 
 /// An action that is being carried out: the transaction, the server as it is, and its host.
 struct Act {
@@ -193,12 +193,14 @@ pub(super) async fn act(
         "rescue" => disks::rescue(&asked).await,
         "unrescue" => disks::unrescue(&asked).await,
         "createImage" => shelve::create_image(&asked).await,
+        "createBackup" => shelve::create_backup(&asked).await,
         "shelve" => shelve::shelve(&asked).await,
         "shelveOffload" => shelve::offload(&asked).await,
         "unshelve" => shelve::unshelve(&asked).await,
         "resize" => resize::resize(&asked).await,
         "confirmResize" => resize::confirm(&asked).await,
         "revertResize" => resize::revert(&asked).await,
+        "restore" => restore(&asked).await,
         "forceDelete" => force_delete(&asked).await,
         "changePassword" => change_password(&asked).await,
         "addSecurityGroup" => groups::act(&asked, true).await,
@@ -229,6 +231,13 @@ async fn force_delete(asked: &Asked<'_>) -> Result<Response, ApiError> {
     asked.nothing()?;
     super::remove(asked.app, asked.ctx, asked.id).await?;
     Ok(StatusCode::ACCEPTED.into_response())
+}
+
+/// A server is never deleted softly, as by Nova's default: there is none that could be restored.
+async fn restore(asked: &Asked<'_>) -> Result<Response, ApiError> {
+    asked.nothing()?;
+    Act::begin(asked.app, asked.ctx, asked.id, &RESTORE).await?;
+    Err(ApiError::internal("an action passed that no state allows"))
 }
 
 /// Nobody in the guest could be told a password.

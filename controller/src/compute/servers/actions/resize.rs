@@ -1,11 +1,11 @@
 //! resize, confirmResize, revertResize: another flavor on the same host.
 //!
-//! The root disk is copied, so that the change can be taken back with all that the guest has written since undone, as in
+//! The root disk and ephemeral disks are copied, so that the change can be taken back with all that the guest has written since undone, as in
 //! Nova; both disks and the larger of both flavors stay promised until then.
 
 use axum::response::{IntoResponse, Response};
 use http::StatusCode;
-use mote_host_api::DesiredPower;
+use mote_host_api::{DesiredPower, LocalDiskSpec};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -19,6 +19,7 @@ use super::{
         create,
         guest::DiskConfig,
         input::{self, Fields},
+        local,
     },
     Act, ApiError, Asked, Rule, TaskState, VmState,
 };
@@ -38,6 +39,8 @@ struct Before {
     extra_specs: std::collections::BTreeMap<String, String>,
     disk_claim_gib: i64,
     disk_number: i64,
+    #[serde(default)]
+    local_disks: Vec<LocalDiskSpec>,
 }
 
 pub(super) async fn resize(asked: &Asked<'_>) -> Result<Response, ApiError> {
@@ -58,7 +61,11 @@ pub(super) async fn resize(asked: &Asked<'_>) -> Result<Response, ApiError> {
     if flavor.disk_gib > 0 && flavor.disk_gib < needed {
         return Err(ApiError::BadRequest("Flavor's disk is too small for requested image.".into()));
     }
-    let claim = flavor.disk_gib.max(needed);
+    let old = act.row.local_disks()?;
+    let number = act.row.disk_last + 1;
+    let local_disks = local::resized(number, &old, &flavor)?;
+    let kept: Vec<u32> = old.iter().map(|disk| disk.number).collect();
+    let claim = flavor.disk_gib.max(needed) + flavor.local_gib();
     check_host(&mut act, &flavor, claim).await?;
     let extra_specs = flavors::extra_specs(&mut act.tx, &flavor.id).await?;
     let before = Before {
@@ -66,13 +73,14 @@ pub(super) async fn resize(asked: &Asked<'_>) -> Result<Response, ApiError> {
         extra_specs: act.row.extra_specs()?,
         disk_claim_gib: act.row.disk_claim_gib,
         disk_number: act.row.disk_number,
+        local_disks: old,
     };
-    let number = act.row.disk_last + 1;
     sqlx::query(
         "UPDATE servers SET flavor_id = $2, flavor_name = $3, vcpus = $4, memory_mib = $5, disk_gib = $6,
              flavor_extra_specs = $7, disk_claim_gib = disk_claim_gib + $8, held_vcpus = $9, held_memory_mib = $10,
-             disk_number = $11, disk_last = $11, disk_copy_of = $12, disk_kept = $12, resized_from = $13,
-             run_generation = run_generation + $14, disk_config = COALESCE($15, disk_config) WHERE id = $1",
+             disk_number = $11, disk_copy_of = $12, disk_kept = $12, resized_from = $13,
+             run_generation = run_generation + $14, disk_config = COALESCE($15, disk_config), ephemeral_gib = $16,
+             swap_mib = $17, local_disks = $18, local_disks_kept = $19, disk_last = $20 WHERE id = $1",
     )
     .bind(&act.row.id)
     .bind(&flavor.id)
@@ -89,6 +97,11 @@ pub(super) async fn resize(asked: &Asked<'_>) -> Result<Response, ApiError> {
     .bind(serde_json::to_string(&before).map_err(ApiError::internal)?)
     .bind(i64::from(act.row.desired_power() != DesiredPower::Stopped))
     .bind(disk_config.map(DiskConfig::word))
+    .bind(flavor.ephemeral_gib)
+    .bind(flavor.swap_mib)
+    .bind(serde_json::to_string(&local_disks).map_err(ApiError::internal)?)
+    .bind(serde_json::to_string(&kept).map_err(ApiError::internal)?)
+    .bind(local::last(number, &local_disks))
     .execute(&mut *act.tx)
     .await?;
     let record = migrations::New {
@@ -163,7 +176,7 @@ pub(super) async fn confirm(asked: &Asked<'_>) -> Result<Response, ApiError> {
         DesiredPower::Running => VmState::Active,
     };
     sqlx::query(
-        "UPDATE servers SET resized_from = NULL, disk_kept = NULL, held_vcpus = 0, held_memory_mib = 0,
+        "UPDATE servers SET resized_from = NULL, disk_kept = NULL, local_disks_kept = '[]', held_vcpus = 0, held_memory_mib = 0,
              disk_claim_gib = disk_claim_gib - $2, vm_state = $3 WHERE id = $1",
     )
     .bind(&act.row.id)
@@ -179,11 +192,12 @@ pub(super) async fn confirm(asked: &Asked<'_>) -> Result<Response, ApiError> {
 pub(super) async fn revert(asked: &Asked<'_>) -> Result<Response, ApiError> {
     asked.nothing()?;
     let mut act = Act::begin(asked.app, asked.ctx, asked.id, &REVERT).await?;
-    let Before { flavor, extra_specs, disk_claim_gib, disk_number } = before(&act)?;
+    let Before { flavor, extra_specs, disk_claim_gib, disk_number, local_disks } = before(&act)?;
     sqlx::query(
         "UPDATE servers SET flavor_id = $2, flavor_name = $3, vcpus = $4, memory_mib = $5, disk_gib = $6,
              flavor_extra_specs = $7, disk_claim_gib = $8, held_vcpus = 0, held_memory_mib = 0, disk_number = $9,
-             disk_copy_of = NULL, disk_kept = NULL, resized_from = NULL, run_generation = run_generation + $10
+             disk_copy_of = NULL, disk_kept = NULL, resized_from = NULL, run_generation = run_generation + $10,
+             ephemeral_gib = $11, swap_mib = $12, local_disks = $13, local_disks_kept = '[]'
          WHERE id = $1",
     )
     .bind(&act.row.id)
@@ -196,6 +210,9 @@ pub(super) async fn revert(asked: &Asked<'_>) -> Result<Response, ApiError> {
     .bind(disk_claim_gib)
     .bind(disk_number)
     .bind(i64::from(act.row.desired_power() != DesiredPower::Stopped))
+    .bind(flavor.ephemeral_gib)
+    .bind(flavor.swap_mib)
+    .bind(serde_json::to_string(&local_disks).map_err(ApiError::internal)?)
     .execute(&mut *act.tx)
     .await?;
     migrations::becomes(&mut act.tx, &act.row.id, "finished", "reverting").await?;

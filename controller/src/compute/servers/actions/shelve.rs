@@ -1,4 +1,4 @@
-//! createImage, shelve, shelveOffload, unshelve: root disks that become images.
+//! createImage, createBackup, shelve, shelveOffload, unshelve: root disks that become images.
 
 use std::collections::BTreeMap;
 
@@ -15,6 +15,7 @@ use super::{
         super::state::power_word,
         create,
         input::{self, Fields},
+        local,
     },
     Act, ApiError, Asked, Rule, TaskState, VmState, check_lock, invalid, note, now_us, row,
 };
@@ -26,10 +27,24 @@ use crate::{
     scheduler::{self, Resources, Rng, Rules},
 };
 
-const CREATE_IMAGE: Rule = Rule::new("createImage", &[VmState::Active, VmState::Stopped, VmState::Paused]);
-const SHELVE: Rule = Rule::new("shelve", &[VmState::Active, VmState::Stopped, VmState::Paused]);
+/// States in which a server's disk can be copied.
+const AT_HAND: &[VmState] = &[VmState::Active, VmState::Stopped, VmState::Paused, VmState::Suspended];
+const CREATE_IMAGE: Rule = Rule::new("createImage", AT_HAND);
+const CREATE_BACKUP: Rule = Rule::new("createBackup", AT_HAND);
+const SHELVE: Rule = Rule::new("shelve", AT_HAND);
 const OFFLOAD: Rule = Rule::new("shelveOffload", &[]);
 const UNSHELVE: Rule = Rule::new("unshelve", &[VmState::ShelvedOffloaded]);
+
+/// What a copy of a disk is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose<'a> {
+    /// An image like any other.
+    Image,
+    /// One of the newest so many of a kind, which its user has named.
+    Backup(&'a str, i64),
+    /// The server's disk, while it is shelved.
+    Shelf,
+}
 
 /// The image is there at once, its bytes come when the host has copied the disk.
 pub(super) async fn create_image(asked: &Asked<'_>) -> Result<Response, ApiError> {
@@ -38,17 +53,41 @@ pub(super) async fn create_image(asked: &Asked<'_>) -> Result<Response, ApiError
     let metadata = input::metadata(fields.take("metadata"))?;
     fields.finish()?;
     let mut act = Act::begin(asked.app, asked.ctx, asked.id, &CREATE_IMAGE).await?;
-    let image_id = capture(&mut act, asked, &name, &metadata, false).await?;
+    let image_id = capture(&mut act, asked, &name, &metadata, Purpose::Image).await?;
     act.finish(asked.app, asked.ctx, &CREATE_IMAGE, Some(TaskState::ImageUploading)).await?;
+    Ok(copied(asked, Some(&image_id)))
+}
+
+/// The same; when the bytes are there, the oldest backups of that kind go.
+pub(super) async fn create_backup(asked: &Asked<'_>) -> Result<Response, ApiError> {
+    let mut fields = Fields::open(json!({ "createBackup": asked.argument }), "createBackup", &[])?;
+    let name = input::server_name(&mut fields)?;
+    let mut metadata = input::metadata(fields.take("metadata"))?;
+    let kind = fields.string("backup_type")?.ok_or_else(|| input::required("backup_type"))?;
+    let rotation = fields.take("rotation").ok_or_else(|| input::required("rotation"))?;
+    let rotation = input::number(&rotation).and_then(|number| i64::try_from(number).ok());
+    let rotation = rotation.ok_or_else(|| invalid("rotation", asked.argument, "has no number of images"))?;
+    fields.finish()?;
+    metadata.insert("image_type".into(), "backup".into());
+    metadata.insert("backup_type".into(), kind.clone());
+    let mut act = Act::begin(asked.app, asked.ctx, asked.id, &CREATE_BACKUP).await?;
+    let image_id = capture(&mut act, asked, &name, &metadata, Purpose::Backup(&kind, rotation)).await?;
+    act.finish(asked.app, asked.ctx, &CREATE_BACKUP, Some(TaskState::ImageUploading)).await?;
+    // With nothing kept there is no image to be looked at.
+    Ok(copied(asked, Some(image_id.as_str()).filter(|_| rotation > 0 || asked.version.has(45))))
+}
+
+/// Tells the image's id: since 2.45 in the body, before as its address.
+fn copied(asked: &Asked<'_>, image_id: Option<&str>) -> Response {
     if asked.version.has(45) {
-        return Ok((StatusCode::ACCEPTED, Json(json!({ "image_id": image_id }))).into_response());
+        return (StatusCode::ACCEPTED, Json(json!({ "image_id": image_id }))).into_response();
     }
     let mut response = StatusCode::ACCEPTED.into_response();
-    let location = format!("{}/image/v2/images/{image_id}", asked.app.config.public_url);
-    if let Ok(location) = HeaderValue::from_str(&location) {
+    let location = image_id.map(|id| format!("{}/image/v2/images/{id}", asked.app.config.public_url));
+    if let Some(location) = location.and_then(|location| HeaderValue::from_str(&location).ok()) {
         response.headers_mut().insert(header::LOCATION, location);
     }
-    Ok(response)
+    response
 }
 
 /// Makes the image's record and asks the host for a copy of the disk.
@@ -57,7 +96,7 @@ async fn capture(
     asked: &Asked<'_>,
     name: &str,
     metadata: &BTreeMap<String, String>,
-    shelving: bool,
+    purpose: Purpose<'_>,
 ) -> Result<String, ApiError> {
     let boot = act.row.boot()?;
     let origin = snapshot::Origin {
@@ -71,13 +110,20 @@ async fn capture(
         min_disk_gib: act.row.disk_gib,
     };
     let image_id = snapshot::create(&mut act.tx, asked.ctx, name, metadata, &origin).await?;
+    let (kind, rotation) = match purpose {
+        Purpose::Backup(kind, rotation) => (Some(kind), Some(rotation)),
+        Purpose::Image | Purpose::Shelf => (None, None),
+    };
     sqlx::query(
-        "INSERT INTO server_captures (image_id, server_id, shelving, created_us) VALUES ($1, $2, $3, $4)",
+        "INSERT INTO server_captures (image_id, server_id, shelving, created_us, backup_type, backup_rotation)
+         VALUES ($1, $2, $3, $4, $5, $6)",
     )
     .bind(&image_id)
     .bind(&act.row.id)
-    .bind(shelving)
+    .bind(purpose == Purpose::Shelf)
     .bind(now_us())
+    .bind(kind)
+    .bind(rotation)
     .execute(&mut *act.tx)
     .await?;
     Ok(image_id)
@@ -88,7 +134,7 @@ pub(super) async fn shelve(asked: &Asked<'_>) -> Result<Response, ApiError> {
     asked.nothing()?;
     let mut act = Act::begin(asked.app, asked.ctx, asked.id, &SHELVE).await?;
     let name = format!("{}-shelved", act.row.name.chars().take(240).collect::<String>());
-    let image_id = capture(&mut act, asked, &name, &BTreeMap::new(), true).await?;
+    let image_id = capture(&mut act, asked, &name, &BTreeMap::new(), Purpose::Shelf).await?;
     sqlx::query("UPDATE servers SET desired_power = $2, shelved_image_id = $3 WHERE id = $1")
         .bind(&act.row.id)
         .bind(power_word(DesiredPower::Stopped))
@@ -117,7 +163,7 @@ fn zone(asked: &Asked<'_>) -> Result<Option<String>, ApiError> {
     }
 }
 
-/// A new place for a shelved server, with a disk made of its image. The image has then done its duty.
+/// A new place for a shelved server, with a disk made of its image and empty ones beside it. The image has then done its duty.
 pub(super) async fn unshelve(asked: &Asked<'_>) -> Result<Response, ApiError> {
     let zone = zone(asked)?;
     let mut tx = asked.app.begin().await?;
@@ -128,7 +174,9 @@ pub(super) async fn unshelve(asked: &Asked<'_>) -> Result<Response, ApiError> {
     let released = row.digests()?;
     boot.disk = shelved_disk(&mut tx, &row).await?;
     let amount = |stored: i64| u64::try_from(stored).unwrap_or(0);
-    let claim = row.disk_gib.max(create::gib(boot.disk.size)?);
+    let claim = row.disk_gib.max(create::gib(boot.disk.size)?) + row.flavor().local_gib();
+    let number = row.disk_last + 1;
+    let local_disks = local::anew(number, &row.local_disks()?)?;
     let request = scheduler::Request {
         resources: Resources {
             vcpus: amount(row.vcpus),
@@ -147,7 +195,7 @@ pub(super) async fn unshelve(asked: &Asked<'_>) -> Result<Response, ApiError> {
     let zone = views.into_iter().find(|view| view.id == chosen).map(|view| view.zone).unwrap_or_default();
     sqlx::query(
         "UPDATE servers SET host_id = $2, availability_zone = $3, boot = $4, disk_claim_gib = $5,
-             disk_number = disk_last + 1, disk_last = disk_last + 1, disk_copy_of = NULL, desired_power = $6,
+             disk_number = $7, local_disks = $8, disk_last = $9, disk_copy_of = NULL, desired_power = $6,
              run_generation = run_generation + 1, shelved_image_id = NULL WHERE id = $1",
     )
     .bind(&row.id)
@@ -156,6 +204,9 @@ pub(super) async fn unshelve(asked: &Asked<'_>) -> Result<Response, ApiError> {
     .bind(serde_json::to_string(&boot).map_err(ApiError::internal)?)
     .bind(claim)
     .bind(power_word(DesiredPower::Running))
+    .bind(number)
+    .bind(serde_json::to_string(&local_disks).map_err(ApiError::internal)?)
+    .bind(local::last(number, &local_disks))
     .execute(&mut *tx)
     .await?;
     let touched = note(&mut tx, asked.ctx, &row, &host, &UNSHELVE, Some(TaskState::Spawning)).await?;

@@ -397,6 +397,81 @@ async fn an_image_is_made_of_a_servers_disk_and_boots() {
 }
 
 #[tokio::test]
+async fn backups_of_a_kind_are_kept_as_many_as_were_asked_for() {
+    let cloud = Cloud::new().await;
+    let id = cloud.run("s").await;
+    let backup = |name: &str, kind: &str, rotation: i64| json!({"createBackup": {"name": name, "backup_type": kind, "rotation": rotation, "metadata": {"a": name}}});
+    let names = async |kind: &str| -> Vec<Value> {
+        let query = format!("{IMAGES}?image_type=backup&backup_type={kind}&sort=created_at:asc");
+        let found = cloud.test.get(&query, &cloud.token).await.expect(200);
+        found["images"].as_array().unwrap().iter().map(|image| image["name"].clone()).collect()
+    };
+    for (name, kind, rotation, bytes) in [
+        ("w1", "weekly", 1, b"1"),
+        ("d1", "daily", 2, b"2"),
+        ("d2", "daily", 2, b"3"),
+        ("d3", "daily", 2, b"4"),
+        ("d4", "daily", 2, b"5"),
+    ] {
+        let answer = cloud.act(&id, backup(name, kind, rotation)).await;
+        let location = answer.header("location").to_owned();
+        answer.expect(202);
+        assert_eq!(cloud.states(&id).await[2], "image_uploading");
+        let (image, status) = send_capture(&cloud, bytes).await;
+        assert_eq!((status, location), (204, format!("http://cloud.test:8774{IMAGES}/{image}")));
+        assert_eq!(cloud.states(&id).await[2], Value::Null);
+        if name == "d2" {
+            let mut tx = cloud.test.app.begin().await.unwrap();
+            let sql = "UPDATE images SET protected = TRUE WHERE id = $1";
+            sqlx::query(sql).bind(&image).execute(&mut *tx).await.unwrap();
+            tx.commit().await.unwrap();
+        }
+    }
+    // The second is protected.
+    assert_eq!(names("daily").await, ["d2", "d3", "d4"]);
+    assert_eq!(names("weekly").await, ["w1"]);
+    let digest = hex::encode(<sha2::Sha256 as sha2::Digest>::digest(b"2"));
+    assert!(cloud.test.app.images.path(&digest).is_none(), "the bytes of what was rotated out are gone");
+    // None is kept: there is no image to be pointed at.
+    let answer = cloud.act(&id, backup("w2", "weekly", 0)).await;
+    assert_eq!((answer.status.as_u16(), answer.header("location")), (202, ""));
+    send_capture(&cloud, b"6").await;
+    assert_eq!(names("weekly").await, Vec::<Value>::new());
+    let made =
+        cloud.test.post_at(&format!("{SERVERS}/{id}/action"), &cloud.token, 45, backup("x", "m", 1)).await;
+    assert!(made.expect(202)["image_id"].is_string());
+    for wrong in [
+        json!({"createBackup": {"name": "x", "backup_type": "daily"}}),
+        json!({"createBackup": {"name": "x", "backup_type": "daily", "rotation": -1}}),
+        json!({"createBackup": null}),
+    ] {
+        fault(cloud.act(&id, wrong).await, 400, "badRequest");
+    }
+}
+
+#[tokio::test]
+async fn an_image_is_made_of_a_suspended_server_which_stays_so_and_it_can_be_shelved() {
+    let cloud = Cloud::new().await;
+    let id = cloud.run("s").await;
+    cloud.act(&id, json!({"suspend": null})).await.expect(202);
+    cloud.settle().await;
+    let begun = cloud.begun(&id, json!({"createImage": {"name": "copy"}})).await;
+    assert_eq!(begun, json!(["SUSPENDED", "suspended", "image_uploading", 4]));
+    cloud.settle().await;
+    assert_eq!(cloud.spec().await.power, DesiredPower::Suspended);
+    let (image, status) = send_capture(&cloud, b"bytes").await;
+    assert_eq!(status, 204);
+    assert_eq!(cloud.states(&id).await, json!(["SUSPENDED", "suspended", null, 4]));
+    cloud.test.get(&format!("{IMAGES}/{image}"), &cloud.token).await.expect(200);
+    cloud.act(&id, json!({"shelve": null})).await.expect(202);
+    assert_eq!(cloud.spec().await.power, DesiredPower::Stopped);
+    cloud.settle().await;
+    send_capture(&cloud, b"bytes").await;
+    cloud.settle().await;
+    assert_eq!(cloud.states(&id).await[0], "SHELVED_OFFLOADED");
+}
+
+#[tokio::test]
 async fn a_copy_that_is_no_disk_ends_the_wish_without_an_image() {
     let cloud = Cloud::new().await;
     let id = cloud.run("s").await;
@@ -477,7 +552,11 @@ async fn what_is_not_there_says_so() {
         fault(cloud.act(&id, json!({"changePassword": {"adminPass": "x"}})).await, 501, "notImplemented");
     assert!(text.contains("no agent"), "{text}");
     fault(cloud.act(&id, json!({"changePassword": null})).await, 400, "badRequest");
-    for name in ["migrate", "createBackup", "evacuate"] {
+    // Nothing is deleted softly.
+    fault(cloud.act(&id, json!({"restore": null})).await, 409, "conflictingRequest");
+    let nobody = "6dbd8f5b-0000-4000-8000-000000000001";
+    fault(cloud.act(nobody, json!({"restore": null})).await, 404, "itemNotFound");
+    for name in ["migrate", "evacuate"] {
         let text = fault(cloud.act(&id, json!({ name: null })).await, 501, "notImplemented");
         assert!(text.contains(name), "{text}");
     }

@@ -48,6 +48,98 @@ async fn filters_choose_and_unknown_ones_are_refused() {
     }
 }
 
+/// Names and statuses of a list of microversion 2.`minor`.
+async fn stated(cloud: &Cloud, token: &str, minor: u16, query: &str) -> Vec<(String, String)> {
+    let list = cloud.test.get_at(&format!("{SERVERS}/detail?{query}"), token, minor).await.expect(200);
+    let word = |server: &Value, name: &str| server[name].as_str().unwrap().to_owned();
+    let list = list["servers"].as_array().unwrap();
+    list.iter().map(|server| (word(server, "name"), word(server, "status"))).collect()
+}
+
+fn pairs(wanted: &[(&str, &str)]) -> Vec<(String, String)> {
+    wanted.iter().map(|(name, status)| ((*name).to_owned(), (*status).to_owned())).collect()
+}
+
+#[tokio::test]
+async fn deleted_servers_are_in_lists_of_changes_and_shown_to_admins_and_nothing_else_counts_them() {
+    let cloud = Cloud::new().await;
+    let before = jiff::Timestamp::now();
+    let gone = cloud.run("gone").await;
+    cloud.run("here").await;
+    cloud.delete(&format!("/{gone}")).await.expect(204);
+    cloud.settle().await;
+    fault(cloud.get(&format!("/{gone}")).await, 404, "itemNotFound");
+    let (ada, admin) = (cloud.token.as_str(), cloud.test.admin_token.as_str());
+    let both = pairs(&[("here", "ACTIVE"), ("gone", "DELETED")]);
+    assert_eq!(stated(&cloud, ada, 1, "").await, both[..1]);
+    assert_eq!(stated(&cloud, ada, 1, &format!("changes-since={before}")).await, both);
+    assert_eq!(stated(&cloud, ada, 66, "changes-before=2100-01-01T00:00:00Z").await, both);
+    assert_eq!(stated(&cloud, ada, 1, &format!("changes-since={before}&deleted=false")).await, both[..1]);
+    assert_eq!(stated(&cloud, admin, 3, "deleted=true&all_tenants=1").await, both[1..]);
+    assert_eq!(stated(&cloud, admin, 3, "status=deleted&all_tenants=1").await, both[1..]);
+    for query in ["deleted=true", "status=DELETED"] {
+        fault(cloud.get(&format!("?{query}")).await, 403, "forbidden");
+    }
+    // Pages go across both kinds, also from a deleted one on.
+    let page = cloud.get(&format!("/detail?changes-since={before}&limit=1&sort_dir=asc")).await.expect(200);
+    assert_eq!(names(&page), ["gone"]);
+    let shown = &page["servers"][0];
+    assert_eq!(
+        (&shown["OS-EXT-STS:vm_state"], &shown["OS-EXT-STS:power_state"]),
+        (&json!("deleted"), &json!(0))
+    );
+    assert!(shown["OS-SRV-USG:terminated_at"].is_string());
+    assert_eq!(shown["addresses"], json!({}));
+    let next = page["servers_links"][0]["href"].as_str().unwrap().split_once(":8774").unwrap().1;
+    assert_eq!(names(&cloud.test.get(next, ada).await.expect(200)), ["here"]);
+    fault(cloud.get(&format!("?marker={gone}")).await, 400, "badRequest");
+    // What was done to it, since 2.21, and nobody else's business.
+    let actions = format!("{SERVERS}/{gone}/os-instance-actions");
+    fault(cloud.test.get_at(&actions, ada, 20).await, 404, "itemNotFound");
+    let list = cloud.test.get_at(&actions, ada, 21).await.expect(200);
+    let list = list["instanceActions"].as_array().unwrap();
+    assert_eq!(list.iter().map(|action| &action["action"]).collect::<Vec<_>>(), ["delete", "create"]);
+    let one = format!("{actions}/{}", list[0]["request_id"].as_str().unwrap());
+    cloud.test.get_at(&one, admin, 21).await.expect(200);
+    let (_, eve) = cloud.test.tenant("eve", "admin").await;
+    let (_, bob) = cloud.test.tenant("bob", "member").await;
+    fault(cloud.test.get_at(&actions, &bob, 21).await, 404, "itemNotFound");
+    assert_eq!(stated(&cloud, &bob, 1, &format!("changes-since={before}")).await, pairs(&[]));
+    assert_eq!(stated(&cloud, &eve, 1, &format!("changes-since={before}")).await, pairs(&[]));
+    let limits = cloud.test.get("/compute/v2.1/limits", ada).await.expect(200);
+    assert_eq!(limits["limits"]["absolute"]["totalInstancesUsed"], 1);
+}
+
+#[tokio::test]
+async fn deleted_servers_are_forgotten_when_their_time_is_over() {
+    let cloud = Cloud::new().await;
+    let old = cloud.run("old").await;
+    cloud.delete(&format!("/{old}")).await.expect(204);
+    cloud.settle().await;
+    let mut tx = cloud.test.app.begin().await.unwrap();
+    let sql = "UPDATE deleted_servers SET deleted_us = deleted_us - $1";
+    let kept = i64::try_from(cloud.test.app.config.keep_deleted.as_micros()).unwrap();
+    sqlx::query(sql).bind(kept).execute(&mut *tx).await.unwrap();
+    tx.commit().await.unwrap();
+    let since = "changes-since=2000-01-01T00:00:00Z";
+    assert_eq!(stated(&cloud, &cloud.token, 1, since).await, pairs(&[]));
+    assert_eq!(stated(&cloud, &cloud.test.admin_token, 1, "deleted=true&all_tenants=1").await, pairs(&[]));
+    let actions = format!("{SERVERS}/{old}/os-instance-actions");
+    fault(cloud.test.get_at(&actions, &cloud.token, 21).await, 404, "itemNotFound");
+    // The next deletion takes what is left of it along.
+    let new = cloud.run("new").await;
+    cloud.delete(&format!("/{new}")).await.expect(204);
+    cloud.settle().await;
+    let left: Vec<String> =
+        sqlx::query_scalar("SELECT name FROM deleted_servers").fetch_all(&cloud.test.app.db).await.unwrap();
+    assert_eq!(left, ["new"]);
+    let left: i64 = sqlx::query_scalar("SELECT COUNT(DISTINCT server_id) FROM deleted_server_actions")
+        .fetch_one(&cloud.test.app.db)
+        .await
+        .unwrap();
+    assert_eq!(left, 1);
+}
+
 #[tokio::test]
 async fn pages_follow_each_other_without_a_gap() {
     let cloud = Cloud::new().await;

@@ -15,6 +15,7 @@ mod actions;
 mod create;
 mod life;
 mod list;
+mod local;
 mod parts;
 
 const SERVERS: &str = "/compute/v2.1/servers";

@@ -1,0 +1,57 @@
+//! Servers that are gone are shown for a while: in lists of changes, to admins, and with what was done to them.
+
+use crate::{
+    config::Config,
+    db::{Conn, now_us},
+    http::error::ApiError,
+};
+
+/// Most that are forgotten when another is deleted. More than one, so that their number shrinks when the time is shortened.
+const MAX_FORGOTTEN: i64 = 100;
+
+/// Servers that were deleted before this are not shown any more, µs since 1970.
+pub(crate) fn kept_since(config: &Config) -> i64 {
+    now_us().saturating_sub(i64::try_from(config.keep_deleted.as_micros()).unwrap_or(i64::MAX))
+}
+
+/// Keeps what is shown of a server that is about to go, and forgets others whose time is over.
+pub(super) async fn keep(tx: &mut Conn, config: &Config, id: &str) -> Result<(), ApiError> {
+    sqlx::query(
+        "DELETE FROM deleted_servers
+         WHERE id IN (SELECT id FROM deleted_servers WHERE deleted_us < $1 ORDER BY deleted_us LIMIT $2)",
+    )
+    .bind(kept_since(config))
+    .bind(MAX_FORGOTTEN)
+    .execute(&mut *tx)
+    .await?;
+    if config.keep_deleted.is_zero() {
+        return Ok(());
+    }
+    sqlx::query(
+        "INSERT INTO deleted_servers (id, project_id, user_id, name, flavor_id, image_id, key_name, metadata, description, hostname, launch_index, locked_by,
+         locked_reason, flavor_name, vcpus, memory_mib, disk_gib, disk_claim_gib, flavor_extra_specs, disk_number, disk_last,
+         config_drive, desired_power, availability_zone, host_id, fault_code, fault_message, fault_us, created_us, launched_us,
+         access_ipv4, access_ipv6, disk_config, reservation_id,
+         ephemeral_gib, swap_mib, deleted_us)
+         SELECT id, project_id, user_id, name, flavor_id, image_id, key_name, metadata, description, hostname, launch_index, locked_by,
+         locked_reason, flavor_name, vcpus, memory_mib, disk_gib, disk_claim_gib, flavor_extra_specs, disk_number, disk_last,
+         config_drive, desired_power, availability_zone, host_id, fault_code, fault_message, fault_us, created_us, launched_us,
+         access_ipv4, access_ipv6, disk_config, reservation_id,
+         ephemeral_gib, swap_mib, $2
+         FROM servers WHERE id = $1",
+    )
+    .bind(id)
+    .bind(now_us())
+    .execute(&mut *tx)
+    .await?;
+    sqlx::query(
+        "INSERT INTO deleted_server_actions
+             (request_id, server_id, action, project_id, user_id, started_us, error, finished_us)
+         SELECT request_id, server_id, action, project_id, user_id, started_us, error, finished_us
+         FROM server_actions WHERE server_id = $1",
+    )
+    .bind(id)
+    .execute(tx)
+    .await?;
+    Ok(())
+}
