@@ -418,6 +418,21 @@ fn make_disks(want: &ServerSpec, disks: &mut BTreeSet<u32>) {
     disks.extend(want.rescue.as_ref().map(|rescue| rescue.disk));
 }
 
+/// A server that has just been recorded.
+fn fresh(id: ServerId, now: Timestamp) -> SeenServer {
+    SeenServer {
+        nics: SeenNics::Unknown,
+        record: ServerRecord::new(id, now),
+        alive: vec![],
+        ended: None,
+        disks: [].into(),
+        captures: [].into(),
+        task: None,
+        retry_at: None,
+        given_up: [].into(),
+    }
+}
+
 /// What the agent's tasks make of an action, when all goes well.
 fn apply(action: Action, desired: &DesiredState, state: &mut Observed, next_pid: &mut i32) {
     let now = state.now;
@@ -434,17 +449,7 @@ fn apply(action: Action, desired: &DesiredState, state: &mut Observed, next_pid:
         state.servers.remove(&id);
         return;
     }
-    let fresh = SeenServer {
-        nics: SeenNics::Unknown,
-        record: ServerRecord::new(id, now),
-        alive: vec![],
-        ended: None,
-        disks: [].into(),
-        captures: [].into(),
-        task: None,
-        retry_at: None,
-        given_up: [].into(),
-    };
+    let fresh = fresh(id, now);
     let seen = state.servers.entry(id).or_insert(fresh);
     seen.ended = None;
     let attempt = |record: &mut ServerRecord| {
