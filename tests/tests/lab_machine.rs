@@ -80,7 +80,8 @@ impl Machines {
             r#"cd {directory} && rm -f in out log host api && mkfifo in && cat >config.json <<'END'
 {config}
 END
-timeout {PATIENCE_S} {vmm} --api-sock api --enable-pci --config-file config.json <>in >out 2>log & vmm=$!
+start() {{ rm -f api; timeout {PATIENCE_S} {vmm} --api-sock api --level Debug "$@" <>in >>out 2>>log & vmm=$!; }}
+start --enable-pci --config-file config.json
 expect() {{ until grep -q -e "$1" out; do kill -0 $vmm || {{ cat out log; exit 1; }}; sleep 0.3; done; }}
 ask() {{ curl -sS --unix-socket api -X "$1" "localhost$2" ${{3:+-d "$3"}}; }}
 expect '{READY}'
@@ -111,7 +112,7 @@ expect '{READY}'
 enum Step {
     /// Lines for the guest's shell.
     Guest(String),
-    /// Lines for the host's shell; `ask METHOD PATH BODY` asks the VMM.
+    /// Lines for the host's shell; `ask METHOD PATH BODY` asks the VMM, `start OPTIONS` makes another process.
     Host(String),
 }
 
@@ -260,6 +261,144 @@ true",
 #[test]
 fn guest_memory_of_huge_pages_comes_from_the_pool_and_goes_back() {
     if let Err(error) = huge_pages() {
+        panic!("{error:#}");
+    }
+}
+
+/// Debian with programs that count, write to the disk and answer on the network, saved and gone on with in a new process.
+fn snapshot(machines: &Machines, vcpus: u8) -> anyhow::Result<()> {
+    let root = machines.path("root.raw");
+    machines
+        .place
+        .sh(&format!("cp --sparse=always {} {root}", machines.debian.join("disk.raw").display()))?;
+    let mut config =
+        machines.config(&json!({"drive_id": "root", "path_on_host": root, "is_root_device": false}));
+    config["machine-config"]["vcpu_count"] = vcpus.into();
+    let tap = format!("msave{vcpus}{}", std::process::id() % 100_000);
+    let interface = json!({"iface_id": "net", "host_dev_name": tap, "guest_mac": "06:00:00:00:00:0b"});
+    let create = json!({"snapshot_path": "state", "mem_file_path": "memory"});
+    let backend = json!({"backend_type": "File", "backend_path": "memory"});
+    let load =
+        json!({"snapshot_path": "state", "mem_backend": backend, "clock_realtime": true, "resume_vm": true});
+    let address = format!("ip addr add 10.91.0.1/24 dev {tap}; ip link set {tap} up");
+    let page = "curl -sS --retry 9 --retry-connrefused --max-time 60 http://10.91.0.2/ | grep -c hostname";
+    let counters: String = (0..vcpus)
+        .map(|cpu| {
+            format!("taskset -c {cpu} sh -c 'while :; do n=$((n+1)); echo $n >/run/count{cpu}; sleep 0.1; done' &\n")
+        })
+        .collect();
+    let state = "cut -d. -f1 /proc/uptime; nproc; cat /run/count*; cat /sys/devices/system/clocksource/*/current_clocksource";
+    // The guest's clock between two looks at the host's.
+    let clocks = |name: &str| {
+        let host = |when: &str| Step::Host(format!("date +{name}-{when}=%s.%N"));
+        [host("before"), Step::Guest(marked(name, "date +%s.%N")), host("after")]
+    };
+    let steps = [
+        // The image asks a network that is there at the boot for a long time.
+        Step::Host(format!("modprobe tun; ask PUT /network-interfaces/net '{interface}'; {address}")),
+        Step::Guest(format!(
+            "until [ -e /sys/class/net/eth0 ]; do sleep 0.1; done
+             busybox ip addr add 10.91.0.2/24 dev eth0; busybox ip link set eth0 up
+             head -c 1000000 /dev/urandom >/kept; sha256sum /kept >/run/sum; sync
+             (while :; do date >>/written; sync; sleep 0.1; done) &
+             {counters}until [ -s /run/count{last} ]; do sleep 0.1; done",
+            last = vcpus - 1
+        )),
+        Step::Host(page.to_owned()),
+        Step::Guest(marked("before", state)),
+    ];
+    let saved = [
+        Step::Host(format!(
+            "ask PATCH /vm '{{\"state\":\"Paused\"}}'; ask PUT /snapshot/create '{create}'; kill $vmm; wait $vmm; sleep 4
+             start; until ask GET / >/dev/null 2>&1; do sleep 0.1; done; ask PUT /snapshot/load '{load}'; {address}"
+        )),
+    ];
+    let after = [
+        Step::Guest(marked("after", state)),
+        Step::Host(page.to_owned()),
+        // From the disk, not from memory.
+        Step::Guest(marked(
+            "disk",
+            "echo 3 >/proc/sys/vm/drop_caches; sha256sum -c /run/sum; n=$(wc -l </written); \
+             until [ $(wc -l </written) -gt $n ]; do sleep 0.1; done; echo grows",
+        )),
+        Step::Guest(marked("log", "dmesg")),
+    ];
+    let steps: Vec<Step> =
+        [Vec::from(steps), clocks("first").into(), saved.into(), clocks("second").into(), after.into()]
+            .into_iter()
+            .flatten()
+            .collect();
+    let output = machines.run_steps(&config, &steps)?;
+    let words = |name| Ok::<_, anyhow::Error>(part(&output, name)?.split_whitespace().collect::<Vec<_>>());
+    let (before, after) = (words("before")?, words("after")?);
+    ensure!(before.len() == 3 + usize::from(vcpus) && after.len() == before.len(), "{output}");
+    let [number, then] = [&after, &before]
+        .map(|words| words.iter().filter_map(|word| word.parse::<u64>().ok()).collect::<Vec<_>>());
+    // Up time and counters have gone on, and every processor is there.
+    ensure!(number[0] >= then[0] && number[1] == u64::from(vcpus) && number[1] == then[1], "{output}");
+    ensure!(number[2..].iter().zip(&then[2..]).all(|(now, then)| now > then), "{output}");
+    ensure!(after.last() == Some(&"kvm-clock") && before.last() == after.last(), "{output}");
+    ensure!(words("disk")? == ["/kept:", "OK", "grows"], "{output}");
+    ensure!(part(&output, "log")?.contains("crng reseeded due to virtual machine fork"), "{output}");
+    let host = output.rsplit("---\n").next().unwrap_or_default();
+    ensure!(host.lines().filter(|line| *line == "1").count() == 2, "the guest's page: {host}");
+    // How far the guest's clock may be from the host's: the same before and after, as long as it stood in between.
+    let range = |name: &str| {
+        let guest: f64 = part(&output, name)?.parse()?;
+        let host = |when: &str| -> anyhow::Result<f64> {
+            let line = host.lines().find_map(|line| line.strip_prefix(&format!("{name}-{when}=")));
+            Ok(line.context("no time of the host")?.parse()?)
+        };
+        anyhow::Ok((guest - host("after")?, guest - host("before")?))
+    };
+    let (first, second) = (range("first")?, range("second")?);
+    ensure!(second.0 <= first.1 + 1.0 && second.1 >= first.0 - 1.0, "{first:?} {second:?}: {output}");
+    Ok(())
+}
+
+/// The VMM's own test of Landlock, where the kernel has it.
+fn landlock(machines: &Machines) -> anyhow::Result<()> {
+    let name = "landlock::tests::a_restricted_thread_starts_no_program_and_reaches_nobody_outside";
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(program("deps")).into_iter().flatten().flatten() {
+        let file_name = entry.file_name().to_string_lossy().into_owned();
+        if file_name.starts_with("mote_vmm-") && !file_name.contains('.') {
+            found.push((entry.metadata()?.modified()?, entry.path()));
+        }
+    }
+    found.sort();
+    let lists = |path: &PathBuf| {
+        let output = std::process::Command::new(path).args(["--list", "landlock"]).output();
+        output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(name))
+    };
+    let Some((_, test)) = found.into_iter().rev().find(|(_, path)| lists(path)) else {
+        eprintln!("the unit tests of mote-vmm are not built: Landlock is not tested");
+        return Ok(());
+    };
+    let output = machines.place.sh(&format!("{} --exact {name} --nocapture 2>&1", test.display()))?;
+    ensure!(output.contains("1 passed"), "{output}");
+    // Debian's kernel has it.
+    ensure!(matches!(machines.place, Place::Here) || !output.contains("SKIPPED"), "{output}");
+    Ok(())
+}
+
+#[test]
+fn debian_goes_on_in_a_new_process_with_disk_network_and_clock() {
+    let run = || {
+        let Some(machines) = Machines::new("save")? else { return Ok(()) };
+        landlock(&machines)?;
+        snapshot(&machines, 1)
+    };
+    if let Err(error) = run() {
+        panic!("{error:#}");
+    }
+}
+
+#[test]
+fn debian_with_two_processors_goes_on_in_a_new_process() {
+    let run = || Machines::new("two")?.map_or(Ok(()), |machines| snapshot(&machines, 2));
+    if let Err(error) = run() {
         panic!("{error:#}");
     }
 }
