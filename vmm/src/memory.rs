@@ -198,6 +198,63 @@ mod tests {
         assert_eq!(ranges(0xc000_0000 + (5 << 20)), [(0, 0xc000_0000), (1 << 32, 5 << 20)]);
     }
 
+    proptest::proptest! {
+        /// Whatever the size: all of it is somewhere, once, outside of what devices and KVM have below 4 GiB, and memory that
+        /// is plugged in begins behind it.
+        #[test]
+        fn every_byte_is_in_one_range_and_none_where_devices_are(mib in 1..=MAX_MEMORY_MIB as u64) {
+            let size = mib << 20;
+            let ranges = ranges(size);
+            proptest::prop_assert_eq!(ranges.iter().map(|(_, length)| length).sum::<u64>(), size);
+            let hole = layout::MMIO_HOLE..layout::MMIO_HOLE_END;
+            let mut end = 0;
+            for (start, length) in ranges {
+                proptest::prop_assert!(length > 0 && start >= end);
+                end = start + length;
+                proptest::prop_assert!(end <= hole.start || start >= hole.end);
+            }
+            let plugged = hotplug_start(size);
+            proptest::prop_assert!(plugged >= end.max(hole.end) && plugged % layout::DEVICE_MEMORY_ALIGNMENT == 0);
+            proptest::prop_assert!(plugged - end.max(hole.end) < layout::DEVICE_MEMORY_ALIGNMENT);
+        }
+    }
+
+    #[test]
+    fn what_lies_in_the_first_mebibyte_and_in_the_hole_does_not_overlap() {
+        let places = [
+            [layout::GDT, layout::PVH_START_INFO],
+            [layout::PVH_START_INFO, layout::PVH_MODULES],
+            [layout::PVH_MODULES, layout::PVH_MEMORY_MAP],
+            [layout::PVH_MEMORY_MAP, layout::ZERO_PAGE],
+            [layout::ZERO_PAGE, layout::ZERO_PAGE + 0x1000],
+            [layout::BOOT_STACK, layout::PAGE_TABLES],
+            [layout::PAGE_TABLES, layout::COMMAND_LINE],
+            [layout::COMMAND_LINE, layout::COMMAND_LINE + layout::COMMAND_LINE_MAX as u64],
+            [layout::LOW_RAM_END, layout::VM_GENERATION_ID],
+            [layout::VM_GENERATION_ID, layout::ACPI_TABLES],
+            [layout::ACPI_TABLES, layout::ACPI_TABLES_END],
+            [layout::SMBIOS, layout::SMBIOS_END],
+            [layout::RESET_VECTOR, layout::HIGH_RAM],
+            [layout::BOOT_TIMER, layout::BOOT_TIMER + 8],
+            [
+                layout::VIRTIO_MMIO,
+                layout::VIRTIO_MMIO + layout::VIRTIO_MMIO_SIZE * layout::MAX_VIRTIO_DEVICES as u64,
+            ],
+            [layout::PCI_WINDOW, layout::PCI_WINDOW + layout::PCI_WINDOW_SIZE],
+            [layout::PCI_ECAM, layout::PCI_ECAM + layout::PCI_ECAM_SIZE],
+            [layout::IO_APIC.into(), u64::from(layout::IO_APIC) + 0x1000],
+            [layout::LOCAL_APIC.into(), u64::from(layout::LOCAL_APIC) + 0x1000],
+            [layout::KVM_IDENTITY_MAP, layout::KVM_TSS],
+            [layout::KVM_TSS, layout::KVM_TSS + 0x3000],
+        ];
+        for [start, end] in places {
+            assert!(start < end && end <= layout::MMIO_HOLE_END, "{start:#x} to {end:#x}");
+        }
+        for ([_, end], [start, _]) in places.iter().zip(&places[1..]) {
+            assert!(end <= start, "{end:#x} is behind {start:#x}");
+        }
+    }
+
     #[test]
     fn both_ranges_are_separate_parts_of_the_file() {
         let memory = create(3 * 1024 + 1).unwrap();
