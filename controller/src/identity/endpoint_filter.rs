@@ -126,10 +126,6 @@ async fn all_endpoints(conn: &mut Conn) -> Result<Vec<EndpointRow>, sqlx::Error>
     sqlx::query_as("SELECT * FROM endpoints ORDER BY service_id, id").fetch_all(conn).await
 }
 
-async fn find(conn: &mut Conn, id: &str) -> Result<GroupRow, ApiError> {
-    resource::find(conn, id).await
-}
-
 /// Filters that choose something, if there are any.
 fn filters(fields: &mut Fields) -> Result<Option<String>, ApiError> {
     match fields.object("filters")? {
@@ -170,7 +166,7 @@ async fn update(
 ) -> Result<Json<Value>, ApiError> {
     let mut fields = Fields::of(body, "endpoint_group")?;
     let mut tx = begin(&app).await?;
-    let mut row = find(&mut tx, &id).await?;
+    let mut row: GroupRow = resource::find(&mut tx, &id).await?;
     row.name = fields.name()?.unwrap_or(row.name);
     row.description = fields.nullable_text("description")?.unwrap_or(row.description);
     row.filters = filters(&mut fields)?.unwrap_or(row.filters);
@@ -191,7 +187,7 @@ async fn endpoints_of_group(
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let mut conn = app.db.acquire().await?;
-    let filters = find(&mut conn, &id).await?.filters();
+    let filters = resource::find::<GroupRow>(&mut conn, &id).await?.filters();
     let endpoints = all_endpoints(&mut conn).await?;
     let items = endpoints.iter().filter(|one| fits(&filters, one)).map(|one| one.json(&app)).collect();
     let path = format!("/v3/OS-EP-FILTER/endpoint_groups/{id}/endpoints");
@@ -204,7 +200,7 @@ async fn projects_of_group(
     Path(id): Path<String>,
 ) -> Result<Json<Value>, ApiError> {
     let mut conn = app.db.acquire().await?;
-    find(&mut conn, &id).await?;
+    resource::find::<GroupRow>(&mut conn, &id).await?;
     let sql = "SELECT p.* FROM projects p JOIN project_endpoint_groups g ON g.project_id = p.id
                WHERE g.group_id = $1 ORDER BY p.name, p.id LIMIT $2";
     let items = projects::with(&app, &mut conn, sql, &id).await?;
@@ -273,7 +269,7 @@ impl With {
     async fn require(self, conn: &mut Conn, project: &str, id: &str) -> Result<(), ApiError> {
         match self {
             Self::Endpoint => drop(resource::find::<EndpointRow>(conn, id).await?),
-            Self::Group => drop(find(conn, id).await?),
+            Self::Group => drop(resource::find::<GroupRow>(conn, id).await?),
         }
         projects::require(conn, project).await
     }

@@ -12,24 +12,30 @@ use super::{
 };
 use crate::network::ports::server;
 
+enum Change {
+    /// One more address, on this network.
+    Add(String),
+    /// Without this address.
+    Remove(String),
+}
+
 pub(super) async fn act(asked: &Asked<'_>) -> Result<Response, ApiError> {
     if asked.version.has(44) {
         let text = format!("API version does not have {}: change the port's fixed_ips instead.", asked.name);
         return Err(ApiError::NotFound(text));
     }
     let mut fields = Fields::open(json!({ asked.name: asked.argument }), asked.name, &[])?;
-    let (network, address) = match asked.name {
-        "addFixedIp" => (Some(fields.uuid("networkId")?.ok_or_else(|| input::required("networkId"))?), None),
-        _ => (None, Some(fields.string("address")?.ok_or_else(|| input::required("address"))?)),
+    let change = match asked.name {
+        "addFixedIp" => Change::Add(fields.uuid("networkId")?.ok_or_else(|| input::required("networkId"))?),
+        _ => Change::Remove(fields.string("address")?.ok_or_else(|| input::required("address"))?),
     };
     fields.finish()?;
     let mut tx = asked.app.begin().await?;
     let row = row::visible(&mut tx, asked.ctx, asked.id).await?;
     check_lock(asked.ctx, &row)?;
-    let touched = match (network, address) {
-        (Some(network), _) => server::add_address(&mut tx, asked.ctx, &row.id, &network).await?,
-        (None, address) => {
-            let text = address.unwrap_or_default();
+    let touched = match change {
+        Change::Add(network) => server::add_address(&mut tx, asked.ctx, &row.id, &network).await?,
+        Change::Remove(text) => {
             let ip = text
                 .parse::<IpAddr>()
                 .map_err(|_| invalid("address", &text.into(), "is not an IP address"))?;
